@@ -1,0 +1,1 @@
+"""The library that the routers, the operator, the simulator and the testbed share."""

@@ -1,0 +1,1 @@
+"""Deployable 1, the data plane: listeners, one routing service, adapters to the world."""

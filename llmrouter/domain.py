@@ -1,0 +1,210 @@
+"""The words of the product as values. Tokens and seconds; unknown is ``None``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class EngineMode(StrEnum):
+    """How an engine mixes prefill into its steps."""
+
+    CHUNKED = "Chunked"
+    PREFILL_FIRST = "PrefillFirst"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """Step-time coefficients (seconds) and limits of one engine class.
+
+    A decode-only step takes ``base_decode_s + context_s_per_token·C + sequence_s·B``; a prefill-only step takes
+    ``base_prefill_s + prefill_s_per_token·P + prefill_s_per_token_squared·Q``, where C is the context tokens of the B
+    decoding sequences, P the prompt tokens of the step and Q = Σ((s+c)² − s²) over its prompt chunks.
+    """
+
+    name: str
+    base_decode_s: float
+    base_prefill_s: float
+    prefill_s_per_token: float
+    context_s_per_token: float
+    sequence_s: float
+    kv_tokens: int
+    max_sequences: int
+    token_budget: int
+    mode: EngineMode
+    prefill_s_per_token_squared: float = 0.0
+    block_tokens: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One LLM call to be placed. ``predicted_output_tokens`` is what the predictor said, never the truth."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    predicted_output_tokens: float
+    arrived_at_s: float
+    application: str = ""
+    max_output_tokens: int | None = None
+    excluded_instance_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """In-flight work of one instance, as the ledger counts it: exact at once, never scraped."""
+
+    requests: int = 0
+    context_tokens: int = 0
+    queued_prefill_tokens: int = 0
+    remaining_decode_tokens: float = 0.0
+
+    def plus(self, other: Load) -> Load:
+        """Adds two loads, field by field."""
+        return Load(
+            requests=self.requests + other.requests,
+            context_tokens=self.context_tokens + other.context_tokens,
+            queued_prefill_tokens=self.queued_prefill_tokens + other.queued_prefill_tokens,
+            remaining_decode_tokens=self.remaining_decode_tokens + other.remaining_decode_tokens,
+        )
+
+    def minus(self, other: Load) -> Load:
+        """Subtracts ``other``, field by field; the result may be negative, as a difference is."""
+        return Load(
+            requests=self.requests - other.requests,
+            context_tokens=self.context_tokens - other.context_tokens,
+            queued_prefill_tokens=self.queued_prefill_tokens - other.queued_prefill_tokens,
+            remaining_decode_tokens=self.remaining_decode_tokens - other.remaining_decode_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One engine server that the router may choose. ``endpoint`` is ``host:port``."""
+
+    instance_id: str
+    endpoint: str
+    pool: str
+    profile: EngineProfile
+    models: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSignal:
+    """What an engine's own metrics said at ``scraped_at_s``: stale by nature. ``None`` where it did not say."""
+
+    scraped_at_s: float
+    running: int | None = None
+    waiting: int | None = None
+    kv_usage_fraction: float | None = None
+    preemptions_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance as a policy sees it: its exact in-flight load, and what else it seems to carry."""
+
+    instance: Instance
+    load: Load
+    foreign: Load = field(default_factory=Load)
+    signal: EngineSignal | None = None
+
+    @property
+    def total(self) -> Load:
+        """Load in the ledger plus the estimate of what reached the engine past the routers."""
+        return self.load.plus(self.foreign)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """All instances at one moment of one router; ``load_age_s`` is how old its replica of the ledger is."""
+
+    views: tuple[InstanceView, ...]
+    taken_at_s: float
+    load_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An eligible instance with its score in seconds of cost (lower is better) and the load the score was made on."""
+
+    instance_id: str
+    score: float
+    seen: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The answer *dispatch*: candidates best first, why, and whether the order depends on the load that was seen."""
+
+    candidates: tuple[Candidate, ...]
+    reason: str
+    load_sensitive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The answer *wait at the router*, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoCandidate:
+    """The answer *there is nothing to choose from*, and why."""
+
+    reason: str
+
+
+Decision = Placement | Hold | NoCandidate
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The bound a dispatch must respect on one instance; checked again where the reservation is committed.
+
+    An idle instance always has room. ``kv_limit_tokens`` is ``None`` where KV is not bounded.
+    """
+
+    max_requests: int
+    kv_limit_tokens: int | None = None
+    decode_reserve_fraction: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The entry that a dispatch creates in the ledger: findable by request id, owned by one router."""
+
+    request_id: str
+    router_id: str
+    instance_id: str
+    prompt_tokens: int
+    predicted_output_tokens: float
+    prefilled: bool = False
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is expected of an answer's length before it exists. ``source`` names the predictor that said it."""
+
+    expected_tokens: float
+    source: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveWeights:
+    """Weights of the marginal cost: all multiply seconds."""
+
+    imposed: float = 0.25
+    coalesce: float = 2.0
+    overflow: float = 1.0
+
+    def as_mapping(self) -> Mapping[str, float]:
+        """Names to values, in the order models take them."""
+        return {"imposed": self.imposed, "coalesce": self.coalesce, "overflow": self.overflow}

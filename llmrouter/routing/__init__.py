@@ -1,0 +1,1 @@
+"""Pure routing decisions: no clock, no randomness, no I/O of their own."""

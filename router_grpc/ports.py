@@ -1,0 +1,143 @@
+"""What the routing service needs of the world. Each protocol has at least two implementations and one suite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmrouter.domain import Instance, Load, Prediction, Reservation, Room
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """One candidate of a reserve call: the requests in flight that its score was made on, and its room."""
+
+    instance_id: str
+    seen_requests: int
+    room: Room
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveAsk:
+    """Candidates best first. ``moved_tolerance`` is how many requests a candidate may have gained since it was seen.
+
+    With ``moved_tolerance=None`` the first candidate with room is committed whatever it gained. With ``final=True`` the
+    candidate with room that gained least is committed (ties: the better rank), so that the call never answers *moved*.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    predicted_output_tokens: float
+    bids: tuple[Bid, ...]
+    moved_tolerance: int | None = 1
+    final: bool = False
+
+
+class ReserveOutcome(StrEnum):
+    """How a reserve call ended."""
+
+    COMMITTED = "Committed"
+    EXISTING = "Existing"  # the request id already has a reservation: the answer repeats it, nothing was added
+    MOVED = "Moved"  # candidates with room had gained more than the tolerance
+    FULL = "Full"  # no candidate has room
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveResult:
+    """``reservation`` is set for COMMITTED and EXISTING; ``loads`` are the fresh loads of all bids, after the call."""
+
+    outcome: ReserveOutcome
+    reservation: Reservation | None
+    loads: Mapping[str, Load]
+
+
+class Ledger(Protocol):
+    """The in-flight record. One object serves one router (``router_id``); every method is atomic.
+
+    Raises:
+        LedgerUnavailableError: from any method, where the backend did not answer in time.
+    """
+
+    router_id: str
+
+    async def reserve(self, ask: ReserveAsk) -> ReserveResult:
+        """Commits at most one candidate."""
+        ...
+
+    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
+        """Advances a reservation (never backwards) and makes this router its owner; ``None`` if unknown."""
+        ...
+
+    async def release(self, request_id: str) -> Reservation | None:
+        """Takes the reservation out and returns it, exactly once; ``None`` if unknown or already released."""
+        ...
+
+    async def find(self, request_id: str) -> Reservation | None:
+        """Looks a reservation up."""
+        ...
+
+    async def loads(self) -> Mapping[str, Load]:
+        """The load of every instance with at least one reservation."""
+        ...
+
+    async def heartbeat(self, ttl_s: float) -> int:
+        """Says that this router lives for ``ttl_s`` more; returns how many reservations the ledger holds for it."""
+        ...
+
+    async def expire(self) -> Mapping[str, int]:
+        """Releases every reservation of routers whose heartbeat lapsed; router id → how many."""
+        ...
+
+    async def reconcile(self, own: Sequence[Reservation]) -> None:
+        """Makes the ledger hold exactly ``own`` for this router: drops what is not in it, adds what is missing."""
+        ...
+
+    async def leave(self) -> int:
+        """Releases all reservations of this router and forgets it; returns how many there were."""
+        ...
+
+    async def close(self) -> None:
+        """Gives connections back."""
+        ...
+
+
+class Scorer(Protocol):
+    """A policy model: features of all instances in, one cost per instance out."""
+
+    digest: str
+    provider: str
+
+    def score(self, features_IF: NDArray[np.float32], weights_W: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Costs in seconds, shape (I,), lower is better; raises ModelRejectedError on a wrong shape."""
+        ...
+
+
+class Predictor(Protocol):
+    """Says how long answers will be."""
+
+    name: str
+    digest: str
+
+    def predict(self, prompt_tokens: Sequence[int], applications: Sequence[str]) -> list[Prediction]:
+        """One prediction per request of the batch."""
+        ...
+
+
+class InstanceSource(Protocol):
+    """Knows the instances that exist and are ready now."""
+
+    def current(self) -> tuple[Instance, ...]:
+        """Ready instances; of all pools."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """All instances known, ready or not."""
+        ...
