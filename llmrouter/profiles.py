@@ -29,7 +29,7 @@ LLAMA_31_8B_RTX_4090 = EngineProfile(
 """Llama-3.1-8B on an RTX 4090 (24 GB), vLLM 0.19.
 
 Fitted to per-request latencies measured by casys-kaist/LLMServingSim (5daddb21a545, MIT). The KV size is fitted too;
-(0.9 · 24 GB − 16 GB of weights) / 131,072 B per token gives 42,724.
+(0.9 · 24 GB - 16 GB of weights) / 131,072 B per token gives 42,724.
 """
 
 LLAMA_31_8B_RTX_PRO_6000 = EngineProfile(
@@ -48,7 +48,7 @@ LLAMA_31_8B_RTX_PRO_6000 = EngineProfile(
 """Llama-3.1-8B on an RTX PRO 6000 (96 GB), vLLM 0.19 with asynchronous scheduling.
 
 Fitted to per-request latencies measured by casys-kaist/LLMServingSim (5daddb21a545, MIT). KV never bound in those runs,
-so its size is computed: (0.9 · 96 GB − 16 GB of weights) / 131,072 B per token, in whole blocks.
+so its size is computed: (0.9 · 96 GB - 16 GB of weights) / 131,072 B per token, in whole blocks.
 """
 
 OPT_13B_A100 = EngineProfile(
