@@ -1,0 +1,45 @@
+"""What each router says of itself to the operator: one key per router in the ConfigMap ``<llmrouter>-routers``.
+
+The router writes only its own key (merge patch), the operator reads all and removes those of pods that are gone.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from llmrouter.resources import Resource
+
+ACKNOWLEDGEMENTS_SUFFIX = "-routers"
+CONFIG_SUFFIX = "-router-config"
+
+
+class RouterAcknowledgement(Resource):
+    """State of one router. ``*_ready`` is ``None`` where the part is not configured or not yet known.
+
+    ``config_digest`` is of the configuration that runs, which is the last good one when a newer one was refused;
+    ``refused_digest`` then names the refused one, and ``policy_reason``/``policy_message`` say why.
+    """
+
+    router_id: str = Field(max_length=253)
+    config_digest: str = Field(max_length=64)
+    generation: int
+    refused_digest: str | None = Field(default=None, max_length=64)
+    policy_name: str = Field(max_length=253)
+    policy_type: str = Field(max_length=64)
+    policy_digest: str = Field(max_length=64)
+    deciding: str = Field(max_length=64)
+    """Name of the policy that decides now: the fallback's where the declared one cannot."""
+    policy_ready: bool
+    policy_reason: str = Field(max_length=128)
+    policy_message: str = Field(default="", max_length=1024)
+    provider: str = Field(default="", max_length=64)
+    """ONNX execution provider of the policy model, or empty."""
+    predictor_ready: bool | None = None
+    predictor_reason: str = Field(default="", max_length=128)
+    state_backend_ready: bool | None = None
+    state_backend_reason: str = Field(default="", max_length=128)
+    instances_ready: int = Field(ge=0)
+    instances_total: int = Field(ge=0)
+    in_flight: int = Field(ge=0)
+    at_s: float
+    """When this was written, seconds since the epoch by the router's clock."""

@@ -1,0 +1,234 @@
+"""The compiled router configuration: what the operator writes, every router runs, and a digest names.
+
+``compile_router`` is pure; the operator and the standalone mode call the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import Field, ValidationError
+
+from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights
+from llmrouter.errors import InvalidConfigError
+from llmrouter.profiles import PROFILES
+from llmrouter.resources import (
+    GuardSpec,
+    HoldSpec,
+    HostPort,
+    InlineProfile,
+    LabelMap,
+    LimitsSpec,
+    ListenersSpec,
+    LLMRouterSpec,
+    ModelName,
+    ObjectiveSpec,
+    PolicyType,
+    PoolSpec,
+    Port,
+    PredictorSpec,
+    QueueSpec,
+    Resource,
+    RoutingPolicySpec,
+    Sha256,
+    StateSpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONFIG_VERSION = 1
+CONFIG_KEY = "router.json"
+MODEL_KEY = "policy.onnx"
+MANIFEST_KEY = "policy.manifest.json"
+DIGEST_ANNOTATION = "llmrouter.dev/config-digest"
+MAX_CONFIG_BYTES = 1_000_000
+"""The bound of a ConfigMap."""
+
+
+class PolicyConfig(Resource):
+    """A RoutingPolicy as routers run it; ``model_*`` are set for type Onnx, ``model_builtin`` only for a shipped one."""
+
+    name: str
+    type: PolicyType
+    model_builtin: str | None = None
+    model_sha256: Sha256 | None = None
+    objective: ObjectiveSpec = ObjectiveSpec()
+    hold: HoldSpec = HoldSpec()
+    queue: QueueSpec = QueueSpec()
+    guard: GuardSpec = GuardSpec()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON: what ``status.activePolicy.digest`` shows."""
+        return digest_of(canonical_json(self))
+
+    @property
+    def weights(self) -> ObjectiveWeights:
+        """The objective as the policy takes it."""
+        return ObjectiveWeights(
+            imposed=self.objective.imposed_weight,
+            coalesce=self.objective.coalesce_weight,
+            overflow=self.objective.overflow_weight,
+        )
+
+
+class PoolConfig(Resource):
+    """A pool with its profile resolved."""
+
+    name: str
+    models: tuple[ModelName, ...]
+    match_labels: LabelMap | None = None
+    endpoints: tuple[HostPort, ...] | None = None
+    target_port: Port = 8000
+    profile_name: str
+    profile: InlineProfile
+
+    def engine_profile(self) -> EngineProfile:
+        """The profile as policies take it."""
+        p = self.profile
+        return EngineProfile(
+            name=self.profile_name,
+            base_decode_s=p.base_decode_seconds,
+            base_prefill_s=p.base_prefill_seconds,
+            prefill_s_per_token=p.prefill_seconds_per_token,
+            prefill_s_per_token_squared=p.prefill_seconds_per_token_squared,
+            context_s_per_token=p.context_seconds_per_token,
+            sequence_s=p.sequence_seconds,
+            kv_tokens=p.kv_tokens,
+            block_tokens=p.block_tokens,
+            max_sequences=p.max_sequences,
+            token_budget=p.token_budget,
+            mode=EngineMode(p.mode),
+        )
+
+
+class RouterConfig(Resource):
+    """Everything a router needs to know, from one pair of resources."""
+
+    version: int = Field(default=CONFIG_VERSION, ge=CONFIG_VERSION, le=CONFIG_VERSION)
+    name: str
+    namespace: str
+    generation: int = 0
+    pools: tuple[PoolConfig, ...]
+    policy: PolicyConfig
+    predictor: PredictorSpec = PredictorSpec()
+    state: StateSpec = StateSpec()
+    listeners: ListenersSpec = ListenersSpec()
+    limits: LimitsSpec = LimitsSpec()
+    log_level: str = "INFO"
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Models that any pool serves."""
+        return frozenset(model for pool in self.pools for model in pool.models)
+
+
+def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | None) -> PolicyConfig:
+    """A policy section from a RoutingPolicy; ``model_sha256`` is the digest of the model's bytes as they were read."""
+    return PolicyConfig(
+        name=name,
+        type=spec.type,
+        model_builtin=spec.model.builtin if spec.model else None,
+        model_sha256=model_sha256,
+        objective=spec.objective,
+        hold=spec.hold,
+        queue=spec.queue,
+        guard=spec.guard,
+    )
+
+
+def compile_router(
+    spec: LLMRouterSpec, *, name: str, namespace: str, generation: int, policy: PolicyConfig
+) -> RouterConfig:
+    """The router configuration of one LLMRouter; raises InvalidConfigError for an unknown profile."""
+    served = tuple(model.name for model in spec.models)
+    return RouterConfig(
+        name=name,
+        namespace=namespace,
+        generation=generation,
+        pools=tuple(_compile_pool(pool, served) for pool in spec.pools),
+        policy=policy,
+        predictor=spec.predictor,
+        state=spec.state,
+        listeners=spec.listeners,
+        limits=spec.limits,
+        log_level=spec.router.log_level,
+    )
+
+
+def canonical_json(model: Resource) -> bytes:
+    """The one spelling of a value: camelCase, sorted keys, no spaces, ``None`` left out."""
+    values = model.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest_of(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def parse_router_config(content: bytes) -> RouterConfig:
+    """Reads ``canonical_json`` of a RouterConfig back; raises InvalidConfigError naming the field."""
+    if len(content) > MAX_CONFIG_BYTES:
+        raise InvalidConfigError(f"router configuration: {len(content)} bytes, more than {MAX_CONFIG_BYTES}")
+    try:
+        return RouterConfig.model_validate_json(content)
+    except ValidationError as error:
+        raise InvalidConfigError(f"router configuration: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """One clear line: the field, what is wrong with it, and how many more such there are."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    where = _path(first["loc"]) or "spec"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {first['msg']}{more}"
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _compile_pool(pool: PoolSpec, served: tuple[str, ...]) -> PoolConfig:
+    profile_name, profile = _resolve_profile(pool)
+    return PoolConfig(
+        name=pool.name,
+        models=pool.models or served,
+        match_labels=pool.selector.match_labels if pool.selector else None,
+        endpoints=pool.endpoints,
+        target_port=pool.target_port,
+        profile_name=profile_name,
+        profile=profile,
+    )
+
+
+def _resolve_profile(pool: PoolSpec) -> tuple[str, InlineProfile]:
+    if pool.profile.inline is not None:
+        return f"{pool.name}-inline", pool.profile.inline
+    name = pool.profile.name or ""
+    known = PROFILES.get(name)
+    if known is None:
+        raise InvalidConfigError(
+            f"pools[{pool.name}].profile.name: {name!r} is none of {', '.join(sorted(PROFILES))}",
+            reason="UnknownProfile",
+        )
+    return name, InlineProfile(
+        base_decode_seconds=known.base_decode_s,
+        base_prefill_seconds=known.base_prefill_s,
+        prefill_seconds_per_token=known.prefill_s_per_token,
+        prefill_seconds_per_token_squared=known.prefill_s_per_token_squared,
+        context_seconds_per_token=known.context_s_per_token,
+        sequence_seconds=known.sequence_s,
+        kv_tokens=known.kv_tokens,
+        block_tokens=known.block_tokens,
+        max_sequences=known.max_sequences,
+        token_budget=known.token_budget,
+        mode=known.mode.value,
+    )

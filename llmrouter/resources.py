@@ -1,0 +1,265 @@
+"""The custom resources as values: the trust boundary of the operator and of standalone files.
+
+The bounds here and those of ``crds/`` are the same; a test holds them together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+
+GROUP = "llmrouter.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+PlainPolicyType = Literal["RoundRobin", "Random", "LeastInFlight", "PowerOfTwo"]
+PolicyType = Literal["Onnx", "RoundRobin", "Random", "LeastInFlight", "PowerOfTwo"]
+
+DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+HostPort = Annotated[
+    str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$", max_length=259)
+]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+LabelMap = dict[Annotated[str, StringConstraints(max_length=317)], Annotated[str, StringConstraints(max_length=63)]]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Resource(BaseModel):
+    """Base of all specs: camelCase outside, unknown fields refused, immutable."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class ModelSpec(Resource):
+    """A model that clients may ask for."""
+
+    name: ModelName
+
+
+class InlineProfile(Resource):
+    """Step-time coefficients (seconds) and limits of an engine; the formula is that of the named profiles."""
+
+    base_decode_seconds: float = Field(gt=0, le=10)
+    base_prefill_seconds: float = Field(gt=0, le=10)
+    prefill_seconds_per_token: float = Field(ge=0, le=1)
+    prefill_seconds_per_token_squared: float = Field(default=0.0, ge=0, le=1)
+    context_seconds_per_token: float = Field(ge=0, le=1)
+    sequence_seconds: float = Field(ge=0, le=1)
+    kv_tokens: int = Field(ge=16, le=1_000_000_000)
+    block_tokens: int = Field(default=16, ge=1, le=1024)
+    max_sequences: int = Field(ge=1, le=65536)
+    token_budget: int = Field(default=2048, ge=1, le=1_000_000)
+    mode: Literal["Chunked", "PrefillFirst"] = "Chunked"
+
+
+class ProfileRef(Resource):
+    """The step-time model of a pool's engines: a shipped one by name, or coefficients of one's own."""
+
+    name: ObjectName | None = None
+    inline: InlineProfile | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.inline is None):
+            raise ValueError("exactly one of name and inline must be set")
+        return self
+
+
+class SelectorSpec(Resource):
+    """Pods by their labels, in the namespace of the LLMRouter."""
+
+    match_labels: LabelMap = Field(min_length=1, max_length=16)
+
+
+class PoolSpec(Resource):
+    """Instances of one kind."""
+
+    name: DnsLabel
+    models: tuple[ModelName, ...] | None = Field(default=None, min_length=1, max_length=32)
+    selector: SelectorSpec | None = None
+    endpoints: tuple[HostPort, ...] | None = Field(default=None, min_length=1, max_length=1024)
+    target_port: Port = 8000
+    profile: ProfileRef
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.selector is None) == (self.endpoints is None):
+            raise ValueError("exactly one of selector and endpoints must be set")
+        return self
+
+
+class NameRef(Resource):
+    """A reference by name, in the same namespace."""
+
+    name: ObjectName
+
+
+class PredictorSpec(Resource):
+    """Who says how long an answer will be."""
+
+    type: Literal["RandomForest", "Constant"] = "RandomForest"
+    constant_tokens: int = Field(default=256, ge=1, le=1_000_000)
+
+
+class SecretKeyRef(Resource):
+    """One key of a Secret in the same namespace."""
+
+    name: ObjectName
+    key: ConfigMapKey
+
+
+class RedisSpec(Resource):
+    """Where the shared ledger lives."""
+
+    address: HostPort
+    tls: bool = False
+    password_secret_ref: SecretKeyRef | None = None
+
+
+class StateSpec(Resource):
+    """The shared state of the routers; absent, each router counts for itself, which one replica may do."""
+
+    redis: RedisSpec | None = None
+    heartbeat_seconds: float = Field(default=1.0, ge=0.1, le=60)
+    heartbeat_timeout_seconds: float = Field(default=5.0, ge=0.5, le=600)
+
+    @model_validator(mode="after")
+    def _timeout_exceeds_beat(self) -> Self:
+        if self.heartbeat_timeout_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError("heartbeatTimeoutSeconds must be at least twice heartbeatSeconds")
+        return self
+
+
+class ListenersSpec(Resource):
+    """Ports that the routers listen on."""
+
+    grpc_port: Port = 9000
+    metrics_port: Port = 9090
+
+
+class RouterSpec(Resource):
+    """How the router pods run."""
+
+    replicas: int = Field(default=2, ge=0, le=256)
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    resources: dict[str, Any] = Field(default_factory=dict)
+    node_selector: LabelMap = Field(default_factory=dict)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class LimitsSpec(Resource):
+    """Bounds of what is admitted and counted."""
+
+    max_prompt_tokens: int = Field(default=131_072, ge=1, le=10_000_000)
+    max_in_flight_per_instance: int = Field(default=512, ge=1, le=65536)
+    claim_timeout_seconds: float = Field(default=30.0, ge=1, le=3600)
+    report_grace_seconds: float = Field(default=5.0, ge=0, le=600)
+    scrape_interval_seconds: float = Field(default=1.0, ge=0.1, le=60)
+
+
+class LLMRouterSpec(Resource):
+    """What to route over and how to run it."""
+
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=32)
+    pools: tuple[PoolSpec, ...] = Field(min_length=1, max_length=32)
+    policy_ref: NameRef
+    predictor: PredictorSpec = PredictorSpec()
+    state: StateSpec = StateSpec()
+    listeners: ListenersSpec = ListenersSpec()
+    router: RouterSpec = RouterSpec()
+    limits: LimitsSpec = LimitsSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _unique("models", [model.name for model in self.models])
+        _unique("pools", [pool.name for pool in self.pools])
+        served = {model.name for model in self.models}
+        for pool in self.pools:
+            if unknown := sorted(set(pool.models or ()) - served):
+                raise ValueError(f"pools[{pool.name}].models names {unknown[0]!r}, which spec.models does not")
+        if self.router.replicas > 1 and self.state.redis is None:
+            raise ValueError("router.replicas above 1 needs state.redis, so that the routers count as one")
+        return self
+
+
+class ConfigMapModelRef(Resource):
+    """A model in a ConfigMap's binaryData (or data, for the manifest)."""
+
+    name: ObjectName
+    model_key: ConfigMapKey = "model.onnx"
+    manifest_key: ConfigMapKey = "manifest.json"
+
+
+class PolicyModelSpec(Resource):
+    """Where the ONNX model of a policy comes from."""
+
+    builtin: Literal["marginal-cost"] | None = None
+    config_map: ConfigMapModelRef | None = None
+    sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.builtin is None) == (self.config_map is None):
+            raise ValueError("exactly one of builtin and configMap must be set")
+        if self.config_map is not None and self.sha256 is None:
+            raise ValueError("sha256 is required for a model from a configMap")
+        return self
+
+
+class ObjectiveSpec(Resource):
+    """Weights of the cost's terms, all in seconds: 0 leaves a term out."""
+
+    imposed_weight: float = Field(default=0.25, ge=0, le=100)
+    coalesce_weight: float = Field(default=2.0, ge=0, le=100)
+    overflow_weight: float = Field(default=1.0, ge=0, le=100)
+
+
+class HoldSpec(Resource):
+    """Whether requests wait at the router for KV room, and for how long at most."""
+
+    enabled: bool = True
+    max_wait_seconds: float = Field(default=10.0, ge=0, le=600)
+    kv_fraction: float = Field(default=1.0, ge=0.1, le=1.0)
+
+
+class QueueSpec(Resource):
+    """Bounds of the queue of held requests."""
+
+    max_depth: int = Field(default=1024, ge=0, le=100_000)
+
+
+class GuardSpec(Resource):
+    """What decides where the policy cannot."""
+
+    fallback: PlainPolicyType = "LeastInFlight"
+    decision_budget_milliseconds: float = Field(default=20.0, ge=0.1, le=1000)
+
+
+class RoutingPolicySpec(Resource):
+    """What SREs tune."""
+
+    type: PolicyType
+    model: PolicyModelSpec | None = None
+    objective: ObjectiveSpec = ObjectiveSpec()
+    hold: HoldSpec = HoldSpec()
+    queue: QueueSpec = QueueSpec()
+    guard: GuardSpec = GuardSpec()
+
+    @model_validator(mode="after")
+    def _model_for_onnx(self) -> Self:
+        if (self.type == "Onnx") != (self.model is not None):
+            raise ValueError("model must be set for type Onnx, and only for it")
+        return self
+
+
+def _unique(field: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{field} names {name!r} twice")
+        seen.add(name)
