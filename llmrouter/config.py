@@ -49,7 +49,7 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 class PolicyConfig(Resource):
-    """A RoutingPolicy as routers run it; ``model_*`` are set for type Onnx, ``model_builtin`` only for a shipped one."""
+    """A RoutingPolicy as routers run it; ``model_*`` are set for type Onnx only."""
 
     name: str
     type: PolicyType
