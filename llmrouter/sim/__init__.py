@@ -1,0 +1,1 @@
+"""Simulated engines and pools of them: pure, in simulated time."""
