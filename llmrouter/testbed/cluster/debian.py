@@ -1,0 +1,48 @@
+"""Debian packages without installing them: fetched with their dependencies and unpacked into a folder."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from llmrouter.testbed.cluster.places import cache_directory
+from llmrouter.testbed.cluster.processes import run
+
+
+def fetch(packages: Iterable[str], into: Path, *, alone: bool) -> list[Path]:
+    """Downloads packages from the machine's own sources, without root.
+
+    With their whole dependency closure, as on a machine that has none of it installed; `alone`, without the dependencies that
+    the machine has already.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "partial").mkdir(exist_ok=True)
+    options = ["-o", f"Dir::Cache::archives={into}", "-o", "Debug::NoLocking=true", "-o", "APT::Sandbox::User="]
+    if not alone:
+        nothing_installed = into / "status"
+        nothing_installed.touch()
+        options += ["-o", f"Dir::State::status={nothing_installed}"]
+    # A private copy of the binary cache: root's may be locked, and it describes what is installed.
+    options += ["-o", f"Dir::Cache::pkgcache={into / 'pkgcache.bin'}", "-o", f"Dir::Cache::srcpkgcache={into / 'srcpkgcache.bin'}"]
+    run(["apt-get", *options, "install", "-y", "--download-only", "--no-install-recommends", "--reinstall", *packages])
+    return sorted(into.glob("*.deb"))
+
+
+def unpack(archives: Iterable[Path], into: Path) -> None:
+    """Unpacks packages over each other; none of their scripts runs."""
+    into.mkdir(parents=True, exist_ok=True)
+    for archive in archives:
+        run(["dpkg-deb", "--extract", archive, into])
+
+
+def provide_root(name: str, packages: tuple[str, ...], *, alone: bool) -> Path:
+    """A folder of the cache that holds the unpacked packages; made once for each list of packages."""
+    key = hashlib.sha256(f"{alone} {' '.join(packages)}".encode()).hexdigest()[:12]
+    root = cache_directory() / "debian" / f"{name}-{key}"
+    if not root.is_dir():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+            unpack(fetch(packages, Path(scratch) / "archives", alone=alone), Path(scratch) / "root")
+            shutil.move(Path(scratch) / "root", root)
+    return root
