@@ -6,36 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.domain import EngineMode, ObjectiveWeights
+from llmrouter.domain import EngineMode
+from llmrouter.errors import ModelRejectedError
+from llmrouter.feature_set import FEATURE_NAMES, FEATURE_VERSION, WEIGHT_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from llmrouter.domain import InstanceView, Request
+    from llmrouter.domain import InstanceView, ObjectiveWeights, Request
 
-FEATURE_VERSION = 1
-"""Part of every manifest; a router refuses a model made for another version."""
-
-FEATURE_NAMES = (
-    "requests",  # n, in flight
-    "context_tokens",  # C, prompt and produced tokens of everything in flight
-    "queued_prefill_tokens",  # Q, prompt tokens whose first token has not come yet
-    "remaining_decode_tokens",  # R, predicted
-    "prompt_tokens",  # p, of the request
-    "predicted_output_tokens",  # d, of the request
-    "kv_tokens",  # K
-    "max_sequences",
-    "base_s",  # b, of a decode step
-    "prefill_s_per_token",  # g1
-    "prefill_s_per_token_squared",  # g1b
-    "context_s_per_token",  # g2
-    "sequence_s",  # g3
-    "prefill_first",  # 1 where the engine runs prefill-only steps, else 0
-)
-
-WEIGHT_NAMES = tuple(ObjectiveWeights().as_mapping())
+__all__ = ["FEATURE_NAMES", "FEATURE_VERSION", "WEIGHT_NAMES", "check_score_shapes", "features_of", "weights_of"]
 
 
 def features_of(request: Request, views: Sequence[InstanceView]) -> NDArray[np.float32]:
@@ -67,3 +49,11 @@ def features_of(request: Request, views: Sequence[InstanceView]) -> NDArray[np.f
 def weights_of(weights: ObjectiveWeights) -> NDArray[np.float32]:
     """Objective weights as models take them: shape (W,), in the order of ``WEIGHT_NAMES``."""
     return np.array(tuple(weights.as_mapping().values()), dtype=np.float32)
+
+
+def check_score_shapes(features_IF: NDArray[np.float32], weights_W: NDArray[np.float32]) -> None:
+    """Raises ModelRejectedError (``ShapeMismatch``) unless the arrays are what a scorer takes: (I, F) and (W,)."""
+    if features_IF.ndim != 2 or features_IF.shape[1] != len(FEATURE_NAMES):  # noqa: PLR2004 - rows and columns
+        raise ModelRejectedError("ShapeMismatch", f"features are {features_IF.shape}, not (I, {len(FEATURE_NAMES)})")
+    if weights_W.shape != (len(WEIGHT_NAMES),):
+        raise ModelRejectedError("ShapeMismatch", f"weights are {weights_W.shape}, not ({len(WEIGHT_NAMES)},)")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.routing.features import FEATURE_NAMES
+from llmrouter.routing.features import FEATURE_NAMES, check_score_shapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +63,8 @@ class FormulaScorer:
     provider = "numpy"
 
     def score(self, features_IF: NDArray[np.float32], weights_W: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See ``marginal_cost``."""
+        """See ``marginal_cost``; raises ModelRejectedError on a wrong shape."""
+        check_score_shapes(features_IF, weights_W)
         return marginal_cost(features_IF, weights_W)
 
 
