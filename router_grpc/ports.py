@@ -95,8 +95,11 @@ class Ledger(Protocol):
         """Releases every reservation of routers whose heartbeat lapsed; router id → how many."""
         ...
 
-    async def reconcile(self, own: Sequence[Reservation]) -> None:
-        """Makes the ledger hold exactly ``own`` for this router: drops what is not in it, adds what is missing."""
+    async def reconcile(self, own: Sequence[Reservation]) -> frozenset[str]:
+        """Makes the ledger hold exactly ``own`` for this router: drops what is not in it, adds what is missing.
+
+        Returns the request ids of ``own`` that another router took over or released meanwhile: they are left alone.
+        """
         ...
 
     async def leave(self) -> int:

@@ -1,0 +1,1 @@
+"""Where the data plane meets the world: ledgers, models, instances, metrics of engines."""

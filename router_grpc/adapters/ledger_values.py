@@ -1,0 +1,72 @@
+"""What both ledgers agree on: exact units, bounds, and which candidate a reserve call commits."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidRequestError
+from llmrouter.routing.inflight import has_room
+from router_grpc.ports import ReserveOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmrouter.domain import Load
+    from router_grpc.ports import Bid, ReserveAsk
+
+MAX_TOKENS = 10**9
+"""Bound of every token count of one reservation: sums of millions of them stay exact in a double."""
+
+MILLI = 1000
+FIRST_TTL_S = 30.0
+"""How long a router that reserves before its first heartbeat is taken to live."""
+
+TAKEN_MAX = 10_000
+"""How many take-overs a ledger remembers for a router that does not reconcile."""
+
+
+def milli_tokens(tokens: float) -> int:
+    """Tokens as whole milli-tokens: the unit in which ledgers add, so that sums return to zero.
+
+    Raises:
+        InvalidRequestError: where ``tokens`` is not a number between 0 and ``MAX_TOKENS``.
+    """
+    if not math.isfinite(tokens) or not 0 <= tokens <= MAX_TOKENS:
+        raise InvalidRequestError(f"tokens must be between 0 and {MAX_TOKENS}, not {tokens}")
+    return round(tokens * MILLI)
+
+
+def whole_tokens(tokens: int) -> int:
+    """Returns ``tokens`` where it is within the bounds of ``milli_tokens``; raises as that does."""
+    if not 0 <= tokens <= MAX_TOKENS:
+        raise InvalidRequestError(f"tokens must be between 0 and {MAX_TOKENS}, not {tokens}")
+    return tokens
+
+
+def choose(ask: ReserveAsk, loads: Mapping[str, Load]) -> Bid | ReserveOutcome:
+    """The bid to commit on ``loads``, or why there is none: the rule of ``ReserveAsk``.
+
+    The first candidate with room that gained at most the tolerance; where there is none and the call is final, the
+    one with room that gained least.
+    """
+    fits = [
+        bid
+        for bid in ask.bids
+        if has_room(
+            loads[bid.instance_id],
+            bid.room,
+            prompt_tokens=ask.prompt_tokens,
+            predicted_output_tokens=ask.predicted_output_tokens,
+        )
+    ]
+    if not fits:
+        return ReserveOutcome.FULL
+
+    def gain(bid: Bid) -> int:
+        return loads[bid.instance_id].requests - bid.seen_requests
+
+    for bid in fits:
+        if ask.moved_tolerance is None or gain(bid) <= ask.moved_tolerance:
+            return bid
+    return min(fits, key=gain) if ask.final else ReserveOutcome.MOVED

@@ -1,0 +1,256 @@
+"""The ledger of one process: for standalone routers, and the mirror that a router falls back on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from llmrouter.domain import Load, Reservation
+from llmrouter.routing.inflight import contribution
+from router_grpc.adapters.ledger_values import FIRST_TTL_S, MILLI, TAKEN_MAX, choose, milli_tokens, whole_tokens
+from router_grpc.ports import ReserveOutcome, ReserveResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from router_grpc.ports import ReserveAsk
+
+
+@dataclass(slots=True)
+class _Sum:
+    """The exact load of one instance; the last field is in milli-tokens."""
+
+    requests: int = 0
+    context_tokens: int = 0
+    queued_prefill_tokens: int = 0
+    remaining_decode_milli: int = 0
+
+    def count(self, part: Load, sign: int) -> None:
+        self.requests += sign * part.requests
+        self.context_tokens += sign * part.context_tokens
+        self.queued_prefill_tokens += sign * part.queued_prefill_tokens
+        self.remaining_decode_milli += sign * milli_tokens(part.remaining_decode_tokens)
+
+    def load(self) -> Load:
+        return Load(
+            requests=self.requests,
+            context_tokens=self.context_tokens,
+            queued_prefill_tokens=self.queued_prefill_tokens,
+            remaining_decode_tokens=self.remaining_decode_milli / MILLI,
+        )
+
+
+@dataclass(slots=True)
+class MemoryBook:
+    """Reservations and their sums; several routers of one process may share a book. Not thread-safe."""
+
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    lapses_at_s: dict[str, float] = field(default_factory=dict)
+    _sums: dict[str, _Sum] = field(default_factory=dict)
+    _owned: dict[str, dict[str, None]] = field(default_factory=dict)
+    _taken: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def load(self, instance_id: str) -> Load:
+        """The load of one instance; zero where nothing is reserved."""
+        total = self._sums.get(instance_id)
+        return Load() if total is None else total.load()
+
+    def loads(self) -> dict[str, Load]:
+        """The load of every instance with a reservation."""
+        return {instance_id: total.load() for instance_id, total in self._sums.items()}
+
+    def owned(self, router_id: str) -> tuple[str, ...]:
+        """Request ids that a router holds, oldest first."""
+        return tuple(self._owned.get(router_id, ()))
+
+    def taken(self, router_id: str) -> tuple[str, ...]:
+        """Request ids that other routers took over from a router, or released, and that it has not learned of."""
+        return tuple(self._taken.get(router_id, ()))
+
+    def put(self, reservation: Reservation) -> None:
+        """Adds a reservation, or replaces the one of its request id; a former owner is left word."""
+        old = self.take_out(reservation.request_id)
+        if old is not None and old.router_id != reservation.router_id:
+            self.tell_owner(old)
+        self.reservations[reservation.request_id] = reservation
+        self._owned.setdefault(reservation.router_id, {})[reservation.request_id] = None
+        self._taken.get(reservation.router_id, {}).pop(reservation.request_id, None)
+        self._sums.setdefault(reservation.instance_id, _Sum()).count(contribution(reservation), 1)
+
+    def take_out(self, request_id: str) -> Reservation | None:
+        """Removes a reservation and what it counted for; ``None`` if unknown."""
+        reservation = self.reservations.pop(request_id, None)
+        if reservation is None:
+            return None
+        owned = self._owned[reservation.router_id]
+        del owned[request_id]
+        if not owned:
+            del self._owned[reservation.router_id]
+        total = self._sums[reservation.instance_id]
+        total.count(contribution(reservation), -1)
+        if total.requests == 0:
+            del self._sums[reservation.instance_id]
+        return reservation
+
+    def tell_owner(self, reservation: Reservation) -> None:
+        """Leaves word for the owner that another router took the reservation over, or released it."""
+        taken = self._taken.setdefault(reservation.router_id, {})
+        taken[reservation.request_id] = None
+        if len(taken) > TAKEN_MAX:
+            del taken[next(iter(taken))]
+
+    def forget(self, router_id: str) -> None:
+        """Drops the heartbeat of a router."""
+        self.lapses_at_s.pop(router_id, None)
+
+    def acknowledge(self, router_id: str, kept: frozenset[str]) -> None:
+        """Drops the word of take-overs that the router has learned of: those outside ``kept``."""
+        taken = {request_id: None for request_id in self._taken.pop(router_id, {}) if request_id in kept}
+        if taken:
+            self._taken[router_id] = taken
+
+
+class MemoryLedger:
+    """A ``Ledger`` over a book in this process. ``clock`` gives seconds and never goes back."""
+
+    def __init__(self, router_id: str, book: MemoryBook, clock: Callable[[], float]) -> None:
+        self.router_id = router_id
+        self._book = book
+        self._clock = clock
+
+    def put(self, reservation: Reservation) -> None:
+        """Records a reservation that another ledger committed."""
+        self._live(FIRST_TTL_S)
+        self._book.put(replace(reservation, router_id=self.router_id))
+
+    def drop(self, request_id: str) -> Reservation | None:
+        """Takes a reservation out if it is this router's, telling nobody."""
+        reservation = self._book.reservations.get(request_id)
+        if reservation is None or reservation.router_id != self.router_id:
+            return None
+        return self._book.take_out(request_id)
+
+    def own(self) -> tuple[Reservation, ...]:
+        """This router's reservations, oldest first."""
+        return tuple(self._book.reservations[request_id] for request_id in self._book.owned(self.router_id))
+
+    async def reserve(self, ask: ReserveAsk) -> ReserveResult:
+        """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
+        milli = milli_tokens(ask.predicted_output_tokens)
+        ask = replace(ask, prompt_tokens=whole_tokens(ask.prompt_tokens), predicted_output_tokens=milli / MILLI)
+        existing = self._book.reservations.get(ask.request_id)
+        if existing is not None:
+            return self._result(ReserveOutcome.EXISTING, ask, self._adopted(existing))
+        loads = {bid.instance_id: self._book.load(bid.instance_id) for bid in ask.bids}
+        chosen = choose(ask, loads)
+        if isinstance(chosen, ReserveOutcome):
+            return ReserveResult(outcome=chosen, reservation=None, loads=loads)
+        reservation = Reservation(
+            request_id=ask.request_id,
+            router_id=self.router_id,
+            instance_id=chosen.instance_id,
+            prompt_tokens=ask.prompt_tokens,
+            predicted_output_tokens=ask.predicted_output_tokens,
+        )
+        return self._result(ReserveOutcome.COMMITTED, ask, self._adopted(reservation))
+
+    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
+        """See ``Ledger``."""
+        generated_tokens = whole_tokens(generated_tokens)
+        known = self._book.reservations.get(request_id)
+        if known is None:
+            return None
+        return self._adopted(
+            replace(
+                known,
+                prefilled=known.prefilled or prefilled,
+                generated_tokens=max(known.generated_tokens, generated_tokens),
+            )
+        )
+
+    async def release(self, request_id: str) -> Reservation | None:
+        """See ``Ledger``."""
+        reservation = self._book.take_out(request_id)
+        if reservation is not None and reservation.router_id != self.router_id:
+            self._book.tell_owner(reservation)
+        return reservation
+
+    async def find(self, request_id: str) -> Reservation | None:
+        """See ``Ledger``."""
+        return self._book.reservations.get(request_id)
+
+    async def loads(self) -> Mapping[str, Load]:
+        """See ``Ledger``."""
+        return self._book.loads()
+
+    async def heartbeat(self, ttl_s: float) -> int:
+        """See ``Ledger``."""
+        self._book.lapses_at_s[self.router_id] = self._clock() + ttl_s
+        return len(self._book.owned(self.router_id))
+
+    async def expire(self) -> Mapping[str, int]:
+        """See ``Ledger``."""
+        now_s = self._clock()
+        lapsed = [router_id for router_id, at_s in self._book.lapses_at_s.items() if at_s <= now_s]
+        return {router_id: self._remove(router_id) for router_id in lapsed}
+
+    async def reconcile(self, own: Sequence[Reservation]) -> frozenset[str]:
+        """See ``Ledger``."""
+        kept = frozenset(reservation.request_id for reservation in own)
+        lost = frozenset(request_id for request_id in kept if self._is_taken(request_id))
+        for reservation in own:
+            if reservation.request_id not in lost:
+                self._restore(reservation)
+        for request_id in self._book.owned(self.router_id):
+            if request_id not in kept:
+                self._book.take_out(request_id)
+        self._book.acknowledge(self.router_id, kept)
+        return lost
+
+    async def leave(self) -> int:
+        """See ``Ledger``."""
+        self._book.acknowledge(self.router_id, frozenset())
+        return self._remove(self.router_id)
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _live(self, ttl_s: float) -> None:
+        self._book.lapses_at_s.setdefault(self.router_id, self._clock() + ttl_s)
+
+    def _adopted(self, reservation: Reservation) -> Reservation:
+        mine = replace(reservation, router_id=self.router_id)
+        self._live(FIRST_TTL_S)
+        self._book.put(mine)
+        return mine
+
+    def _result(self, outcome: ReserveOutcome, ask: ReserveAsk, reservation: Reservation) -> ReserveResult:
+        loads = {bid.instance_id: self._book.load(bid.instance_id) for bid in ask.bids}
+        return ReserveResult(outcome=outcome, reservation=reservation, loads=loads)
+
+    def _remove(self, router_id: str) -> int:
+        owned = self._book.owned(router_id)
+        for request_id in owned:
+            self._book.take_out(request_id)
+        self._book.forget(router_id)
+        return len(owned)
+
+    def _is_taken(self, request_id: str) -> bool:
+        present = self._book.reservations.get(request_id)
+        if present is not None and present.router_id == self.router_id:
+            return False
+        if request_id in self._book.taken(self.router_id):
+            return True
+        return present is not None and self._book.lapses_at_s.get(present.router_id, 0.0) > self._clock()
+
+    def _restore(self, reservation: Reservation) -> None:
+        present = self._book.reservations.get(reservation.request_id, reservation)
+        milli = milli_tokens(reservation.predicted_output_tokens)
+        self._adopted(
+            replace(
+                reservation,
+                predicted_output_tokens=milli / MILLI,
+                prefilled=reservation.prefilled or present.prefilled,
+                generated_tokens=max(whole_tokens(reservation.generated_tokens), present.generated_tokens),
+            )
+        )

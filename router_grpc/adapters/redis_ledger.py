@@ -1,0 +1,247 @@
+"""The ledger that routers share: one Lua script per operation, exact integers, heartbeats by the server's own clock."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from llmrouter.domain import Load, Reservation
+from llmrouter.errors import InvalidConfigError, LedgerUnavailableError
+from router_grpc.adapters.ledger_values import MILLI, milli_tokens, whole_tokens
+from router_grpc.ports import ReserveOutcome, ReserveResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from router_grpc.ports import Bid, ReserveAsk
+
+OPERATIONS = (
+    "reserve",
+    "progress",
+    "release",
+    "find",
+    "loads",
+    "heartbeat",
+    "expire",
+    "leave",
+    "owned",
+    "restore",
+    "drop",
+)
+CHUNK = 256
+"""The most reservations that one script call works on, so that no call holds the server for long."""
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,252}")
+
+
+def redis_client(url: str, *, password: str | None = None, timeout_s: float = 0.25, max_connections: int = 32) -> Redis:
+    """A client that gives up rather than stalls: a bounded pool, a timeout on every step, and no retries.
+
+    Args:
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``; nothing is connected yet.
+        password: goes before one in the URL.
+        timeout_s: for a connection, for an answer, and for a free connection of the pool, each.
+        max_connections: the bound of the pool.
+    """
+    secret = {} if password is None else {"password": password}
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+        **secret,
+    )
+    return Redis.from_pool(pool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Script:
+    source: str
+    sha: str
+
+
+def _scripts() -> dict[str, _Script]:
+    folder = resources.files("router_grpc") / "lua"
+    prelude = (folder / "prelude.lua").read_text(encoding="utf-8")
+    scripts = {}
+    for name in OPERATIONS:
+        source = prelude + (folder / f"{name}.lua").read_text(encoding="utf-8")
+        scripts[name] = _Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return scripts
+
+
+class RedisLedger:
+    """A ``Ledger`` in Redis. All keys carry the hash tag ``{llmrouter:<namespace>}``: one slot of a Redis Cluster.
+
+    Everything but ``expire``, ``reconcile`` and ``leave`` is one script call; those work in chunks, each atomic, that
+    other calls may come between.
+
+    Args:
+        router_id: whose reservations this object makes.
+        client: authenticated as its maker pleases; ``close`` closes it.
+        namespace: routers with the same one share a ledger.
+        timeout_s: how long any one call may take, waiting for a connection included.
+    """
+
+    def __init__(self, router_id: str, client: Redis, namespace: str, timeout_s: float) -> None:
+        if _NAMESPACE.fullmatch(namespace) is None:
+            raise InvalidConfigError(f"ledger namespace {namespace!r} must match {_NAMESPACE.pattern}")
+        self.router_id = router_id
+        self._client = client
+        self._timeout_s = timeout_s
+        self._prefix = f"{{llmrouter:{namespace}}}:"
+        self._scripts = _scripts()
+
+    async def reserve(self, ask: ReserveAsk) -> ReserveResult:
+        """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
+        args: list[str | int] = [
+            ask.request_id,
+            whole_tokens(ask.prompt_tokens),
+            milli_tokens(ask.predicted_output_tokens),
+            "" if ask.moved_tolerance is None else ask.moved_tolerance,
+            int(ask.final),
+            len(ask.bids),
+        ]
+        for bid in ask.bids:
+            args += _bid_args(bid)
+        outcome, row, packed = await self._call("reserve", *args)
+        loads = {bid.instance_id: _load(text) for bid, text in zip(ask.bids, packed, strict=True)}
+        return ReserveResult(outcome=ReserveOutcome(_text(outcome)), reservation=_reservation(row), loads=loads)
+
+    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
+        """See ``Ledger``."""
+        return _reservation(await self._call("progress", request_id, int(prefilled), whole_tokens(generated_tokens)))
+
+    async def release(self, request_id: str) -> Reservation | None:
+        """See ``Ledger``."""
+        return _reservation(await self._call("release", request_id))
+
+    async def find(self, request_id: str) -> Reservation | None:
+        """See ``Ledger``."""
+        return _reservation(await self._call("find", request_id))
+
+    async def loads(self) -> Mapping[str, Load]:
+        """See ``Ledger``."""
+        flat = await self._call("loads")
+        return {_text(flat[i]): _load(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    async def heartbeat(self, ttl_s: float) -> int:
+        """See ``Ledger``."""
+        return int(await self._call("heartbeat", round(ttl_s * 1000)))
+
+    async def expire(self) -> Mapping[str, int]:
+        """See ``Ledger``."""
+        released: dict[str, int] = {}
+        more = True
+        while more:
+            flag, *flat = await self._call("expire", CHUNK)
+            for i in range(0, len(flat), 2):
+                router_id = _text(flat[i])
+                released[router_id] = released.get(router_id, 0) + int(flat[i + 1])
+            more = int(flag) == 1
+        return released
+
+    async def reconcile(self, own: Sequence[Reservation]) -> frozenset[str]:
+        """See ``Ledger``. Not to be called while a ``reserve`` of the same router is on its way."""
+        kept = frozenset(reservation.request_id for reservation in own)
+        held, taken = await self._call("owned")
+        surplus = [request_id for request_id in map(_text, held) if request_id not in kept]
+        learned = [request_id for request_id in map(_text, taken) if request_id not in kept]
+        lost: set[str] = set()
+        for i in range(0, len(own), CHUNK):
+            args = [arg for reservation in own[i : i + CHUNK] for arg in _reservation_args(reservation)]
+            lost.update(map(_text, await self._call("restore", *args)))
+        for i in range(0, max(len(surplus), len(learned)), CHUNK):
+            extra = surplus[i : i + CHUNK]
+            await self._call("drop", len(extra), *extra, *learned[i : i + CHUNK])
+        return frozenset(lost)
+
+    async def leave(self) -> int:
+        """See ``Ledger``."""
+        total = 0
+        more = True
+        while more:
+            flag, released = await self._call("leave", CHUNK)
+            total += int(released)
+            more = int(flag) == 1
+        return total
+
+    async def close(self) -> None:
+        """See ``Ledger``."""
+        await self._client.aclose()
+
+    async def _call(self, operation: str, *args: str | int) -> Any:  # noqa: ANN401 - Redis answers in any shape
+        script = self._scripts[operation]
+        keys = (f"{self._prefix}loads", f"{self._prefix}routers")
+        tail = (*keys, self._prefix, self.router_id, *args)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await self._client.evalsha(script.sha, len(keys), *tail)
+                except NoScriptError:  # the server is new or has forgotten: EVAL runs the script and keeps it
+                    return await self._client.eval(script.source, len(keys), *tail)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LedgerUnavailableError(f"{operation}: {type(error).__name__}: {error}") from error
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _bid_args(bid: Bid) -> tuple[str | int, ...]:
+    limit = bid.room.kv_limit_tokens
+    return (
+        bid.instance_id,
+        bid.seen_requests,
+        bid.room.max_requests,
+        "" if limit is None else limit,
+        repr(float(bid.room.decode_reserve_fraction)),
+    )
+
+
+def _reservation_args(reservation: Reservation) -> tuple[str | int, ...]:
+    return (
+        reservation.request_id,
+        reservation.instance_id,
+        whole_tokens(reservation.prompt_tokens),
+        milli_tokens(reservation.predicted_output_tokens),
+        int(reservation.prefilled),
+        whole_tokens(reservation.generated_tokens),
+    )
+
+
+def _load(packed: str | bytes) -> Load:
+    requests, context, queued, remaining = _text(packed).split(" ")
+    return Load(
+        requests=int(requests),
+        context_tokens=int(context),
+        queued_prefill_tokens=int(queued),
+        remaining_decode_tokens=int(remaining) / MILLI,
+    )
+
+
+def _reservation(row: Sequence[str | bytes]) -> Reservation | None:
+    if not row:
+        return None
+    request_id, router_id, instance_id, prompt, predicted, prefilled, generated = map(_text, row)
+    return Reservation(
+        request_id=request_id,
+        router_id=router_id,
+        instance_id=instance_id,
+        prompt_tokens=int(prompt),
+        predicted_output_tokens=int(predicted) / MILLI,
+        prefilled=prefilled == "1",
+        generated_tokens=int(generated),
+    )
