@@ -5,7 +5,7 @@ The bounds here and those of ``crds/`` are the same; a test holds them together.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
@@ -25,7 +25,20 @@ HostPort = Annotated[
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-LabelMap = dict[Annotated[str, StringConstraints(max_length=317)], Annotated[str, StringConstraints(max_length=63)]]
+LabelMap = dict[
+    Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317
+        ),
+    ],
+    Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)],
+]
+Quantity = (
+    Annotated[int, Field(ge=0)]
+    | Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=32)]
+)
+QuantityMap = dict[str, Quantity]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -142,13 +155,20 @@ class ListenersSpec(Resource):
     metrics_port: Port = 9090
 
 
+class ResourcesSpec(Resource):
+    """Compute resources of a router container, by resource name."""
+
+    requests: QuantityMap | None = Field(default=None, max_length=16)
+    limits: QuantityMap | None = Field(default=None, max_length=16)
+
+
 class RouterSpec(Resource):
     """How the router pods run."""
 
     replicas: int = Field(default=2, ge=0, le=256)
     image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    resources: dict[str, Any] = Field(default_factory=dict)
-    node_selector: LabelMap = Field(default_factory=dict)
+    resources: ResourcesSpec = ResourcesSpec()
+    node_selector: LabelMap = Field(default_factory=dict, max_length=16)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
