@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmrouter.domain import EngineMode, EngineProfile
 from llmrouter.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 ADMISSION_WATERMARK_FRACTION = 0.01
 """Share of the KV blocks that an admission leaves free for the sequences already running."""
@@ -36,8 +36,7 @@ class EngineRequest:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """What the iteration under way does, and how long it lasts."""
 
     duration_s: float
@@ -48,17 +47,17 @@ class StepPlan:
     preempted: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What came out of an iteration.
 
     ``tokens`` requests got exactly one token each: the ``finished`` ones and those ``Engine.continuing`` names.
-    ``first_tokens`` ended their prefill, ``resumed`` ended a recomputation; both may be among the finished.
+    ``first_tokens`` ended their prefill, ``resumed`` ended a recomputation; both may be among the finished, which are
+    given with the number of tokens they got in all.
     """
 
     first_tokens: tuple[str, ...]
     resumed: tuple[str, ...]
-    finished: tuple[str, ...]
+    finished: Mapping[str, int]
     cancelled: tuple[str, ...]
     decoded: bool
     tokens: int
@@ -239,16 +238,17 @@ class Engine:
             self._drop(self._sequences[request_id])
         self._cancel_at_end.clear()
         tokens = len(self._decoding) if decoded else 0
-        finished = list(self._finishing.get(self._tick, ())) if decoded else []
-        for request_id in finished:
-            self._finish(self._decoding[request_id])
+        finished: dict[str, int] = {}
+        if decoded:
+            for sequence in tuple(self._finishing.get(self._tick, {}).values()):
+                self._finish(sequence, finished)
         first_tokens, resumed = self._end_prefills(finished)
         tokens += len(first_tokens) + len(resumed)
         self._output_tokens_total += tokens
         return StepResult(
             first_tokens=tuple(first_tokens),
             resumed=tuple(resumed),
-            finished=tuple(finished),
+            finished=finished,
             cancelled=cancelled,
             decoded=decoded,
             tokens=tokens,
@@ -346,7 +346,7 @@ class Engine:
 
     # --- transitions ---
 
-    def _end_prefills(self, finished: list[str]) -> tuple[list[str], list[str]]:
+    def _end_prefills(self, finished: dict[str, int]) -> tuple[list[str], list[str]]:
         """Applies the step's chunks; sequences whose prefill is complete produce a token and start to decode."""
         first_tokens: list[str] = []
         resumed: list[str] = []
@@ -363,8 +363,7 @@ class Engine:
                 self._prompt_tokens_total += sequence.request.prompt_tokens
             self._start_decode(sequence)
             if sequence.finish_tick == self._tick:
-                finished.append(sequence.request.request_id)
-                self._finish(sequence)
+                self._finish(sequence, finished)
         self._chunks.clear()
         return first_tokens, resumed
 
@@ -417,8 +416,9 @@ class Engine:
         self._waiting.move_to_end(request_id, last=False)
         self._preemptions_total += 1
 
-    def _finish(self, sequence: _Sequence) -> None:
+    def _finish(self, sequence: _Sequence, finished: dict[str, int]) -> None:
         self._leave_batch(sequence)
+        finished[sequence.request.request_id] = sequence.produced
         del self._sequences[sequence.request.request_id]
         self._finished_total += 1
 

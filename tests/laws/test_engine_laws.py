@@ -55,8 +55,10 @@ class Run:
         continuing = list(self.engine.continuing(result))
         assert len(continuing) + len(result.finished) == result.tokens
         self.produced.update(continuing)
-        self.produced.update(result.finished)
+        self.produced.update(list(result.finished))
         self.finished += result.finished
+        for request_id, tokens in result.finished.items():
+            assert tokens == self.produced[request_id]
         self.cancelled += result.cancelled
         self.first += result.first_tokens
         self.log.append((plan, result))
