@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import grpc
@@ -67,11 +68,9 @@ class RouterLink:
     counts: ReportCounts
     on_break: Callable[[RouterLink], None]
     up: bool = False
-    closing: bool = False
-    routing: int = 0
     tracked: dict[str, Tracked] = field(default_factory=dict)
     unacknowledged: deque[messages.ReportEvent] = field(default_factory=deque)
-    _queue: asyncio.Queue[messages.ReportEvent | None] = field(default_factory=asyncio.Queue)
+    _queue: asyncio.Queue[messages.ReportEvent] = field(default_factory=asyncio.Queue)
     _task: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -94,50 +93,56 @@ class RouterLink:
 
     async def close(self) -> None:
         """Ends the stream and the channel."""
-        self.closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._channel.close()
+        await self._channel.close(None)
 
     def take_unsent(self) -> list[messages.ReportEvent]:
         """Events that no acknowledgement covers, oldest first; the link forgets them."""
         events = list(self.unacknowledged)
         self.unacknowledged.clear()
         while not self._queue.empty():
-            if (event := self._queue.get_nowait()) is not None:
-                events.append(event)
+            events.append(self._queue.get_nowait())
         return events
 
     async def _keep_stream(self) -> None:
         while True:
-            try:
-                await self._channel.channel_ready()
+            await self._channel.channel_ready()
+            with suppress(grpc.aio.AioRpcError):  # whatever the cause, what the stream kept moves to another router
                 await self._run_stream()
-            except grpc.aio.AioRpcError:
-                pass  # the break is handled below, whatever its cause: events move to another router
-            finally:
-                was_up, self.up = self.up, False
-                if was_up and not self.closing:
-                    self.on_break(self)
+            self.on_break(self)
             await asyncio.sleep(STREAM_RETRY_S)
 
     async def _run_stream(self) -> None:
-        call = self.stub.Report(self._events())
+        call = self.stub.Report()
+        writing = asyncio.create_task(self._write_events(call))
         self.up = True
-        async for acknowledgement in call:
-            if self.unacknowledged:
-                self.unacknowledged.popleft()
-            if acknowledgement.error:
-                self.counts.refused += 1
-                self.counts.last_refusal = acknowledgement.error
-            elif not acknowledgement.known:
-                self.counts.unknown += 1
+        try:
+            async for acknowledgement in call:
+                self._acknowledge(acknowledgement)
+        finally:
+            self.up = False
+            call.cancel()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)  # it fails as the reader above does
 
-    async def _events(self) -> AsyncIterator[messages.ReportEvent]:
-        while (event := await self._queue.get()) is not None:
+    async def _write_events(
+        self, call: grpc.aio.StreamStreamCall[messages.ReportEvent, messages.ReportAcknowledgement]
+    ) -> None:
+        while True:
+            event = await self._queue.get()
             self.unacknowledged.append(event)
-            yield event
+            await call.write(event)
+
+    def _acknowledge(self, acknowledgement: messages.ReportAcknowledgement) -> None:
+        if self.unacknowledged:
+            self.unacknowledged.popleft()
+        if acknowledgement.error:
+            self.counts.refused += 1
+            self.counts.last_refusal = acknowledgement.error
+        elif not acknowledgement.known:
+            self.counts.unknown += 1
 
 
 class Routers:

@@ -26,7 +26,7 @@ class SharedReservations:
     failed: list[str] = field(default_factory=list)
 
 
-class TurnRouter(RouterServicer):  # type: ignore[misc]
+class TurnRouter(RouterServicer):
     def __init__(self, endpoints: Sequence[str], ledger: SharedReservations) -> None:
         self.endpoints = list(endpoints)
         self.ledger = ledger
