@@ -4,11 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.ledgers import TIMEOUT_S, Fleet, memory_ledger, redis_ledger, resilient_ledger
+from support.ledgers import Fleet, emptied, memory_ledger, redis_ledger, resilient_ledger
 
 from llmrouter.testbed.cluster.redis import RedisServer
 from router_grpc.adapters.memory_ledger import MemoryBook
-from router_grpc.adapters.redis_ledger import redis_client
 
 
 @pytest.fixture(scope="session")
@@ -18,15 +17,6 @@ def common_redis(redis_binary: Path, tmp_path_factory: pytest.TempPathFactory) -
         yield running
 
 
-async def emptied(server: RedisServer) -> str:
-    """The URL of a server that has forgotten everything, scripts as well."""
-    client = redis_client(server.url, timeout_s=TIMEOUT_S)
-    await client.flushall()
-    await client.script_flush()
-    await client.aclose()
-    return server.url
-
-
 @pytest.fixture(params=["memory", "redis", "resilient"])
 async def fleet(request: pytest.FixtureRequest, common_redis: RedisServer) -> AsyncIterator[Fleet]:
     """Routers over one record, of each kind in turn."""
@@ -34,7 +24,7 @@ async def fleet(request: pytest.FixtureRequest, common_redis: RedisServer) -> As
         book = MemoryBook()
         fleet = Fleet(lambda router_id: memory_ledger(router_id, book))
     else:
-        url = await emptied(common_redis)
+        url = await emptied(common_redis.url)
         make = redis_ledger if request.param == "redis" else resilient_ledger
         fleet = Fleet(lambda router_id: make(router_id, url))
     yield fleet

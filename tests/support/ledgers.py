@@ -106,3 +106,12 @@ def resilient_ledger(
         clock=clock,
         on_change=on_change,
     )
+
+
+async def emptied(url: str) -> str:
+    """Makes a server forget everything, scripts as well; gives the URL back."""
+    client = redis_client(url, timeout_s=TIMEOUT_S)
+    await client.flushall()
+    await client.script_flush()
+    await client.aclose()
+    return url
