@@ -21,7 +21,7 @@ CHAT_MESSAGE_TOKENS = 4
 OUTPUT_TEXT = " tok"
 """The text of every output token: as long as a token of text is counted in a prompt."""
 
-TokenCount = Annotated[int, StrictInt, Field(ge=1, le=MAX_LENGTH_TOKENS)]
+TokenCount = Annotated[int, Field(strict=True, ge=1, le=MAX_LENGTH_TOKENS)]
 
 
 class _Body(BaseModel):
@@ -42,7 +42,7 @@ class _GenerationBody(_Body):
     ignore_eos: StrictBool = False
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, StrictInt, Field(ge=1, le=1)] = 1
+    n: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
 
     @property
     def include_usage(self) -> bool:
