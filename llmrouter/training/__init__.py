@@ -1,0 +1,1 @@
+"""Makes the shipped models: data in, ONNX with its manifest and card out, the same bytes every time."""
