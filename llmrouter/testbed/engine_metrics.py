@@ -62,6 +62,11 @@ class _EngineCollector(Collector):
         yield self._counter("prompt_tokens", "Prompt tokens prefilled.", counters.prompt_tokens_total)
         yield self._counter("generation_tokens", "Tokens produced.", counters.output_tokens_total)
         yield self._counter("request_success", "Requests finished.", counters.finished_total)
+        late = CounterMetricFamily(
+            "llmrouter_engine_late_steps", "Steps that the host was too slow for.", labels=tuple(self._labels)
+        )
+        late.add_metric(tuple(self._labels.values()), self._loop.late_steps_total)
+        yield late
         info = {"block_size": str(profile.block_tokens), "num_gpu_blocks": str(counters.kv_blocks_total)}
         yield self._gauge("cache_config_info", "Configuration of the KV cache.", 1.0, info)
 
