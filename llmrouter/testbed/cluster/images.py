@@ -1,0 +1,206 @@
+"""The images that pods run, built without a registry: a small base from Debian's packages, then the project's Dockerfile."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmrouter.testbed.cluster.debian import provide_root
+from llmrouter.testbed.cluster.machine import overlay_works
+from llmrouter.testbed.cluster.places import cache_directory, repository_root
+from llmrouter.testbed.cluster.processes import run
+from llmrouter.testbed.cluster.progress import Progress
+
+BASE_PACKAGES = ("base-files", "base-passwd", "ca-certificates", "coreutils", "dash", "libpython3-stdlib", "python3-minimal")
+REDIS_PACKAGES = ("base-files", "base-passwd", "redis-server", "redis-tools")
+CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "uv.lock", "llmrouter", "router_grpc", "operator", "models")
+TARGETS = ("operator", "router")
+USER = "65532"
+_NOT_NEEDED = ("doc", "info", "lintian", "locale", "man", "bug", "zoneinfo", "perl5")
+_HOST_TRUST = "/etc/ssl/certs/ca-certificates.crt"
+
+
+@dataclass(frozen=True)
+class ImageNames:
+    """What the images of the present sources are called; a tag changes with what it is made of."""
+
+    operator: str
+    router: str
+    redis: str
+
+    def all(self) -> tuple[str, str, str]:
+        """Every name."""
+        return (self.operator, self.router, self.redis)
+
+
+def pinned_uv(dockerfile: str) -> str:
+    """The requirement for the uv that the Dockerfile names."""
+    return next(f"uv=={line.partition('=')[2]}" for line in dockerfile.splitlines() if line.startswith("ARG UV_VERSION="))
+
+
+def context_key(root: Path, *, more: Iterable[str] = ()) -> str:
+    """A digest over everything that goes into the project's images."""
+    digest = hashlib.sha256("\n".join(more).encode())
+    for top in CONTEXT:
+        for file in _files(root / top):
+            digest.update(f"\n{file.relative_to(root)} {file.stat().st_mode & 0o111}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def image_names(root: Path | None = None) -> ImageNames:
+    """The names of the images of the sources as they are at this moment."""
+    key = context_key(root or repository_root(), more=BASE_PACKAGES)
+    redis = hashlib.sha256(" ".join(REDIS_PACKAGES).encode()).hexdigest()[:12]
+    return ImageNames(
+        operator=f"localhost/llmrouter-operator:{key}",
+        router=f"localhost/llmrouter-router:{key}",
+        redis=f"localhost/llmrouter-redis:{redis}",
+    )
+
+
+def trusted_certificates(environment: Mapping[str, str]) -> Path | None:
+    """The file of certificate authorities that this machine's own programs go by, if it names one."""
+    for candidate in (environment.get("SSL_CERT_FILE"), _HOST_TRUST):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    return None
+
+
+class Images:
+    """Builds images with buildah, whose storage lies in the cache: what did not change is not built again."""
+
+    def __init__(self, progress: Progress, *, cache: Path | None = None, root: Path | None = None) -> None:
+        self._progress = progress
+        self._cache = cache or cache_directory()
+        self._root = root or repository_root()
+        self._uv = pinned_uv((self._root / "Dockerfile").read_text())
+        self.names = image_names(self._root)
+
+    def archive(self, name: str, into: Path) -> Path:
+        """Builds one image of `names` and writes it as a docker-archive."""
+        if name == self.names.redis:
+            self._build_redis()
+        else:
+            self._build_project(name)
+        archive = into / f"{name.rpartition('/')[2].replace(':', '-')}.tar"
+        self._buildah("push", "--quiet", name, f"docker-archive:{archive}:{name}")
+        return archive
+
+    def prune(self) -> None:
+        """Removes the images of sources as they were before; layers that are still used stay."""
+        known = self._buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+        old = [name for name in known if name.startswith("localhost/llmrouter-") and name not in self._wanted()]
+        if old:
+            self._buildah("rmi", "--force", *old)
+
+    def _wanted(self) -> tuple[str, ...]:
+        return (*self.names.all(), self._base_name(), self._builder_name())
+
+    def _build_project(self, name: str) -> None:
+        base, builder = self._base(), self._builder_base()
+        target = next(target for target in TARGETS if name == getattr(self.names, target))
+        with self._progress.part(f"build the image {target} from the Dockerfile", usually_s=25):
+            arguments = {"BASE": base, "BUILDER_BASE": builder, "CUDA": "0", "UV_CACHE_DIR": "/var/cache/uv"}
+            words = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
+            self._bud(name, self._root, "--layers", "--target", target, *words, *self._mounts())
+
+    def _build_redis(self) -> None:
+        if self._known(self.names.redis):
+            return
+        with self._progress.part("build the image redis from Debian's package", usually_s=6):
+            root = provide_root("redis-image", REDIS_PACKAGES, alone=False)
+            dockerfile = f'FROM scratch\nCOPY . /\nUSER {USER}:{USER}\nENTRYPOINT ["redis-server"]\n'
+            self._from_root(self.names.redis, root, dockerfile)
+
+    def _base_name(self) -> str:
+        return f"localhost/llmrouter-base:{hashlib.sha256(' '.join(BASE_PACKAGES).encode()).hexdigest()[:12]}"
+
+    def _base(self) -> str:
+        name = self._base_name()
+        if not self._known(name):
+            with self._progress.part("build the base image from Debian's packages", usually_s=6):
+                root = provide_root("base-image", BASE_PACKAGES, alone=False)
+                self._from_root(name, root, "FROM scratch\nCOPY . /\n")
+        return name
+
+    def _builder_name(self) -> str:
+        return f"{self._base_name()}-{self._uv.replace('==', '-')}".replace("llmrouter-base", "llmrouter-builder")
+
+    def _builder_base(self) -> str:
+        name = self._builder_name()
+        if not self._known(name):
+            with self._progress.part("build the builder's base image", usually_s=4), self._scratch() as scratch:
+                run(["uv", "pip", "install", "--quiet", "--no-deps", "--target", scratch / "uv", self._uv])
+                context = scratch / "context"
+                context.mkdir()
+                shutil.copy2(scratch / "uv" / "bin" / "uv", context / "uv")
+                (context / "Dockerfile").write_text(f"FROM {self._base_name()}\nCOPY uv /usr/local/bin/uv\n")
+                self._bud(name, context)
+        return name
+
+    def _from_root(self, name: str, root: Path, dockerfile: str) -> None:
+        with self._scratch() as scratch:
+            finished = finish_root(root, scratch / "root")
+            (scratch / "Dockerfile").write_text(dockerfile)
+            self._bud(name, finished, "--file", str(scratch / "Dockerfile"))
+
+    def _mounts(self) -> list[str]:
+        """What the builder needs of this machine: whom to trust, and the wheels that were fetched before."""
+        wheels = self._cache / "uv"
+        wheels.mkdir(parents=True, exist_ok=True)
+        mounts = [f"{wheels}:/var/cache/uv"]
+        trusted = trusted_certificates(os.environ)
+        if trusted:
+            mounts.append(f"{trusted.resolve()}:{_HOST_TRUST}:ro")
+        return [word for mount in mounts for word in ("--volume", mount)]
+
+    def _bud(self, name: str, context: Path, *words: str) -> None:
+        self._buildah("bud", "--quiet", "--isolation", "chroot", "--pull-never", *words, "--tag", name, str(context))
+
+    def _known(self, name: str) -> bool:
+        return bool(self._buildah("images", "--quiet", "--filter", f"reference={name}").strip())
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._cache) as folder:
+            yield Path(folder)
+
+    def _buildah(self, *words: str) -> str:
+        storage = self._cache / "buildah"
+        storage.mkdir(parents=True, exist_ok=True)
+        driver = "overlay" if overlay_works(storage) else "vfs"
+        places = ["--root", str(storage / "root"), "--runroot", str(storage / "run"), "--storage-driver", driver]
+        return run(["buildah", *places, *words], within_s=1800)
+
+
+def finish_root(unpacked: Path, into: Path) -> Path:
+    """Copies an unpacked root and does what the packages' scripts would have: users, trust, library cache, a shell."""
+    shutil.copytree(unpacked, into, symlinks=True)
+    for name in _NOT_NEEDED:
+        shutil.rmtree(into / "usr" / "share" / name, ignore_errors=True)
+    for name, line in (("passwd", f"nonroot:x:{USER}:{USER}::/tmp:/bin/sh\n"), ("group", f"nonroot:x:{USER}:\n")):
+        master = into / "usr" / "share" / "base-passwd" / f"{name}.master"
+        (into / "etc" / name).write_text(master.read_text() + line)
+    authorities = sorted((into / "usr" / "share" / "ca-certificates").rglob("*.crt"))
+    if authorities:
+        bundle = into / "etc" / "ssl" / "certs" / "ca-certificates.crt"
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        bundle.write_text("".join(file.read_text() for file in authorities))
+    shell = into / "bin" / "sh"
+    if not shell.exists() and (into / "bin" / "dash").exists():
+        shell.symlink_to("dash")
+    (into / "tmp").mkdir(exist_ok=True)
+    (into / "tmp").chmod(0o1777)
+    run(["ldconfig", "-r", into])
+    return into
+
+
+def _files(top: Path) -> list[Path]:
+    """The files below a path, or the path itself, without what the interpreter leaves behind."""
+    if top.is_file():
+        return [top]
+    return sorted(file for file in top.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
