@@ -1,0 +1,99 @@
+"""A router pod: reads its environment, waits for its configuration, serves until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import uvloop
+from kubernetes.aio import client
+
+from llmrouter.config import parse_router_config
+from llmrouter.errors import InvalidConfigError
+from llmrouter.logs import configure_logging
+from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
+from router_grpc.composition import Settings, compose
+from router_grpc.run import run_until_stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llmrouter.config import RouterConfig
+
+_log = logging.getLogger(__name__)
+
+REQUIRED = ("POD_NAME", "LLMROUTER_NAMESPACE", "LLMROUTER_CONFIG_MAP", "LLMROUTER_ACKNOWLEDGEMENTS_CONFIG_MAP")
+
+
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """Settings of a pod; raises InvalidConfigError naming the variable that is missing or no number."""
+    for name in REQUIRED:
+        if not environment.get(name):
+            raise InvalidConfigError(f"{name}: must be set in the environment")
+    try:
+        ports = [int(environment.get(f"LLMROUTER_{kind}_PORT", default)) for kind, default in PORTS]
+    except ValueError as error:
+        raise InvalidConfigError(f"LLMROUTER_GRPC_PORT, LLMROUTER_METRICS_PORT: {error}") from error
+    return Settings(
+        router_id=environment["POD_NAME"],
+        namespace=environment["LLMROUTER_NAMESPACE"],
+        ledger_namespace=environment.get("LLMROUTER_LEDGER_NAMESPACE", environment["LLMROUTER_NAMESPACE"]),
+        grpc_port=ports[0],
+        metrics_port=ports[1],
+        redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
+    )
+
+
+PORTS = (("GRPC", "9000"), ("METRICS", "9090"))
+
+
+async def first_config(source: ConfigMapSource) -> RouterConfig:
+    """The first configuration that can be read: it says where the shared ledger is."""
+    async for bundle in source.bundles():
+        try:
+            return parse_router_config(bundle.content)
+        except InvalidConfigError as error:
+            _log.error("configuration refused: waiting for another", extra={"detail": str(error)})
+    raise AssertionError("a source of configurations does not end")
+
+
+async def serve(environment: Mapping[str, str]) -> None:
+    """Runs one router."""
+    settings = settings_from(environment)
+    api = await connect()
+    try:
+        core = client.CoreV1Api(api)
+        source = ConfigMapSource(
+            core,
+            namespace=settings.namespace,
+            name=environment["LLMROUTER_CONFIG_MAP"],
+            on_error=lambda error: _log.warning("configuration watch", extra={"error": str(error)[:500]}),
+        )
+        config = await first_config(source)
+        writer = AcknowledgementWriter(
+            core,
+            namespace=settings.namespace,
+            name=environment["LLMROUTER_ACKNOWLEDGEMENTS_CONFIG_MAP"],
+            key=settings.router_id,
+        )
+        router = compose(settings, state=config.state, source=source, core=core, acknowledge=writer.write)
+        await run_until_stopped(router, metrics_host=settings.host, metrics_port=settings.metrics_port)
+    finally:
+        await api.close()
+
+
+def main() -> int:
+    """Exit status 2 with one line on a bad environment."""
+    configure_logging(os.environ.get("LLMROUTER_LOG_LEVEL", "INFO"))
+    try:
+        uvloop.run(serve(os.environ))
+    except InvalidConfigError as error:
+        print(f"router_grpc: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

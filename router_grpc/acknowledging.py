@@ -1,0 +1,48 @@
+"""What a router says of itself, as a value: pure, from its runtime and its counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmrouter.acknowledgement import RouterAcknowledgement
+from router_grpc.runtime import digest_of_policy
+
+if TYPE_CHECKING:
+    from router_grpc.runtime import Runtime
+
+
+def acknowledgement_of(
+    runtime: Runtime,
+    *,
+    router_id: str,
+    shared_state_ready: bool | None,
+    instances: tuple[int, int],
+    in_flight: int,
+    at_s: float,
+) -> RouterAcknowledgement:
+    """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger."""
+    ready, total = instances
+    policy = runtime.config.policy
+    state_reason = {None: "NotConfigured", True: "Connected", False: "Unreachable"}[shared_state_ready]
+    return RouterAcknowledgement(
+        router_id=router_id,
+        config_digest=runtime.digest,
+        generation=runtime.config.generation,
+        refused_digest=runtime.refused_digest,
+        policy_name=policy.name,
+        policy_type=policy.type,
+        policy_digest=digest_of_policy(runtime.config),
+        deciding=runtime.deciding,
+        policy_ready=runtime.policy_readiness.ready,
+        policy_reason=runtime.policy_readiness.reason,
+        policy_message=runtime.policy_readiness.message[:1024],
+        provider=runtime.provider,
+        predictor_ready=runtime.predictor_readiness.ready,
+        predictor_reason=runtime.predictor_readiness.reason,
+        state_backend_ready=shared_state_ready,
+        state_backend_reason=state_reason,
+        instances_ready=ready,
+        instances_total=total,
+        in_flight=in_flight,
+        at_s=at_s,
+    )

@@ -1,0 +1,168 @@
+"""Which instances exist and are ready: declared endpoints, and pods by selector."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from llmrouter.domain import Instance
+from router_grpc.adapters.kube import Changed, Listed, follow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kubernetes.aio import client
+
+    from llmrouter.config import PoolConfig, RouterConfig
+
+MAX_INSTANCES = 1024
+"""Instances beyond this many are left out, and counted so."""
+
+_log = logging.getLogger(__name__)
+
+
+def is_ready(pod: Any) -> bool:  # noqa: ANN401 - a pod of the client library
+    """Ready, not terminating, and with an address."""
+    if pod.metadata.deletion_timestamp is not None or not pod.status or not pod.status.pod_ip:
+        return False
+    return any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or ())
+
+
+def endpoint_of(address: str, port: int) -> str:
+    """``host:port``, with brackets for IPv6."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+class InstanceDirectory:
+    """All instances of the configured pools. ``on_change`` is called whenever the ready set changed."""
+
+    def __init__(
+        self,
+        core: client.CoreV1Api | None,
+        *,
+        namespace: str,
+        on_change: Callable[[], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self._core = core
+        self._namespace = namespace
+        self._on_change = on_change
+        self._on_error = on_error
+        self._pools: dict[str, PoolConfig] = {}
+        self._declared: dict[str, tuple[Instance, ...]] = {}
+        self._pods: dict[str, dict[str, Any]] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._unreachable: frozenset[str] = frozenset()
+        self._current: tuple[Instance, ...] = ()
+
+    def current(self) -> tuple[Instance, ...]:
+        """Ready instances of all pools, by instance id."""
+        return self._current
+
+    @property
+    def total(self) -> int:
+        """All instances known, ready or not."""
+        return sum(map(len, self._declared.values())) + sum(map(len, self._pods.values()))
+
+    def apply(self, config: RouterConfig) -> None:
+        """Follows the pools of a configuration from now on; pools that did not change go on undisturbed."""
+        pools = {pool.name: pool for pool in config.pools}
+        for name in set(self._pools) - set(pools):
+            self._drop(name)
+        for name, pool in pools.items():
+            known = self._pools.get(name)
+            self._pools[name] = pool
+            if pool.endpoints is not None:
+                self._stop_watch(name)
+                self._declared[name] = _declared_instances(pool)
+            elif known is None or known.match_labels != pool.match_labels:
+                self._drop(name)
+                self._pools[name] = pool
+                self._start_watch(pool)
+        self._refresh()
+
+    def all_instances(self) -> tuple[Instance, ...]:
+        """Ready ones and declared ones that do not answer, for whoever probes them."""
+        declared = [instance for instances in self._declared.values() for instance in instances]
+        return (*declared, *self._pod_instances())
+
+    def set_unreachable(self, instance_ids: frozenset[str]) -> None:
+        """Declared endpoints that do not answer; pods have their own readiness and are left alone."""
+        if instance_ids != self._unreachable:
+            self._unreachable = instance_ids
+            self._refresh()
+
+    async def close(self) -> None:
+        """Stops following."""
+        for name in list(self._watches):
+            self._stop_watch(name)
+
+    def _drop(self, name: str) -> None:
+        self._stop_watch(name)
+        self._pools.pop(name, None)
+        self._declared.pop(name, None)
+        self._pods.pop(name, None)
+
+    def _stop_watch(self, name: str) -> None:
+        task = self._watches.pop(name, None)
+        if task is not None:
+            task.cancel()
+        self._pods.pop(name, None)
+
+    def _start_watch(self, pool: PoolConfig) -> None:
+        if self._core is None:
+            _log.error("a pool with a selector needs Kubernetes", extra={"pool": pool.name})
+            return
+        self._pods[pool.name] = {}
+        self._watches[pool.name] = asyncio.create_task(self._follow(pool.name, pool.match_labels or {}))
+
+    async def _follow(self, name: str, labels: Mapping[str, str]) -> None:
+        assert self._core is not None  # noqa: S101 - _start_watch saw to it
+        selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        async for event in follow(
+            self._core.list_namespaced_pod, self._on_error, namespace=self._namespace, label_selector=selector
+        ):
+            self._take(name, event)
+
+    def _take(self, name: str, event: Listed | Changed) -> None:
+        if isinstance(event, Listed):
+            self._pods[name] = {pod.metadata.name: pod for pod in event.items}
+        elif event.deleted:
+            self._pods[name].pop(event.item.metadata.name, None)
+        else:
+            self._pods[name][event.item.metadata.name] = event.item
+        self._refresh()
+
+    def _pod_instances(self) -> list[Instance]:
+        return [
+            Instance(
+                instance_id=pod.metadata.name,
+                endpoint=endpoint_of(pod.status.pod_ip, self._pools[name].target_port),
+                pool=name,
+                profile=self._pools[name].engine_profile(),
+                models=frozenset(self._pools[name].models),
+            )
+            for name, pods in self._pods.items()
+            for pod in pods.values()
+            if is_ready(pod)
+        ]
+
+    def _refresh(self) -> None:
+        reachable = [i for i in self.all_instances() if i.instance_id not in self._unreachable]
+        ready = tuple(sorted(reachable, key=lambda instance: instance.instance_id)[:MAX_INSTANCES])
+        if len(reachable) > MAX_INSTANCES:
+            _log.error("too many instances", extra={"instances": len(reachable), "bound": MAX_INSTANCES})
+        if ready != self._current:
+            self._current = ready
+            self._on_change()
+
+
+def _declared_instances(pool: PoolConfig) -> tuple[Instance, ...]:
+    profile = pool.engine_profile()
+    return tuple(
+        Instance(
+            instance_id=endpoint, endpoint=endpoint, pool=pool.name, profile=profile, models=frozenset(pool.models)
+        )
+        for endpoint in pool.endpoints or ()
+    )

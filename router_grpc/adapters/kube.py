@@ -1,0 +1,168 @@
+"""The Kubernetes API as a router needs it: follow objects, and say one thing of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from kubernetes.aio import client, config, watch
+
+from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY
+from router_grpc.runtime import ConfigBundle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from llmrouter.acknowledgement import RouterAcknowledgement
+
+WATCH_TIMEOUT_S = 60
+"""The server ends a watch after this long and it is begun anew: a watch that went silent lasts no longer."""
+
+WATCH_CLIENT_TIMEOUT_S = 75
+CALL_TIMEOUT_S = 5
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+GONE = 410
+
+_log = logging.getLogger(__name__)
+
+
+async def connect(kubeconfig: str | None = None) -> client.ApiClient:
+    """A client: in the cluster by the pod's service account, else by ``kubeconfig`` (or its default place)."""
+    if kubeconfig is None:
+        try:
+            config.load_incluster_config()
+            return client.ApiClient()
+        except config.ConfigException:
+            _log.debug("not in a cluster: a kubeconfig is used")
+    await config.load_kube_config(config_file=kubeconfig)
+    return client.ApiClient()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """All objects, after a list call; whatever was known before is replaced."""
+
+    items: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One object was added, modified or deleted."""
+
+    deleted: bool
+    item: Any
+
+
+class EventTooLongError(Exception):
+    """A watch event (a ConfigMap with a model in it) was longer than the client reads in one line."""
+
+
+async def follow(
+    list_call: Callable[..., Awaitable[Any]], on_error: Callable[[Exception], None], **arguments: str
+) -> AsyncIterator[Listed | Changed]:
+    """Lists, then watches, for ever; errors are told to ``on_error`` and retried with growing pauses."""
+    failures = 0
+    while True:
+        try:
+            listing = await list_call(**arguments, _request_timeout=CALL_TIMEOUT_S)
+            failures = 0
+            yield Listed(tuple(listing.items))
+            async for change in _watched(list_call, listing.metadata.resource_version, arguments):
+                yield change
+        except EventTooLongError:
+            _log.debug("an event was longer than a watch carries: listing instead")
+        except (client.ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
+            on_error(error)
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            failures += 1
+
+
+async def _watched(
+    list_call: Callable[..., Awaitable[Any]], version: str, arguments: dict[str, str]
+) -> AsyncIterator[Changed]:
+    """Watches from ``version`` until the server ends it, then goes on from there; returns where it has to be listed."""
+    while True:
+        try:
+            stream = watch.Watch().stream(
+                list_call,
+                **arguments,
+                resource_version=version,
+                timeout_seconds=WATCH_TIMEOUT_S,
+                _request_timeout=WATCH_CLIENT_TIMEOUT_S,
+            )
+            async for event in stream:
+                version = event["object"].metadata.resource_version
+                yield Changed(deleted=event["type"] == "DELETED", item=event["object"])
+        except client.ApiException as error:
+            if error.status == GONE:
+                return
+            raise
+        except ValueError as error:
+            raise EventTooLongError from error
+
+
+def bundle_of(config_map: client.V1ConfigMap) -> ConfigBundle | None:
+    """The configuration in a ConfigMap as it was read; ``None`` where the ConfigMap carries none."""
+    data, binary = config_map.data or {}, config_map.binary_data or {}
+    if CONFIG_KEY not in data:
+        return None
+    annotations = (config_map.metadata.annotations if config_map.metadata else None) or {}
+    manifest = data.get(MANIFEST_KEY)
+    return ConfigBundle(
+        content=data[CONFIG_KEY].encode(),
+        declared_digest=annotations.get(DIGEST_ANNOTATION),
+        model=base64.b64decode(binary[MODEL_KEY]) if MODEL_KEY in binary else None,
+        manifest=manifest.encode() if manifest is not None else None,
+    )
+
+
+class ConfigMapSource:
+    """Follows the one ConfigMap that the operator compiles for this router."""
+
+    def __init__(
+        self, core: client.CoreV1Api, *, namespace: str, name: str, on_error: Callable[[Exception], None]
+    ) -> None:
+        self._core = core
+        self._namespace = namespace
+        self._name = name
+        self._on_error = on_error
+
+    async def bundles(self) -> AsyncIterator[ConfigBundle]:
+        """Every configuration that appears; a deleted ConfigMap changes nothing: the last one stays in force."""
+        async for event in follow(
+            self._core.list_namespaced_config_map,
+            self._on_error,
+            namespace=self._namespace,
+            field_selector=f"metadata.name={self._name}",
+        ):
+            items = event.items if isinstance(event, Listed) else () if event.deleted else (event.item,)
+            for item in items:
+                bundle = bundle_of(item)
+                if bundle is not None:
+                    yield bundle
+
+
+class AcknowledgementWriter:
+    """Writes this router's key, and only it, of the ConfigMap that the operator reads."""
+
+    def __init__(self, core: client.CoreV1Api, *, namespace: str, name: str, key: str) -> None:
+        self._core = core
+        self._namespace = namespace
+        self._name = name
+        self._key = key
+
+    async def write(self, acknowledgement: RouterAcknowledgement) -> None:
+        """Raises the client's ApiException or a connection error where it could not be written."""
+        content = json.dumps(acknowledgement.model_dump(mode="json", by_alias=True, exclude_none=True))
+        await self._core.patch_namespaced_config_map(
+            self._name,
+            self._namespace,
+            {"data": {self._key: content}},
+            _content_type="application/merge-patch+json",
+            _request_timeout=CALL_TIMEOUT_S,
+        )

@@ -1,0 +1,162 @@
+"""Puts a router together from settings: the one place that knows every concrete part."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from llmrouter.metrics import RouterMetrics
+from router_grpc.acknowledging import acknowledgement_of
+from router_grpc.adapters.engine_metrics import EngineScraper
+from router_grpc.adapters.instances import InstanceDirectory
+from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
+from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
+from router_grpc.adapters.resilient_ledger import ResilientLedger
+from router_grpc.app import Outside, RouterApp
+from router_grpc.open_requests import OpenRequests
+from router_grpc.replica import LoadReplica
+from router_grpc.runtime import RuntimeBuilder
+from router_grpc.service import World
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from kubernetes.aio import client
+
+    from llmrouter.acknowledgement import RouterAcknowledgement
+    from llmrouter.resources import StateSpec
+    from router_grpc.app import ConfigSource
+    from router_grpc.ports import Ledger
+
+REDIS_TIMEOUT_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a router is told from outside its configuration. ``seed`` of ``None`` draws one from the system."""
+
+    router_id: str
+    namespace: str = ""
+    ledger_namespace: str = ""
+    host: str = "0.0.0.0"  # noqa: S104 - pods are reached from other pods
+    grpc_port: int = 9000
+    metrics_port: int = 9090
+    redis_password: str | None = None
+    seed: int | None = None
+
+
+@dataclass(slots=True)
+class Router:
+    """A composed router and what has to be closed after it."""
+
+    app: RouterApp
+    registry: CollectorRegistry
+    session: aiohttp.ClientSession
+
+    async def close(self) -> None:
+        """Gives connections back; the app is drained before."""
+        await self.session.close()
+
+
+def compose(
+    settings: Settings,
+    *,
+    state: StateSpec,
+    source: ConfigSource,
+    core: client.CoreV1Api | None,
+    acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None,
+) -> Router:
+    """A router that is not started yet; must be called on a running event loop."""
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry)
+    app_box: list[RouterApp] = []
+
+    def changed() -> None:
+        for app in app_box:
+            app.changed()
+
+    def count_error(part: str) -> Callable[[Exception], None]:
+        return lambda _error: metrics.errors.labels(part).inc()
+
+    ledger, is_degraded = _ledger(settings, state, metrics, changed)
+    directory = InstanceDirectory(
+        core, namespace=settings.namespace, on_change=changed, on_error=count_error("instances")
+    )
+    rng = random.Random(settings.seed)
+    world = World(
+        ledger=ledger,
+        is_degraded=is_degraded,
+        replica=LoadReplica(),
+        instances=directory,
+        open_requests=OpenRequests(),
+        metrics=metrics,
+        clock=time.monotonic,
+        rng=rng,
+    )
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
+    scraper = EngineScraper(
+        session,
+        clock=time.monotonic,
+        rng=rng,
+        on_signal=world.replica.note_signal,
+        on_failure=lambda reason: metrics.scrape_failures.labels(reason).inc(),
+    )
+    outside = Outside(
+        source=source,
+        directory=directory,
+        scraper=scraper,
+        builder=RuntimeBuilder(time.monotonic, lambda reason: metrics.predictor_fallbacks.labels(reason).inc()),
+        acknowledge=acknowledge,
+        describe=lambda app: describe(app, has_shared_state=state.redis is not None),
+    )
+    app = RouterApp(world, outside, host=settings.host, port=settings.grpc_port)
+    app_box.append(app)
+    return Router(app, registry, session)
+
+
+def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement | None:
+    """The router's acknowledgement now; ``None`` before its first configuration."""
+    runtime = app.service.runtime
+    if runtime is None:
+        return None
+    instances = app.world.instances
+    return acknowledgement_of(
+        runtime,
+        router_id=app.world.ledger.router_id,
+        shared_state_ready=(not app.world.is_degraded()) if has_shared_state else None,
+        instances=(len(instances.current()), instances.total),
+        in_flight=len(app.world.open_requests),
+        at_s=time.time(),
+    )
+
+
+def _ledger(
+    settings: Settings, state: StateSpec, metrics: RouterMetrics, changed: Callable[[], None]
+) -> tuple[Ledger, Callable[[], bool]]:
+    local = MemoryLedger(settings.router_id, MemoryBook(), time.monotonic)
+    metrics.state_backend_up.set(1)
+    if state.redis is None:
+        return local, lambda: False
+
+    def on_change(degraded: bool) -> None:  # noqa: FBT001 - the ledger's callback
+        metrics.state_backend_up.set(0 if degraded else 1)
+        changed()
+
+    scheme = "rediss" if state.redis.tls else "redis"
+    redis = redis_client(
+        f"{scheme}://{state.redis.address}/0", password=settings.redis_password, timeout_s=REDIS_TIMEOUT_S
+    )
+    shared = RedisLedger(settings.router_id, redis, settings.ledger_namespace, REDIS_TIMEOUT_S)
+    resilient = ResilientLedger(
+        shared,
+        local,
+        heartbeat_ttl_s=state.heartbeat_timeout_seconds,
+        clock=time.monotonic,
+        on_change=on_change,
+    )
+    return resilient, lambda: resilient.degraded

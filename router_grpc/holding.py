@@ -1,0 +1,58 @@
+"""Held requests: first come, first served, one line per model, released by events and never by polling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import SaturatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+from contextlib import contextmanager
+
+
+class HoldLine:
+    """One line of held requests. Only its head may try for a place; an event (``kick``) lets it try again."""
+
+    def __init__(self) -> None:
+        self._tickets: deque[asyncio.Event] = deque()
+        self._events = 0
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def events(self) -> int:
+        """How many events there were: compare before and after an attempt, so that none is missed."""
+        return self._events
+
+    def kick(self) -> None:
+        """Something changed that may have made room."""
+        self._events += 1
+        if self._tickets:
+            self._tickets[0].set()
+
+    def ticket(self, *, max_depth: int, retry_after_s: float) -> AbstractContextManager[asyncio.Event]:
+        """Joins the line for the length of a ``with``; raises SaturatedError where the line is full."""
+        if len(self._tickets) >= max_depth:
+            raise SaturatedError(
+                f"{len(self._tickets)} requests are held already, the policy's queue.maxDepth is {max_depth}",
+                reason="QueueFull",
+                retry_after_s=retry_after_s,
+            )
+        return self._joined()
+
+    @contextmanager
+    def _joined(self) -> Iterator[asyncio.Event]:
+        ticket = asyncio.Event()
+        self._tickets.append(ticket)
+        try:
+            yield ticket
+        finally:
+            self._tickets.remove(ticket)
+            if self._tickets:
+                self._tickets[0].set()

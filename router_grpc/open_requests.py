@@ -1,0 +1,79 @@
+"""Requests this router dispatched or took over: who reports them, and when one without a reporter is given up.
+
+A reservation never ends by its age. It ends when it is reported finished, failed or cancelled; when its report stream
+broke and no other took it over within the grace period; when nobody ever reported it within the claim time; or with
+its router's heartbeat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmrouter.domain import Reservation
+
+
+@dataclass(slots=True)
+class OpenRequest:
+    """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke."""
+
+    reservation: Reservation
+    arrived_at_s: float | None
+    unattended_since_s: float
+    stream_id: int | None = None
+    claimed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A request whose reservation is to be released, and why: ``unclaimed`` or ``orphaned``."""
+
+    request_id: str
+    event: str
+
+
+class OpenRequests:
+    """The book of open requests; time comes in as a parameter."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, OpenRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def opened(self, reservation: Reservation, *, arrived_at_s: float) -> None:
+        """A dispatch was committed."""
+        known = self._open.get(reservation.request_id)
+        if known is None:
+            self._open[reservation.request_id] = OpenRequest(reservation, arrived_at_s, arrived_at_s)
+
+    def reported(self, reservation: Reservation, *, stream_id: int, now_s: float) -> OpenRequest:
+        """A stream reported a request that the ledger knows, ours or one taken over."""
+        entry = self._open.get(reservation.request_id)
+        if entry is None:
+            entry = self._open[reservation.request_id] = OpenRequest(reservation, None, now_s)
+        entry.reservation, entry.stream_id, entry.claimed = reservation, stream_id, True
+        return entry
+
+    def closed(self, request_id: str) -> OpenRequest | None:
+        """A request ended, or belongs to another router now."""
+        return self._open.pop(request_id, None)
+
+    def stream_broke(self, stream_id: int, *, now_s: float) -> int:
+        """A report stream ended; returns how many requests it leaves unattended."""
+        left = [entry for entry in self._open.values() if entry.stream_id == stream_id]
+        for entry in left:
+            entry.stream_id, entry.unattended_since_s = None, now_s
+        return len(left)
+
+    def given_up(self, *, now_s: float, claim_timeout_s: float, grace_s: float) -> list[GivenUp]:
+        """Requests that nobody reports any more; they stay in the book until ``closed``."""
+        lost = []
+        for request_id, entry in self._open.items():
+            if entry.stream_id is not None:
+                continue
+            bound_s = grace_s if entry.claimed else claim_timeout_s
+            if now_s - entry.unattended_since_s > bound_s:
+                lost.append(GivenUp(request_id, "orphaned" if entry.claimed else "unclaimed"))
+        return lost

@@ -1,0 +1,104 @@
+"""The router's local replica of the ledger, joined with what the engines report: the source of every snapshot.
+
+Freshness: the loads are replaced every ``refresh`` (about 100 ms) and updated by every reserve call of this router at
+once; engine reports are as old as the scrape interval and only add what no router dispatched.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from llmrouter.domain import InstanceView, Load, PoolSnapshot
+from llmrouter.routing.inflight import foreign_load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llmrouter.domain import EngineSignal, Instance
+
+FOREIGN_WINDOW = 3
+"""Only what the last so many scrapes all saw is believed foreign: ledger and engine never agree to the instant."""
+
+SIGNAL_LIFETIME_S = 10.0
+"""An engine report older than this is unknown, not the truth."""
+
+
+class LoadReplica:
+    """Loads and signals by instance id."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, Load] = {}
+        self._refreshed_at_s: float | None = None
+        self._signals: dict[str, EngineSignal] = {}
+        self._foreign: dict[str, deque[Load]] = {}
+
+    def replace(self, loads: Mapping[str, Load], *, now_s: float) -> bool:
+        """Takes the whole ledger's loads; returns whether anything changed."""
+        changed = loads != self._loads
+        self._loads = dict(loads)
+        self._refreshed_at_s = now_s
+        return changed
+
+    def absorb(self, loads: Mapping[str, Load]) -> None:
+        """Takes the fresh loads of some instances."""
+        self._loads.update(loads)
+
+    def subtract(self, instance_id: str, part: Load) -> None:
+        """Takes what was just released out at once, ahead of the next refresh."""
+        left = self.load_of(instance_id).minus(part)
+        if left.requests <= 0:
+            self._loads.pop(instance_id, None)
+        else:
+            self._loads[instance_id] = left
+
+    def oldest_signal_age_s(self, now_s: float) -> float | None:
+        """Age of the oldest engine report; ``None`` where there is none."""
+        ages = [now_s - signal.scraped_at_s for signal in self._signals.values()]
+        return max(ages) if ages else None
+
+    def load_of(self, instance_id: str) -> Load:
+        """What is in flight on an instance, as last known."""
+        return self._loads.get(instance_id, Load())
+
+    def signal_of(self, instance_id: str) -> EngineSignal | None:
+        """The last report of an engine, however old."""
+        return self._signals.get(instance_id)
+
+    def note_signal(self, instance: Instance, signal: EngineSignal) -> None:
+        """Takes an engine's report, and estimates the foreign load from it."""
+        self._signals[instance.instance_id] = signal
+        window = self._foreign.setdefault(instance.instance_id, deque(maxlen=FOREIGN_WINDOW))
+        window.append(foreign_load(signal, self.load_of(instance.instance_id), instance.profile))
+
+    def forget_except(self, instance_ids: Iterable[str]) -> None:
+        """Drops the reports of instances that are gone."""
+        kept = set(instance_ids)
+        for gone in set(self._signals) - kept:
+            del self._signals[gone]
+            self._foreign.pop(gone, None)
+
+    def age_s(self, now_s: float) -> float:
+        """Seconds since the last whole refresh; 0 before the first."""
+        return 0.0 if self._refreshed_at_s is None else max(0.0, now_s - self._refreshed_at_s)
+
+    def snapshot(self, instances: Iterable[Instance], *, now_s: float) -> PoolSnapshot:
+        """The instances as policies see them."""
+        return PoolSnapshot(
+            views=tuple(self._view(instance, now_s) for instance in instances),
+            taken_at_s=now_s,
+            load_age_s=self.age_s(now_s),
+        )
+
+    def _view(self, instance: Instance, now_s: float) -> InstanceView:
+        signal = self._signals.get(instance.instance_id)
+        if signal is None or now_s - signal.scraped_at_s > SIGNAL_LIFETIME_S:
+            return InstanceView(instance, self.load_of(instance.instance_id))
+        foreign = self._believed_foreign(instance.instance_id)
+        return InstanceView(instance, self.load_of(instance.instance_id), foreign=foreign, signal=signal)
+
+    def _believed_foreign(self, instance_id: str) -> Load:
+        window = self._foreign[instance_id]
+        if len(window) < FOREIGN_WINDOW:
+            return Load()
+        return min(window, key=lambda load: load.requests)

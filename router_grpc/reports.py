@@ -1,0 +1,142 @@
+"""What clients report of their requests, brought to the ledger: first token, progress and every way a request ends."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidRequestError
+from llmrouter.routing.inflight import contribution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmrouter.domain import Reservation
+    from router_grpc.open_requests import GivenUp, OpenRequest
+    from router_grpc.service import World
+
+MAX_REPORTED_TOKENS = 10_000_000
+MAX_REASON_LENGTH = 256
+
+_log = logging.getLogger(__name__)
+
+
+class ReportKind(StrEnum):
+    """What happened to a request."""
+
+    STARTED = "started"
+    FIRST_TOKEN = "first_token"  # noqa: S105 - a token of text
+    PROGRESS = "progress"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDS = frozenset({ReportKind.FINISHED, ReportKind.FAILED, ReportKind.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One event; ``output_tokens`` is ``None`` where the event does not say."""
+
+    request_id: str
+    kind: ReportKind
+    output_tokens: int | None = None
+    prompt_tokens: int | None = None
+    reason: str = ""
+
+
+class ReportService:
+    """Applies reports. ``kick`` is called whenever one may have made room."""
+
+    def __init__(self, world: World, kick: Callable[[], None]) -> None:
+        self._world = world
+        self._kick = kick
+        self._streams = 0
+
+    def open_stream(self) -> int:
+        """A new report stream's number."""
+        self._streams += 1
+        return self._streams
+
+    def close_stream(self, stream_id: int) -> None:
+        """A stream ended: what it had not finished is unattended from now on."""
+        left = self._world.open_requests.stream_broke(stream_id, now_s=self._world.clock())
+        if left:
+            _log.info("report stream ended with requests in flight", extra={"requests": left})
+
+    async def report(self, report: Report, *, stream_id: int) -> bool:
+        """Applies one event; returns whether its request is known. Raises InvalidRequestError for a bad field."""
+        check_report(report)
+        known = await (self._end(report) if report.kind in ENDS else self._advance(report, stream_id))
+        self._world.metrics.reports.labels(report.kind.value, str(known).lower()).inc()
+        return known
+
+    async def give_up(self, lost: list[GivenUp]) -> None:
+        """Releases requests that nobody reports any more, unless another router has taken them over."""
+        for entry in lost:
+            self._world.open_requests.closed(entry.request_id)
+            reservation = await self._world.ledger.find(entry.request_id)
+            if reservation is None or reservation.router_id != self._world.ledger.router_id:
+                continue
+            await self._release(entry.request_id)
+            self._world.metrics.reservations.labels(entry.event).inc()
+            _log.warning("reservation given up", extra={"request_id": entry.request_id, "why": entry.event})
+            self._kick()
+
+    async def _advance(self, report: Report, stream_id: int) -> bool:
+        reservation = await self._world.ledger.progress(
+            report.request_id,
+            prefilled=report.kind is not ReportKind.STARTED,
+            generated_tokens=report.output_tokens or 0,
+        )
+        if reservation is None:
+            self._world.open_requests.closed(report.request_id)
+            return False
+        now_s = self._world.clock()
+        entry = self._world.open_requests.reported(reservation, stream_id=stream_id, now_s=now_s)
+        if report.kind is ReportKind.FIRST_TOKEN and entry.arrived_at_s is not None:
+            self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
+        return True
+
+    async def _end(self, report: Report) -> bool:
+        entry = self._world.open_requests.closed(report.request_id)
+        released = await self._release(report.request_id)
+        if released is None:
+            return False
+        self._world.metrics.reservations.labels(report.kind.value).inc()
+        if report.kind is ReportKind.FINISHED:
+            self._observe_finish(report, entry, released)
+        elif report.kind is ReportKind.FAILED:
+            _log.info(
+                "request failed",
+                extra={"request_id": report.request_id, "reason": report.reason, "instance": released.instance_id},
+            )
+        self._kick()
+        return True
+
+    async def _release(self, request_id: str) -> Reservation | None:
+        released = await self._world.ledger.release(request_id)
+        if released is not None:
+            self._world.replica.subtract(released.instance_id, contribution(released))
+        return released
+
+    def _observe_finish(self, report: Report, entry: OpenRequest | None, released: Reservation) -> None:
+        if entry is not None and entry.arrived_at_s is not None:
+            self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
+        if report.output_tokens is not None:
+            error = abs(report.output_tokens - released.predicted_output_tokens)
+            self._world.metrics.length_error_tokens.observe(error)
+
+
+def check_report(report: Report) -> None:
+    """Raises InvalidRequestError naming the first field out of its bound."""
+    if not report.request_id:
+        raise InvalidRequestError("request_id: must be set")
+    for field, tokens in (("output_tokens", report.output_tokens), ("prompt_tokens", report.prompt_tokens)):
+        if tokens is not None and not 0 <= tokens <= MAX_REPORTED_TOKENS:
+            raise InvalidRequestError(f"{field}: {tokens} is not within 0 and {MAX_REPORTED_TOKENS}")
+    if len(report.reason) > MAX_REASON_LENGTH:
+        raise InvalidRequestError(f"reason: longer than {MAX_REASON_LENGTH} characters")

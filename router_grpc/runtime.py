@@ -1,0 +1,172 @@
+"""A configuration made runnable: the guarded policy, the predictor and what to say about them. Swapped as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from llmrouter.artefacts import builtin_model
+from llmrouter.config import canonical_json, digest_of, parse_router_config
+from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from llmrouter.routing.guard import Guard
+from llmrouter.routing.policies import PLAIN_POLICIES, PowerOfTwo, Scored, kv_gate, request_bound
+from router_grpc.adapters.onnx_model import load_scorer
+from router_grpc.adapters.predictors import ConstantPredictor, FallbackPredictor, load_predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmrouter.config import PolicyConfig, RouterConfig
+    from llmrouter.domain import InstanceView, Room
+    from llmrouter.routing.policies import Policy
+    from router_grpc.ports import Predictor
+
+OUTPUT_LENGTH_MODEL = "random-forest"
+PREDICTION_BUDGET_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigBundle:
+    """A configuration as it was read, before anything of it is believed."""
+
+    content: bytes
+    declared_digest: str | None = None
+    model: bytes | None = None
+    manifest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a part is as declared; ``reason`` is a CamelCase word, ``message`` a sentence."""
+
+    ready: bool
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What one request needs of the configuration; immutable, so that a request sees one and the same."""
+
+    config: RouterConfig
+    digest: str
+    guard: Guard
+    degraded: Guard
+    predictor: Predictor
+    policy_readiness: Readiness
+    predictor_readiness: Readiness
+    provider: str
+    refused_digest: str | None = None
+
+    @property
+    def deciding(self) -> str:
+        """Name of the policy that decides now."""
+        return self.guard.fallback.name if self.guard.resting else self.guard.primary.name
+
+    def refusing(self, digest: str, readiness: Readiness) -> Runtime:
+        """The same runtime, saying that a newer configuration was refused and why."""
+        return replace(self, refused_digest=digest, policy_readiness=readiness)
+
+
+class RuntimeBuilder:
+    """Makes runtimes; ``count_predictor_failure`` is told the reason whenever the constant stands in."""
+
+    def __init__(self, clock: Callable[[], float], count_predictor_failure: Callable[[str], None]) -> None:
+        self._clock = clock
+        self._count_predictor_failure = count_predictor_failure
+
+    def build(self, bundle: ConfigBundle) -> Runtime:
+        """A runtime of exactly this configuration.
+
+        Raises:
+            InvalidConfigError: it cannot be read, or its digest is not the declared one.
+            ModelRejectedError: its policy's model must not run.
+        """
+        config, digest = self._read(bundle)
+        primary, provider = self._policy(config, bundle)
+        return self._assemble(config, digest, primary, provider, Readiness(ready=True, reason="Active"))
+
+    def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
+        """A runtime whose declared fallback decides, for a router that never had a good policy."""
+        config, digest = self._read(bundle)
+        primary = _plain(config.policy.guard.fallback, config)
+        return self._assemble(config, digest, primary, "", Readiness(ready=False, reason=why.reason, message=str(why)))
+
+    def _read(self, bundle: ConfigBundle) -> tuple[RouterConfig, str]:
+        digest = digest_of(bundle.content)
+        if bundle.declared_digest is not None and bundle.declared_digest != digest:
+            raise InvalidConfigError(
+                f"digest is {digest[:12]}, declared is {bundle.declared_digest[:12]}: edited by hand?",
+                reason="DigestMismatch",
+            )
+        return parse_router_config(bundle.content), digest
+
+    def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
+        if config.policy.type != "Onnx":
+            return _plain(config.policy.type, config), ""
+        model, manifest = _model_bytes(config.policy, bundle)
+        scorer = load_scorer(model, manifest, expected_sha256=config.policy.model_sha256)
+        return Scored(_room_rule(config), scorer, config.policy.weights), scorer.provider
+
+    def _assemble(
+        self, config: RouterConfig, digest: str, primary: Policy, provider: str, readiness: Readiness
+    ) -> Runtime:
+        guard = config.policy.guard
+        budget_s = guard.decision_budget_milliseconds / 1000
+        fallback = _plain(guard.fallback, config)
+        predictor, predictor_readiness = self._predictor(config)
+        return Runtime(
+            config=config,
+            digest=digest,
+            guard=Guard(primary, fallback, budget_s=budget_s, clock=self._clock),
+            degraded=Guard(PowerOfTwo(_bound(config)), fallback, budget_s=budget_s, clock=self._clock),
+            predictor=predictor,
+            policy_readiness=readiness,
+            predictor_readiness=predictor_readiness,
+            provider=provider,
+        )
+
+    def _predictor(self, config: RouterConfig) -> tuple[Predictor, Readiness]:
+        constant = ConstantPredictor(config.predictor.constant_tokens)
+        if config.predictor.type == "Constant":
+            return constant, Readiness(ready=True, reason="Constant")
+        try:
+            model, manifest = builtin_model("output_length", OUTPUT_LENGTH_MODEL)
+            forest = load_predictor(model, manifest, expected_sha256=None)
+        except ModelRejectedError as error:
+            self._count_predictor_failure(error.reason)
+            return constant, Readiness(ready=False, reason=error.reason, message=str(error))
+        guarded = FallbackPredictor(
+            forest,
+            constant,
+            budget_s=PREDICTION_BUDGET_S,
+            clock=self._clock,
+            on_failure=lambda reason, _detail: self._count_predictor_failure(reason),
+        )
+        return guarded, Readiness(ready=True, reason="Active")
+
+
+def digest_of_policy(config: RouterConfig) -> str:
+    """The digest that acknowledgements and answers carry for the policy."""
+    return digest_of(canonical_json(config.policy))
+
+
+def _model_bytes(policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:
+    if policy.model_builtin is not None:
+        return builtin_model("policy", policy.model_builtin)
+    if bundle.model is None or bundle.manifest is None:
+        raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest for its policy")
+    return bundle.model, bundle.manifest
+
+
+def _plain(name: str, config: RouterConfig) -> Policy:
+    return PLAIN_POLICIES[name](_bound(config))
+
+
+def _bound(config: RouterConfig) -> Callable[[InstanceView], Room]:
+    return request_bound(config.limits.max_in_flight_per_instance)
+
+
+def _room_rule(config: RouterConfig) -> Callable[[InstanceView], Room]:
+    hold = config.policy.hold
+    return kv_gate(hold.kv_fraction) if hold.enabled else _bound(config)

@@ -1,0 +1,42 @@
+"""The same router without Kubernetes and Redis: ``llmrouter serve --config FILE``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from llmrouter.logs import configure_logging
+from router_grpc.adapters.file_source import FileSource
+from router_grpc.composition import Settings, compose
+from router_grpc.run import run_until_stopped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmrouter.errors import InvalidConfigError
+
+_log = logging.getLogger(__name__)
+
+
+def serve(path: Path, *, host: str = "127.0.0.1", router_id: str = "standalone") -> None:
+    """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin."""
+    refused: list[InvalidConfigError] = []
+    source = FileSource(path, refused.append)
+    config = source.read()
+    configure_logging(config.log_level)
+    settings = Settings(
+        router_id=router_id,
+        ledger_namespace=config.name,
+        host=host,
+        grpc_port=config.listeners.grpc_port,
+        metrics_port=config.listeners.metrics_port,
+        redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
+    )
+
+    async def main() -> None:
+        router = compose(settings, state=config.state, source=source, core=None, acknowledge=None)
+        await run_until_stopped(router, metrics_host=host, metrics_port=settings.metrics_port)
+
+    asyncio.run(main())
