@@ -1,0 +1,308 @@
+"""Builds the objects that one LLMRouter owns: pure, typed values, applied elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmrouter.acknowledgement import ACKNOWLEDGEMENTS_SUFFIX, CONFIG_SUFFIX
+from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY, canonical_json, digest_of
+from llmrouter_operator.models import (
+    COMPONENT,
+    COMPONENT_LABEL,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    LLM_ROUTER,
+    MANAGED_BY_LABEL,
+    MANAGER,
+    POD_DISRUPTION_BUDGET,
+    ROLE,
+    ROLE_BINDING,
+    ROUTER_LABEL,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Kind,
+    Object,
+    ObjectKey,
+    Ref,
+    RouterDefaults,
+)
+
+if TYPE_CHECKING:
+    from llmrouter.resources import LLMRouterSpec
+    from llmrouter_operator.models import ModelFiles
+
+USER_ID = 65532
+TERMINATION_GRACE_S = 60
+RESTART_ANNOTATION = "llmrouter.dev/restart-digest"
+"""On the pod template: digest of what routers read only when they start."""
+DEFAULT_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of everything that an LLMRouter owns."""
+
+    key: ObjectKey
+
+    @property
+    def workload(self) -> str:
+        """Deployment, Service, ServiceAccount, Role, RoleBinding and PodDisruptionBudget."""
+        return f"{self.key.name}-router"
+
+    @property
+    def config(self) -> str:
+        """ConfigMap with the compiled configuration."""
+        return f"{self.key.name}{CONFIG_SUFFIX}"
+
+    @property
+    def acknowledgements(self) -> str:
+        """ConfigMap in which every router says what it runs."""
+        return f"{self.key.name}{ACKNOWLEDGEMENTS_SUFFIX}"
+
+    def refs(self) -> tuple[Ref, ...]:
+        """Everything owned, in the order in which it is applied."""
+        return (
+            Ref(CONFIG_MAP, self.config),
+            Ref(CONFIG_MAP, self.acknowledgements),
+            Ref(SERVICE_ACCOUNT, self.workload),
+            Ref(ROLE, self.workload),
+            Ref(ROLE_BINDING, self.workload),
+            Ref(SERVICE, self.workload),
+            Ref(DEPLOYMENT, self.workload),
+            Ref(POD_DISRUPTION_BUDGET, self.workload),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The LLMRouter that everything built belongs to."""
+
+    key: ObjectKey
+    uid: str
+
+    @property
+    def names(self) -> Names:
+        """Names of what it owns."""
+        return Names(self.key)
+
+    @property
+    def pod_labels(self) -> dict[str, str]:
+        """Labels by which its router pods are found."""
+        return {ROUTER_LABEL: self.key.name, COMPONENT_LABEL: COMPONENT}
+
+    def build(self, kind: Kind, name: str, **fields: object) -> Object:
+        """An object of its own with labels and an owner reference, so that it goes when the LLMRouter goes."""
+        labels = {
+            "app.kubernetes.io/name": "llmrouter",
+            "app.kubernetes.io/instance": self.key.name,
+            MANAGED_BY_LABEL: MANAGER,
+            **self.pod_labels,
+        }
+        reference = {
+            "apiVersion": LLM_ROUTER.api_version,
+            "kind": LLM_ROUTER.kind,
+            "name": self.key.name,
+            "uid": self.uid,
+            "controller": True,
+        }
+        metadata = {
+            "name": name,
+            "namespace": self.key.namespace,
+            "labels": labels,
+            "ownerReferences": [reference],
+        }
+        return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **fields}
+
+
+def build_config_map(owner: Owner, config: bytes, files: ModelFiles | None) -> Object:
+    """The one ConfigMap that routers watch: configuration and model change together."""
+    data = {CONFIG_KEY: config.decode()}
+    binary: dict[str, str] = {}
+    if files is not None:
+        data[MANIFEST_KEY] = files.manifest
+        binary[MODEL_KEY] = files.onnx_base64
+    result = owner.build(CONFIG_MAP, owner.names.config, data=data, **({"binaryData": binary} if binary else {}))
+    result["metadata"]["annotations"] = {DIGEST_ANNOTATION: digest_of(config)}
+    return result
+
+
+def build_objects(
+    owner: Owner, spec: LLMRouterSpec, config_map: Object, defaults: RouterDefaults
+) -> tuple[Object, ...]:
+    """Everything that an LLMRouter owns, in the order in which it is applied."""
+    names = owner.names
+    return (
+        config_map,
+        owner.build(CONFIG_MAP, names.acknowledgements),
+        owner.build(SERVICE_ACCOUNT, names.workload),
+        build_role(owner, spec),
+        _role_binding(owner),
+        _service(owner, spec),
+        build_deployment(owner, spec, defaults),
+        _disruption_budget(owner),
+    )
+
+
+def build_role(owner: Owner, spec: LLMRouterSpec) -> Object:
+    """What a router may do: read its configuration, write what it acknowledges, see pods where a pool selects any."""
+    names = owner.names
+    rules: list[Object] = [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [names.config],
+            "verbs": ["get", "list", "watch"],
+        },
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [names.acknowledgements], "verbs": ["patch"]},
+    ]
+    if any(pool.selector is not None for pool in spec.pools):
+        rules.append({"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]})
+    return owner.build(ROLE, names.workload, rules=rules)
+
+
+def _role_binding(owner: Owner) -> Object:
+    name = owner.names.workload
+    subject = {"kind": SERVICE_ACCOUNT.kind, "name": name, "namespace": owner.key.namespace}
+    role = {"apiGroup": ROLE.group, "kind": ROLE.kind, "name": name}
+    return owner.build(ROLE_BINDING, name, subjects=[subject], roleRef=role)
+
+
+def _service(owner: Owner, spec: LLMRouterSpec) -> Object:
+    ports = [
+        {
+            "name": "grpc",
+            "port": spec.listeners.grpc_port,
+            "targetPort": "grpc",
+            "protocol": "TCP",
+            "appProtocol": "grpc",
+        },
+        {"name": "metrics", "port": spec.listeners.metrics_port, "targetPort": "metrics", "protocol": "TCP"},
+    ]
+    return owner.build(SERVICE, owner.names.workload, spec={"selector": owner.pod_labels, "ports": ports})
+
+
+def _disruption_budget(owner: Owner) -> Object:
+    budget = {"maxUnavailable": 1, "selector": {"matchLabels": owner.pod_labels}}
+    return owner.build(POD_DISRUPTION_BUDGET, owner.names.workload, spec=budget)
+
+
+def build_deployment(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
+    """The router pods. The configuration is no part of the template: a new one restarts nothing."""
+    deployment = {
+        "replicas": spec.router.replicas,
+        "selector": {"matchLabels": owner.pod_labels},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "template": {
+            "metadata": {
+                "labels": {
+                    "app.kubernetes.io/name": "llmrouter",
+                    "app.kubernetes.io/instance": owner.key.name,
+                    **owner.pod_labels,
+                },
+                "annotations": {
+                    RESTART_ANNOTATION: restart_digest(spec),
+                    "prometheus.io/scrape": "true",
+                    "prometheus.io/port": str(spec.listeners.metrics_port),
+                },
+            },
+            "spec": _pod(owner, spec, defaults),
+        },
+    }
+    return owner.build(DEPLOYMENT, owner.names.workload, spec=deployment)
+
+
+def restart_digest(spec: LLMRouterSpec) -> str:
+    """Changes when something does that routers read only at their start: listeners and the shared state."""
+    return digest_of(canonical_json(spec.listeners) + canonical_json(spec.state))[:16]
+
+
+def _pod(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": owner.pod_labels},
+    }
+    pod: Object = {
+        "serviceAccountName": owner.names.workload,
+        "automountServiceAccountToken": True,
+        "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [spread],
+        "containers": [_container(owner, spec, defaults)],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+    }
+    if spec.router.node_selector:
+        pod["nodeSelector"] = dict(spec.router.node_selector)
+    if defaults.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in defaults.pull_secrets]
+    return pod
+
+
+def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
+    port = spec.listeners.grpc_port
+    return {
+        "name": COMPONENT,
+        "image": spec.router.image or defaults.image,
+        "imagePullPolicy": defaults.pull_policy,
+        "command": ["python", "-m", "router_grpc"],
+        "env": _environment(owner, spec),
+        "ports": [
+            {"name": "grpc", "containerPort": port, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": spec.listeners.metrics_port, "protocol": "TCP"},
+        ],
+        "startupProbe": _probe(port, "liveness", period_s=2, failures=60),
+        "readinessProbe": _probe(port, "readiness", period_s=2, failures=2),
+        "livenessProbe": _probe(port, "liveness", period_s=10, failures=3),
+        "resources": _resources(spec),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - a volume of the pod's own
+    }
+
+
+def _environment(owner: Owner, spec: LLMRouterSpec) -> list[Object]:
+    key, names = owner.key, owner.names
+    values = {
+        "LLMROUTER_NAME": key.name,
+        "LLMROUTER_NAMESPACE": key.namespace,
+        "LLMROUTER_CONFIG_MAP": names.config,
+        "LLMROUTER_ACKNOWLEDGEMENTS_CONFIG_MAP": names.acknowledgements,
+        "LLMROUTER_LEDGER_NAMESPACE": f"{key.namespace}/{key.name}/{owner.uid}",
+        "LLMROUTER_GRPC_PORT": str(spec.listeners.grpc_port),
+        "LLMROUTER_METRICS_PORT": str(spec.listeners.metrics_port),
+    }
+    environment: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
+    pod_name = {"apiVersion": "v1", "fieldPath": "metadata.name"}
+    environment.append({"name": "POD_NAME", "valueFrom": {"fieldRef": pod_name}})
+    redis = spec.state.redis
+    if redis is not None and redis.password_secret_ref is not None:
+        secret = {"name": redis.password_secret_ref.name, "key": redis.password_secret_ref.key}
+        environment.append({"name": "LLMROUTER_REDIS_PASSWORD", "valueFrom": {"secretKeyRef": secret}})
+    return environment
+
+
+def _probe(port: int, service: str, *, period_s: int, failures: int) -> Object:
+    return {
+        "grpc": {"port": port, "service": service},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 2,
+        "failureThreshold": failures,
+    }
+
+
+def _resources(spec: LLMRouterSpec) -> Object:
+    declared = spec.router.resources
+    requests = DEFAULT_REQUESTS if declared.requests is None and declared.limits is None else declared.requests
+    parts = {"requests": requests, "limits": declared.limits}
+    return {part: {name: str(value) for name, value in sizes.items()} for part, sizes in parts.items() if sizes}

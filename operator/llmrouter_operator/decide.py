@@ -1,0 +1,133 @@
+"""Decides what an LLMRouter should own, from what was observed: pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from llmrouter.config import MAX_CONFIG_BYTES, canonical_json, compile_router, digest_of, explain
+from llmrouter.errors import InvalidConfigError
+from llmrouter.resources import LLMRouterSpec
+from llmrouter_operator.builders import Names, Owner, build_config_map, build_objects
+from llmrouter_operator.choice import choose_policy, keep_last_good, read_last_good
+from llmrouter_operator.models import (
+    CONFIG_MAP,
+    LLM_ROUTER,
+    ROUTER_LABEL,
+    Plan,
+    Problem,
+    Ref,
+    key_of,
+    metadata_of,
+)
+
+if TYPE_CHECKING:
+    from llmrouter_operator.models import Object, ObjectKey, Observed, PolicyChoice, RouterDefaults
+
+APPLIED_ANNOTATION = "llmrouter.dev/applied-digest"
+"""On everything owned: digest of what was applied, which tells a new wish from a change by another hand."""
+
+
+def decide(observed: Observed, defaults: RouterDefaults) -> Plan:
+    """What the LLMRouter should own now, and the policy it should run, with the reason where that is another one."""
+    key = key_of(observed.router)
+    conflict = _name_conflict(observed, key)
+    if conflict is not None:
+        return Plan(key=key, spec=None, choice=None, config_digest=None, problem=conflict)
+    try:
+        spec = LLMRouterSpec.model_validate(observed.router.get("spec"))
+        return _plan(observed, spec, defaults)
+    except ValidationError as error:
+        problem = Problem(InvalidConfigError.reason, explain(error))
+    except InvalidConfigError as error:
+        problem = Problem(error.reason, str(error))
+    return Plan(key=key, spec=None, choice=None, config_digest=None, problem=problem)
+
+
+def needs_apply(desired: Object, observed: Object | None) -> bool:
+    """Whether ``observed`` lacks something of ``desired``, or was made from another wish."""
+    if observed is None:
+        return True
+    return _applied_digest(observed) != _applied_digest(desired) or not _contains(observed, desired)
+
+
+def changed_by_hand(desired: Object, observed: Object) -> bool:
+    """Whether ``observed`` was made from this very wish and yet differs from it."""
+    return _applied_digest(observed) == _applied_digest(desired) and not _contains(observed, desired)
+
+
+def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> Plan:
+    metadata = metadata_of(observed.router)
+    owner = Owner(key_of(observed.router), metadata["uid"])
+    in_force = observed.owned.get(Ref(CONFIG_MAP, owner.names.config))
+    last_good = read_last_good(in_force)
+    choice = choose_policy(spec.policy_ref.name, observed.policy, observed.model, last_good)
+    config = _compile(observed, spec, choice)
+    if _size(config, choice) > MAX_CONFIG_BYTES and choice.files is not None:
+        size = _size(config, choice)
+        too_large = Problem("ModelTooLarge", f"configuration and model have {size} bytes, more than {MAX_CONFIG_BYTES}")
+        choice = keep_last_good(too_large, last_good)
+        config = _compile(observed, spec, choice)
+    if _size(config, choice) > MAX_CONFIG_BYTES:
+        raise InvalidConfigError(
+            f"the compiled configuration has {_size(config, choice)} bytes, more than {MAX_CONFIG_BYTES}",
+            reason="ConfigurationTooLarge",
+        )
+    objects = build_objects(owner, spec, build_config_map(owner, config, choice.files), defaults)
+    stamped = tuple(_stamp(value) for value in objects)
+    return Plan(key=owner.key, spec=spec, choice=choice, config_digest=digest_of(config), objects=stamped)
+
+
+def _compile(observed: Observed, spec: LLMRouterSpec, choice: PolicyChoice) -> bytes:
+    key, generation = key_of(observed.router), metadata_of(observed.router)["generation"]
+    return canonical_json(
+        compile_router(spec, name=key.name, namespace=key.namespace, generation=generation, policy=choice.config)
+    )
+
+
+def _size(config: bytes, choice: PolicyChoice) -> int:
+    """Bytes that the ConfigMap holds; base64 takes four for every three."""
+    files = choice.files
+    return len(config) + (len(files.onnx_base64) * 3 // 4 + len(files.manifest.encode()) if files else 0)
+
+
+def _name_conflict(observed: Observed, key: ObjectKey) -> Problem | None:
+    """Someone else's object of a name that is needed is never taken over."""
+    uid = metadata_of(observed.router)["uid"]
+    for ref in Names(key).refs():
+        value = observed.owned.get(ref)
+        if value is not None and not _belongs(value, uid, key):
+            return Problem("NameConflict", f"{ref.kind.kind} {ref.name!r} exists and belongs to something else")
+    return None
+
+
+def _belongs(value: Object, uid: str, key: ObjectKey) -> bool:
+    controllers = [owner for owner in metadata_of(value).get("ownerReferences") or [] if owner.get("controller")]
+    if controllers:
+        return any(owner.get("uid") == uid and owner.get("kind") == LLM_ROUTER.kind for owner in controllers)
+    return (metadata_of(value).get("labels") or {}).get(ROUTER_LABEL) == key.name
+
+
+def _stamp(value: Object) -> Object:
+    digest = digest_of(json.dumps(value, sort_keys=True).encode())[:16]
+    metadata = metadata_of(value)
+    annotations = {**metadata.get("annotations", {}), APPLIED_ANNOTATION: digest}
+    return {**value, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _applied_digest(value: Object) -> str | None:
+    digest: str | None = (metadata_of(value).get("annotations") or {}).get(APPLIED_ANNOTATION)
+    return digest
+
+
+def _contains(observed: object, desired: object) -> bool:
+    """Whether every field of ``desired`` is in ``observed`` with the same value; lists item by item."""
+    if isinstance(desired, dict):
+        return isinstance(observed, dict) and all(_contains(observed.get(name), item) for name, item in desired.items())
+    if isinstance(desired, list):
+        if not isinstance(observed, list) or len(observed) != len(desired):
+            return False
+        return all(_contains(one, other) for one, other in zip(observed, desired, strict=True))
+    return observed == desired

@@ -1,0 +1,45 @@
+"""What the operator watches: every event only says which LLMRouter to look at again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import kopf
+
+from llmrouter_operator.models import (
+    LLM_ROUTER,
+    MANAGED_BY_LABEL,
+    MANAGER,
+    OWNED_KINDS,
+    ROUTER_LABEL,
+    ROUTING_POLICY,
+    ObjectKey,
+    key_of,
+    metadata_of,
+)
+
+if TYPE_CHECKING:
+    from llmrouter_operator.controller import Controller
+
+
+OWNED_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER},{ROUTER_LABEL}"
+"""What the API server sends of the kinds that are owned: nothing of anyone else's."""
+
+
+def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
+    """Puts the handlers into ``registry``. They store nothing in objects and add no finalizer."""
+
+    async def router_event(body: kopf.Body, **_: object) -> None:
+        controller.nudge(key_of(dict(body)))
+
+    async def policy_event(body: kopf.Body, **_: object) -> None:
+        controller.nudge_namespace(key_of(dict(body)).namespace)
+
+    async def owned_event(body: kopf.Body, **_: object) -> None:
+        metadata = metadata_of(dict(body))
+        controller.nudge(ObjectKey(metadata["namespace"], metadata["labels"][ROUTER_LABEL]))
+
+    kopf.on.event(LLM_ROUTER.group, LLM_ROUTER.version, LLM_ROUTER.plural, registry=registry)(router_event)
+    kopf.on.event(ROUTING_POLICY.group, ROUTING_POLICY.version, ROUTING_POLICY.plural, registry=registry)(policy_event)
+    for kind in OWNED_KINDS:
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(owned_event)

@@ -1,0 +1,69 @@
+"""What the operator must be allowed to do: one table, which the chart's roles are checked against."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmrouter_operator.cluster import Cluster
+
+_READ = ("get", "list", "watch")
+_OWN = (*_READ, "create", "patch")
+
+
+class Rule(NamedTuple):
+    """Verbs on one resource (``plural/subresource``) of an API group."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    name: str = ""
+    """The one object that the rule is about, or empty for all."""
+
+
+RULES = (
+    Rule("llmrouter.dev", "llmrouters", _READ),
+    Rule("llmrouter.dev", "llmrouters/status", ("patch",)),
+    Rule("llmrouter.dev", "routingpolicies", _READ),
+    Rule("", "configmaps", _OWN),
+    Rule("", "services", _OWN),
+    Rule("", "serviceaccounts", _OWN),
+    Rule("", "pods", ("list", "watch")),
+    Rule("", "events", ("create",)),
+    Rule("apps", "deployments", _OWN),
+    Rule("policy", "poddisruptionbudgets", _OWN),
+    Rule("rbac.authorization.k8s.io", "roles", _OWN),
+    Rule("rbac.authorization.k8s.io", "rolebindings", _OWN),
+)
+"""In every namespace that is looked after. Pods are watched by routers: nobody can give away what they lack."""
+
+LEASE_NAME = "llmrouter-operator"
+LEASE_RULES = (
+    Rule("coordination.k8s.io", "leases", ("create",)),
+    Rule("coordination.k8s.io", "leases", ("get", "update"), LEASE_NAME),
+)
+"""In the operator's own namespace."""
+
+
+async def missing_permissions(cluster: Cluster, namespaces: Sequence[str | None], own_namespace: str) -> list[str]:
+    """Asks the API server about everything in the tables; returns what it denies: ``verb resource.group (where)``."""
+    asked = [(rule, verb, namespace) for namespace in namespaces for rule in RULES for verb in rule.verbs]
+    asked += [(rule, verb, own_namespace) for rule in LEASE_RULES for verb in rule.verbs]
+    answers = await asyncio.gather(
+        *(
+            cluster.may(verb=verb, group=rule.group, resource=rule.resource, namespace=namespace, name=rule.name)
+            for rule, verb, namespace in asked
+        )
+    )
+    return [
+        f"{verb} {rule.resource}{'.' + rule.group if rule.group else ''} ({_where(namespace)})"
+        for (rule, verb, namespace), allowed in zip(asked, answers, strict=True)
+        if not allowed
+    ]
+
+
+def _where(namespace: str | None) -> str:
+    return f"namespace {namespace}" if namespace else "all namespaces"

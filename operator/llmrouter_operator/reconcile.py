@@ -1,0 +1,203 @@
+"""One level-triggered reconcile: observe, decide, apply, and say what holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from llmrouter.config import DIGEST_ANNOTATION
+from llmrouter_operator.builders import Names
+from llmrouter_operator.choice import model_reference, read_last_good
+from llmrouter_operator.cluster import ClusterError
+from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
+from llmrouter_operator.models import (
+    COMPONENT,
+    COMPONENT_LABEL,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    LLM_ROUTER,
+    MANAGER,
+    OWNED_KINDS,
+    POD,
+    ROUTER_LABEL,
+    ROUTING_POLICY,
+    Note,
+    Observed,
+    Plan,
+    Problem,
+    Ref,
+    metadata_of,
+)
+from llmrouter_operator.status import build_status, gather_facts, live_pods, read_acknowledgements, transitions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from llmrouter_operator.cluster import Cluster
+    from llmrouter_operator.metrics import OperatorMetrics
+    from llmrouter_operator.models import Object, ObjectKey, RouterDefaults
+
+logger = logging.getLogger(__name__)
+AGAIN_SOON_S = 2.0
+"""When something is awaited that no watch tells of: a model, or an object of the same name going away."""
+_KINDS = {kind.kind: kind for kind in OWNED_KINDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reconcile ended: the LLMRouter is ``gone``, or is to be looked at again if nothing happens for a while."""
+
+    gone: bool = False
+    again_after_s: float | None = None
+
+
+class Reconciler:
+    """Brings what one LLMRouter owns, and its status, to what it declares."""
+
+    def __init__(
+        self, cluster: Cluster, defaults: RouterDefaults, metrics: OperatorMetrics, now: Callable[[], datetime]
+    ) -> None:
+        self._cluster = cluster
+        self._defaults = defaults
+        self._metrics = metrics
+        self._now = now
+
+    async def reconcile(self, key: ObjectKey) -> Outcome:
+        """Raises ClusterError where the API server refused or did not answer; then it is to be tried again."""
+        observed = await self._observe(key)
+        if observed is None:
+            return Outcome(gone=True)
+        plan = decide(observed, self._defaults)
+        try:
+            owned = await self._apply(observed, plan)
+        except ClusterError as error:
+            await self._report(observed, _failed(plan, observed, error), observed.owned)
+            raise
+        await self._report(observed, _in_force(plan, owned), owned)
+        troubled = plan.problem is not None or (plan.choice is not None and plan.choice.problem is not None)
+        return Outcome(again_after_s=AGAIN_SOON_S if troubled else None)
+
+    async def _observe(self, key: ObjectKey) -> Observed | None:
+        router = await self._cluster.get(LLM_ROUTER, *key)
+        if router is None or "deletionTimestamp" in metadata_of(router):
+            return None
+        refs = Names(key).refs()
+        labels = {ROUTER_LABEL: key.name, COMPONENT_LABEL: COMPONENT}
+        policy_name = ((router.get("spec") or {}).get("policyRef") or {}).get("name", "")
+        policy, pods, owned = await asyncio.gather(
+            self._get_policy(key.namespace, policy_name),
+            self._cluster.list(POD, key.namespace, labels=labels),
+            asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
+        )
+        reference = model_reference(policy)
+        model = await self._cluster.get(CONFIG_MAP, key.namespace, reference) if reference else None
+        return Observed(router, policy, model, dict(zip(refs, owned, strict=True)), tuple(pods))
+
+    async def _get_policy(self, namespace: str, name: str) -> Object | None:
+        return await self._cluster.get(ROUTING_POLICY, namespace, name) if name else None
+
+    async def _apply(self, observed: Observed, plan: Plan) -> Mapping[Ref, Object | None]:
+        owned = dict(observed.owned)
+        for desired in plan.objects:
+            kind = _KINDS[desired["kind"]]
+            ref = Ref(kind, metadata_of(desired)["name"])
+            before = owned[ref]
+            if not needs_apply(desired, before):
+                continue
+            after = await self._cluster.apply(kind, desired)
+            owned[ref] = after
+            logger.info("applied %s %s/%s", kind.kind, plan.key.namespace, ref.name)
+            note = _restored(observed, desired, before, after)
+            if note is not None:
+                await self._post(observed.router, note)
+        await self._prune(observed, plan, owned)
+        return owned
+
+    async def _prune(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> None:
+        """Removes what routers said whose pods are gone."""
+        name = Names(plan.key).acknowledgements
+        said = (owned.get(Ref(CONFIG_MAP, name)) or {}).get("data") or {}
+        gone = tuple(sorted(set(said) - {metadata_of(pod)["name"] for pod in observed.pods}))
+        if gone:
+            await self._cluster.remove_keys(CONFIG_MAP, plan.key.namespace, name, gone)
+
+    async def _report(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> None:
+        names, router = Names(plan.key), observed.router
+        said = read_acknowledgements(owned.get(Ref(CONFIG_MAP, names.acknowledgements)), live_pods(observed.pods))
+        self._metrics.malformed_acknowledgements.inc(said.malformed)
+        facts = gather_facts(router, plan, owned.get(Ref(DEPLOYMENT, names.workload)), said)
+        in_force = read_last_good(owned.get(Ref(CONFIG_MAP, names.config)))
+        old = router.get("status") or {}
+        new = build_status(
+            old,
+            facts,
+            in_force=in_force.config if in_force else None,
+            now=self._now().strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        if new == old:
+            return
+        metadata = metadata_of(router)
+        identity = {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]}
+        base = {"apiVersion": LLM_ROUTER.api_version, "kind": LLM_ROUTER.kind, "metadata": identity}
+        await self._cluster.apply_status(LLM_ROUTER, {**base, "status": new})
+        for note in transitions(old, new):
+            await self._post(router, note)
+
+    async def _post(self, router: Object, note: Note) -> None:
+        """Posts an Event; one that cannot be posted is logged and not retried, because the status says the same."""
+        metadata, now = metadata_of(router), self._now()
+        at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": LLM_ROUTER.api_version,
+                "kind": LLM_ROUTER.kind,
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": "Warning" if note.warning else "Normal",
+            "reason": note.reason,
+            "message": note.message[:1024],
+            "source": {"component": MANAGER},
+            "firstTimestamp": at,
+            "lastTimestamp": at,
+            "count": 1,
+        }
+        try:
+            await self._cluster.post_event(metadata["namespace"], event)
+        except ClusterError as error:
+            logger.warning("event %s for %s: %s", note.reason, metadata["name"], error)
+
+
+def _restored(observed: Observed, desired: Object, before: Object | None, after: Object) -> Note | None:
+    """The Event for something that another hand changed or deleted, or ``None`` where this is a wish of ours."""
+    what = f"{desired['kind']} {metadata_of(desired)['name']}"
+    if before is None:
+        known = (observed.router.get("status") or {}).get("observedGeneration") is not None
+        return Note("Recreated", f"{what} was gone and is made anew", warning=True) if known else None
+    moved = metadata_of(before).get("resourceVersion") != metadata_of(after).get("resourceVersion")
+    if moved and changed_by_hand(desired, before):
+        return Note("Restored", f"{what} was changed by another hand and is restored", warning=True)
+    return None
+
+
+def _failed(plan: Plan, observed: Observed, error: ClusterError) -> Plan:
+    reason = "Forbidden" if error.reason == "Forbidden" else "ApplyFailed"
+    return _in_force(
+        replace(plan, problem=Problem(reason, str(error)), choice=None, config_digest=None), observed.owned
+    )
+
+
+def _in_force(plan: Plan, owned: Mapping[Ref, Object | None]) -> Plan:
+    """Names the configuration in force where nothing new was decided."""
+    if plan.config_digest is not None:
+        return plan
+    config_map = owned.get(Ref(CONFIG_MAP, Names(plan.key).config))
+    annotations = metadata_of(config_map).get("annotations") or {} if config_map else {}
+    return replace(plan, config_digest=annotations.get(DIGEST_ANNOTATION))

@@ -1,0 +1,317 @@
+"""Says what holds of an LLMRouter and why: pure, from what was observed and what the routers acknowledged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from llmrouter.acknowledgement import RouterAcknowledgement
+from llmrouter_operator.models import Note, metadata_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from llmrouter.config import PolicyConfig
+    from llmrouter_operator.models import Object, Plan
+
+DIGEST_CHARACTERS = 12
+_NAMED_ROUTERS = 3
+_MESSAGE_CHARACTERS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgements:
+    """What live routers said. ``malformed`` counts keys of live routers that could not be read."""
+
+    by_router: Mapping[str, RouterAcknowledgement]
+    malformed: int = 0
+
+    def of_digest(self, digest: str | None) -> dict[str, RouterAcknowledgement]:
+        """Those that run the configuration with this digest."""
+        return {name: said for name, said in self.by_router.items() if said.config_digest == digest}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What conditions are made of. ``routers_ready`` is ``None`` until the Deployment's controller has looked."""
+
+    generation: int
+    routers_desired: int
+    routers_ready: int | None
+    rolled_out: bool
+    said: Acknowledgements
+    plan: Plan
+
+    @property
+    def acknowledged(self) -> dict[str, RouterAcknowledgement]:
+        """Routers that run the current configuration."""
+        return self.said.of_digest(self.plan.config_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One condition before it is dated."""
+
+    status: str
+    reason: str
+    message: str
+
+
+def true(reason: str, message: str) -> Verdict:
+    """It holds."""
+    return Verdict("True", reason, message)
+
+
+def false(reason: str, message: str) -> Verdict:
+    """It does not hold."""
+    return Verdict("False", reason, message)
+
+
+def unknown(reason: str, message: str) -> Verdict:
+    """Nobody has said yet."""
+    return Verdict("Unknown", reason, message)
+
+
+def read_acknowledgements(config_map: Object | None, live: Iterable[str]) -> Acknowledgements:
+    """Reads the keys of live routers; what is not an acknowledgement of that router is counted and left out."""
+    data = (config_map or {}).get("data") or {}
+    said: dict[str, RouterAcknowledgement] = {}
+    malformed = 0
+    for name in live:
+        if name not in data:
+            continue
+        try:
+            acknowledgement = RouterAcknowledgement.model_validate_json(data[name])
+        except ValidationError:
+            malformed += 1
+            continue
+        if acknowledgement.router_id == name:
+            said[name] = acknowledgement
+        else:
+            malformed += 1
+    return Acknowledgements(said, malformed)
+
+
+def live_pods(pods: Iterable[Object]) -> list[str]:
+    """Names of router pods that are neither ending nor ended."""
+    return sorted(
+        metadata_of(pod)["name"]
+        for pod in pods
+        if "deletionTimestamp" not in metadata_of(pod)
+        and (pod.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}
+    )
+
+
+def gather_facts(router: Object, plan: Plan, deployment: Object | None, said: Acknowledgements) -> Facts:
+    """Reads the numbers that conditions need."""
+    wished = ((deployment or {}).get("spec") or {}).get("replicas", 0)
+    desired = plan.spec.router.replicas if plan.spec is not None else wished
+    status = (deployment or {}).get("status") or {}
+    seen = status.get("observedGeneration")
+    current = deployment is not None and seen is not None and seen >= metadata_of(deployment)["generation"]
+    counts = [status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")]
+    return Facts(
+        generation=metadata_of(router)["generation"],
+        routers_desired=desired,
+        routers_ready=None if seen is None else status.get("readyReplicas", 0),
+        rolled_out=current and all(count == desired for count in counts),
+        said=said,
+        plan=plan,
+    )
+
+
+def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, now: str) -> Object:
+    """The status as it is to be written. ``old`` is the one in force: a condition that stays keeps its time."""
+    plan = facts.plan
+    applied = plan.problem is None or plan.problem.reason not in {"ApplyFailed", "Forbidden", "NameConflict"}
+    status: Object = {
+        "conditions": _conditions(old, facts, now),
+        "routers": _routers(facts),
+    }
+    generation = facts.generation if applied else old.get("observedGeneration")
+    if generation is not None:
+        status["observedGeneration"] = generation
+    policy = plan.choice.config if plan.choice is not None else in_force
+    if policy is not None:
+        status["activePolicy"] = {
+            "name": policy.name,
+            "type": policy.type,
+            "digest": f"sha256:{policy.digest[:DIGEST_CHARACTERS]}",
+            "acknowledged": f"{len(facts.acknowledged)}/{facts.routers_desired}",
+            "lastKnownGood": plan.choice is None or plan.choice.last_known_good,
+        }
+    counts = _instances(facts)
+    if counts is not None:
+        ready, total = counts
+        status["instances"] = {"ready": ready, "total": total, "summary": f"{ready}/{total}"}
+    return status
+
+
+def transitions(old: Object, new: Object) -> list[Note]:
+    """Events for what changed between two statuses: what is only not known yet makes none."""
+    before = {condition["type"]: condition for condition in old.get("conditions", [])}
+    notes: list[Note] = []
+    old_policy, policy = old.get("activePolicy"), new.get("activePolicy")
+    if policy and (old_policy or {}).get("digest") != policy["digest"]:
+        instead = f" instead of {old_policy['name']} {old_policy['digest']}" if old_policy else ""
+        notes.append(
+            Note("PolicyChanged", f"told to run {policy['name']} ({policy['type']}, {policy['digest']}){instead}")
+        )
+    for condition in new["conditions"]:
+        kind, was = condition["type"], before.get(condition["type"], {})
+        if kind == "Progressing" or condition["status"] == "Unknown":
+            continue
+        if kind == "Ready" and condition["status"] != was.get("status"):
+            word = "Ready" if condition["status"] == "True" else "NotReady"
+            notes.append(Note(word, condition["message"], warning=condition["status"] == "False"))
+        elif kind != "Ready" and (condition["status"], condition["reason"]) != (was.get("status"), was.get("reason")):
+            notes.append(
+                Note(condition["reason"], f"{kind}: {condition['message']}", warning=condition["status"] == "False")
+            )
+    return notes
+
+
+def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
+    before = {condition["type"]: condition for condition in old.get("conditions", [])}
+    parts = {
+        "PolicyReady": policy_ready(facts),
+        "PredictorReady": predictor_ready(facts),
+        "StateBackendReady": state_backend_ready(facts),
+        "InstancesAvailable": instances_available(facts),
+    }
+    verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
+    return [
+        {
+            "type": kind,
+            "status": verdict.status,
+            "reason": verdict.reason,
+            "message": verdict.message[:_MESSAGE_CHARACTERS],
+            "observedGeneration": facts.generation,
+            "lastTransitionTime": _since(before.get(kind), verdict, now),
+        }
+        for kind, verdict in verdicts.items()
+    ]
+
+
+def _since(before: Object | None, verdict: Verdict, now: str) -> str:
+    if before is not None and before["status"] == verdict.status:
+        return str(before["lastTransitionTime"])
+    return now
+
+
+def ready(facts: Facts, parts: Mapping[str, Verdict]) -> Verdict:
+    """Whether routers serve what the spec declares: the first reason against it, in the order that matters."""
+    if facts.plan.problem is not None:
+        return false(facts.plan.problem.reason, facts.plan.problem.message)
+    if not facts.routers_ready:
+        return _no_router(facts)
+    for kind in ("InstancesAvailable", "PolicyReady", "StateBackendReady", "PredictorReady"):
+        if parts[kind].status == "False":
+            return false(parts[kind].reason, f"{kind}: {parts[kind].message}")
+    counts = _instances(facts)
+    if counts is None:
+        return unknown("NotAcknowledged", "no router has said what it runs")
+    return true("Serving", f"{facts.routers_ready}/{facts.routers_desired} routers, {counts[0]}/{counts[1]} instances")
+
+
+def _no_router(facts: Facts) -> Verdict:
+    if facts.routers_desired == 0:
+        return false("ScaledToZero", "spec.router.replicas is 0")
+    if facts.routers_ready is None:
+        return unknown("NotObserved", "the Deployment has not been looked at yet")
+    return false("NoRouterReady", f"0/{facts.routers_desired} routers are ready")
+
+
+def progressing(facts: Facts) -> Verdict:
+    """Whether something is on its way."""
+    if facts.plan.problem is not None:
+        return false(facts.plan.problem.reason, facts.plan.problem.message)
+    if not facts.rolled_out:
+        return true("RollingOut", f"{facts.routers_ready or 0}/{facts.routers_desired} routers are ready")
+    late = sorted(set(facts.said.by_router) - set(facts.acknowledged))
+    if late:
+        return true("Adopting", f"not yet on the current configuration: {_some(late)}")
+    return false("UpToDate", "what was declared is rolled out")
+
+
+def policy_ready(facts: Facts) -> Verdict:
+    """Whether the referenced policy decides in every router."""
+    choice = facts.plan.choice
+    if choice is not None and choice.problem is not None:
+        word = "the last good policy" if choice.last_known_good else "the fallback"
+        return false(choice.problem.reason, f"{choice.problem.message}; {word} {choice.config.name} is in force")
+    if choice is None:
+        return unknown("SpecInvalid", "the spec is not in force")
+    said, digest = facts.said.by_router, facts.plan.config_digest
+    for name, one in said.items():
+        if one.refused_digest == digest or (one.config_digest == digest and not one.policy_ready):
+            reason = one.policy_reason or "Refused"
+            return false(reason, f"{name} decides with {one.deciding}: {one.policy_message or reason}")
+    if not said:
+        return unknown("NotAcknowledged", "no router has said what it runs")
+    late = sorted(set(said) - set(facts.acknowledged))
+    if late:
+        return unknown("Adopting", f"not yet on the current configuration: {_some(late)}")
+    return true("Acknowledged", f"{len(said)}/{facts.routers_desired} routers run {choice.config.name}")
+
+
+def predictor_ready(facts: Facts) -> Verdict:
+    """Whether the declared length predictor answers."""
+    if facts.plan.spec is not None and facts.plan.spec.predictor.type == "Constant":
+        return true("Constant", f"every answer is expected to have {facts.plan.spec.predictor.constant_tokens} tokens")
+    return _all_say(facts, lambda said: (said.predictor_ready, said.predictor_reason), good="Loaded")
+
+
+def state_backend_ready(facts: Facts) -> Verdict:
+    """Whether every router reaches the shared ledger."""
+    if facts.plan.spec is not None and facts.plan.spec.state.redis is None:
+        return true("NotConfigured", "each router counts for itself")
+    return _all_say(facts, lambda said: (said.state_backend_ready, said.state_backend_reason), good="Connected")
+
+
+def instances_available(facts: Facts) -> Verdict:
+    """Whether every router has an instance to choose."""
+    counts = _instances(facts)
+    if counts is None:
+        return unknown("NotAcknowledged", "no router has said what it sees")
+    if counts[0] > 0:
+        return true("Available", f"{counts[0]}/{counts[1]} instances are ready")
+    blind = [name for name, said in facts.said.by_router.items() if said.instances_ready == 0]
+    if counts[1] == 0:
+        return false("NoInstances", "no pool has an instance")
+    return false("NoInstanceReady", f"{_some(blind)} sees none of {counts[1]} instances ready")
+
+
+def _all_say(facts: Facts, what: Callable[[RouterAcknowledgement], tuple[bool | None, str]], *, good: str) -> Verdict:
+    """True where all who know say so, False where one says no, Unknown where nobody knows."""
+    answers = {name: what(said) for name, said in facts.said.by_router.items()}
+    for name, (holds, reason) in answers.items():
+        if holds is False:
+            return false(reason or "NotReady", f"{name}: {reason or 'not ready'}")
+    agree = [name for name, (holds, _) in answers.items() if holds]
+    if not agree:
+        return unknown("NotAcknowledged", "no router has said")
+    return true(good, f"{len(agree)}/{facts.routers_desired} routers say so")
+
+
+def _instances(facts: Facts) -> tuple[int, int] | None:
+    """Instances that every router has ready, of all that any knows."""
+    said = facts.said.by_router.values()
+    if not said:
+        return None
+    return min(one.instances_ready for one in said), max(one.instances_total for one in said)
+
+
+def _routers(facts: Facts) -> Object:
+    desired = facts.routers_desired
+    if facts.routers_ready is None:
+        return {"desired": desired}
+    return {"ready": facts.routers_ready, "desired": desired, "summary": f"{facts.routers_ready}/{desired}"}
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMED_ROUTERS])
+    more = len(names) - _NAMED_ROUTERS
+    return f"{shown} and {more} more" if more > 0 else shown
