@@ -12,19 +12,26 @@ their progress, and sequences are filed under the decode step in which they fini
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmrouter.domain import EngineMode, EngineProfile
-from llmrouter.errors import InvalidRequestError
+from llmrouter.errors import InvalidInputError, InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 ADMISSION_WATERMARK_FRACTION = 0.01
 """Share of the KV blocks that an admission leaves free for the sequences already running."""
+
+
+_COEFFICIENTS = (
+    *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
+    *("context_s_per_token", "sequence_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,27 @@ class EngineCounters:
         return self.kv_blocks_used / self.kv_blocks_total
 
 
+def _check_profile(profile: EngineProfile) -> None:
+    for name in ("block_tokens", "max_sequences", "token_budget"):
+        if (limit := getattr(profile, name)) < 1:
+            raise InvalidInputError(f"profile {profile.name}: {name} must be at least 1, not {limit}")
+    if profile.kv_tokens < profile.block_tokens:
+        raise InvalidInputError(
+            f"profile {profile.name}: kv_tokens must be at least one block, not {profile.kv_tokens}"
+        )
+    if profile.mode is EngineMode.CHUNKED and profile.token_budget < profile.max_sequences:
+        raise InvalidInputError(
+            f"profile {profile.name}: token_budget must be at least max_sequences, {profile.max_sequences}, "
+            f"not {profile.token_budget}"
+        )
+    for name in _COEFFICIENTS:
+        seconds = getattr(profile, name)
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise InvalidInputError(f"profile {profile.name}: {name} must be finite and at least 0, not {seconds}")
+    if profile.base_decode_s == 0:
+        raise InvalidInputError(f"profile {profile.name}: base_decode_s must be above 0: a step takes time")
+
+
 class _Phase(Enum):
     WAITING = auto()
     PREFILL = auto()
@@ -112,9 +140,14 @@ class _Sequence:
 
 
 class Engine:
-    """A continuous-batching engine of one profile. Deterministic: equal calls give equal answers."""
+    """A continuous-batching engine of one profile. Deterministic: equal calls give equal answers.
+
+    Raises:
+        InvalidInputError: the profile's limits or coefficients make no engine.
+    """
 
     def __init__(self, profile: EngineProfile) -> None:
+        _check_profile(profile)
         self.profile = profile
         self._blocks_total = profile.kv_tokens // profile.block_tokens
         self._watermark_blocks = int(self._blocks_total * ADMISSION_WATERMARK_FRACTION)
