@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -106,17 +107,15 @@ class RedisLedger:
 
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
-        args: list[str | int] = [
+        outcome, row, packed = await self._call(
+            "reserve",
             ask.request_id,
             whole_tokens(ask.prompt_tokens),
             milli_tokens(ask.predicted_output_tokens),
             "" if ask.moved_tolerance is None else ask.moved_tolerance,
             int(ask.final),
-            len(ask.bids),
-        ]
-        for bid in ask.bids:
-            args += _bid_args(bid)
-        outcome, row, packed = await self._call("reserve", *args)
+            _bids_json(ask.bids),
+        )
         loads = {bid.instance_id: _load(text) for bid, text in zip(ask.bids, packed, strict=True)}
         return ReserveResult(outcome=ReserveOutcome(_text(outcome)), reservation=_reservation(row), loads=loads)
 
@@ -200,14 +199,16 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _bid_args(bid: Bid) -> tuple[str | int, ...]:
-    limit = bid.room.kv_limit_tokens
-    return (
-        bid.instance_id,
-        bid.seen_requests,
-        bid.room.max_requests,
-        "" if limit is None else limit,
-        repr(float(bid.room.decode_reserve_fraction)),
+def _bids_json(bids: Sequence[Bid]) -> str:
+    """One argument, a list per field: hundreds of arguments take longer to write than the script takes to run."""
+    return json.dumps(
+        (
+            [bid.instance_id for bid in bids],
+            [bid.seen_requests for bid in bids],
+            [bid.room.max_requests for bid in bids],
+            [False if bid.room.kv_limit_tokens is None else bid.room.kv_limit_tokens for bid in bids],
+            [float(bid.room.decode_reserve_fraction) for bid in bids],
+        )
     )
 
 

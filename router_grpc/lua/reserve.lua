@@ -1,8 +1,9 @@
--- ARGV: 3 request id, 4 prompt tokens, 5 predicted output (milli-tokens), 6 tolerance or '', 7 final (0|1), 8 number of
--- bids; then per bid: instance id, seen requests, max requests, KV limit in tokens or '', decode reserve fraction.
--- Returns {outcome, reservation, packed load of each bid}.
+-- ARGV: 3 request id, 4 prompt tokens, 5 predicted output (milli-tokens), 6 tolerance or '', 7 final (0|1), 8 the bids
+-- as JSON, a list per field: instance ids, seen requests, max requests, KV limits in tokens or false, decode reserve
+-- fractions. Returns {outcome, reservation, packed load of each bid}.
 local REQUEST, PROMPT, PREDICTED = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local TOLERANCE, FINAL, BIDS = tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8])
+local TOLERANCE, FINAL = tonumber(ARGV[6]), ARGV[7] == '1'
+local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS = unpack(cjson.decode(ARGV[8]))
 
 -- llmrouter.routing.inflight.has_room, operation by operation.
 local function has_room(load, max_requests, kv_limit, fraction)
@@ -19,41 +20,47 @@ local function has_room(load, max_requests, kv_limit, fraction)
   return load.context + PROMPT + expected <= kv_limit
 end
 
-local function bid_loads()
-  local loads = {}
-  for i = 0, BIDS - 1 do
-    loads[#loads + 1] = pack_load(read_load(ARGV[9 + 5 * i]))
+-- Loads are read at once and unpacked one by one: most calls end at one of the first candidates.
+local loads = {}
+for from = 1, #INSTANCES, 1000 do
+  local rows = redis.call('HMGET', LOADS, unpack(INSTANCES, from, math.min(#INSTANCES, from + 999)))
+  for i, packed in ipairs(rows) do
+    loads[from + i - 1] = packed or '0 0 0 0'
   end
-  return loads
 end
 
 local existing = read_reservation(REQUEST)
 if existing then
   adopt(existing)
   write_reservation(existing)
-  return { 'Existing', answer(existing), bid_loads() }
+  return { 'Existing', answer(existing), loads }
 end
 
 local first, least, least_gain
-for i = 0, BIDS - 1 do
-  local at = 9 + 5 * i
-  local load = read_load(ARGV[at])
-  if has_room(load, tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])) then
-    local gain = load.requests - tonumber(ARGV[at + 1])
+for i, instance in ipairs(INSTANCES) do
+  local load = unpack_load(loads[i])
+  if has_room(load, MAX_REQUESTS[i], KV_LIMITS[i], FRACTIONS[i]) then
+    local gain = load.requests - SEEN[i]
     if not TOLERANCE or gain <= TOLERANCE then
-      first = ARGV[at]
+      first = instance
       break
     end
     if not least or gain < least_gain then
-      least, least_gain = ARGV[at], gain
+      least, least_gain = instance, gain
     end
   end
 end
 
 local chosen = first or (FINAL and least)
 if not chosen then
-  return { least and 'Moved' or 'Full', {}, bid_loads() }
+  return { least and 'Moved' or 'Full', {}, loads }
 end
 local entry = { id = REQUEST, instance = chosen, prompt = PROMPT, predicted = PREDICTED, prefilled = false, generated = 0 }
 add(entry)
-return { 'Committed', answer(entry), bid_loads() }
+local fresh = pack_load(read_load(chosen))
+for i, instance in ipairs(INSTANCES) do
+  if instance == chosen then
+    loads[i] = fresh
+  end
+end
+return { 'Committed', answer(entry), loads }
