@@ -12,21 +12,23 @@ ARG UV_VERSION=0.13.8
 RUN command -v uv >/dev/null || python3 -m pip install --no-cache-dir "uv==${UV_VERSION}"
 # uv asks this file whom to trust: a build behind an inspecting proxy mounts its own over it.
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    UV_CACHE_DIR=/var/cache/uv \
     UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
     UV_NO_PROGRESS=1 \
     UV_PROJECT_ENVIRONMENT=/opt/llmrouter \
     UV_PYTHON_DOWNLOADS=never
-ARG UV_CACHE_DIR=/var/cache/uv
 WORKDIR /build
 COPY pyproject.toml uv.lock ./
 
 FROM builder AS operator-dependencies
-RUN uv sync --frozen --no-default-groups --no-install-project --extra operator
+RUN --mount=type=cache,target=/var/cache/uv \
+    uv sync --frozen --no-default-groups --no-install-project --extra operator
 
 FROM builder AS router-dependencies
 ARG CUDA=1
-RUN uv sync --frozen --no-default-groups --no-install-project --extra router --extra testbed \
+RUN --mount=type=cache,target=/var/cache/uv \
+    uv sync --frozen --no-default-groups --no-install-project --extra router --extra testbed \
  && if [ "${CUDA}" = 0 ]; then \
       rm -f /opt/llmrouter/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so \
             /opt/llmrouter/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_tensorrt.so; \

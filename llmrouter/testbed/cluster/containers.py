@@ -38,6 +38,12 @@ class Containerd:
         """Takes an image in from a docker-archive and unpacks its layers."""
         self.ctr("images", "import", "--snapshotter", snapshotter, str(archive))
 
+    def forget_images(self, prefix: str, *, but: Iterable[str]) -> None:
+        """Removes the images whose names begin with `prefix`, except those named."""
+        old = sorted(name for name in self.images() - set(but) if name.startswith(prefix))
+        if old:
+            self.ctr("images", "remove", *old)
+
     def clear(self) -> None:
         """Removes every container and what it runs, and keeps the images."""
         for task in self.ctr("tasks", "list", "-q").split():
@@ -134,6 +140,15 @@ def remove_shims(socket: Path) -> None:
             words = (entry / "cmdline").read_bytes().split(b"\0")
             if b"containerd-shim" in words[0] and str(socket).encode() in words:
                 os.kill(int(entry.name), signal.SIGKILL)
+
+
+def remove_traces(layout: Layout) -> None:
+    """Removes what the kubelet and the network plugins write at fixed places outside of the state directory."""
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.is_symlink() and str(link.readlink()).startswith(str(layout.logs)):
+            link.unlink()
+    for result in Path("/var/lib/cni/results").glob("llmrouter-*"):
+        result.unlink()
 
 
 def _kill_all(folders: Iterable[Path]) -> bool:

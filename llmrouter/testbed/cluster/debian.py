@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from llmrouter.testbed.cluster.places import cache_directory
@@ -34,20 +35,22 @@ def fetch(packages: Iterable[str], into: Path, *, alone: bool) -> list[Path]:
     return sorted(into.glob("*.deb"))
 
 
-def unpack(archives: Iterable[Path], into: Path) -> None:
-    """Unpacks packages over each other; none of their scripts runs."""
+def unpack(archives: Iterable[Path], into: Path, *, without: Iterable[str] = ()) -> None:
+    """Unpacks packages over each other, but those whose names match a pattern of `without`. None of their scripts runs."""
     into.mkdir(parents=True, exist_ok=True)
+    patterns = tuple(without)
     for archive in archives:
-        run(["dpkg-deb", "--extract", archive, into])
+        if not any(fnmatch(archive.name.partition("_")[0], pattern) for pattern in patterns):
+            run(["dpkg-deb", "--extract", archive, into])
 
 
-def provide_root(name: str, packages: tuple[str, ...], *, alone: bool) -> Path:
+def provide_root(name: str, packages: tuple[str, ...], *, alone: bool, without: tuple[str, ...] = ()) -> Path:
     """A folder of the cache that holds the unpacked packages; made once for each list of packages."""
-    key = hashlib.sha256(f"{alone} {' '.join(packages)}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{alone} {packages} {without}".encode()).hexdigest()[:12]
     root = cache_directory() / "debian" / f"{name}-{key}"
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
-            unpack(fetch(packages, Path(scratch) / "archives", alone=alone), Path(scratch) / "root")
+            unpack(fetch(packages, Path(scratch) / "archives", alone=alone), Path(scratch) / "root", without=without)
             shutil.move(Path(scratch) / "root", root)
     return root

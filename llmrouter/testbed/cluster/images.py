@@ -15,12 +15,35 @@ from llmrouter.testbed.cluster.places import cache_directory, repository_root
 from llmrouter.testbed.cluster.processes import run
 from llmrouter.testbed.cluster.progress import Progress
 
-BASE_PACKAGES = ("base-files", "base-passwd", "ca-certificates", "coreutils", "dash", "libpython3-stdlib", "python3-minimal")
+BASE_PACKAGES = (
+    "base-files",
+    "base-passwd",
+    "ca-certificates",
+    "coreutils",
+    "dash",
+    "libpython3-stdlib",
+    "libstdc++6",
+    "python3-minimal",
+)
 REDIS_PACKAGES = ("base-files", "base-passwd", "redis-server", "redis-tools")
+# Dependencies that only install scripts and logins have a use for.
+WITHOUT = (
+    *("*perl*", "debconf", "adduser", "passwd", "login", "dpkg", "tar", "mawk", "openssl", "usrmerge"),
+    *(
+        "init-system-helpers",
+        "sysvinit-utils",
+        "lsb-base",
+        "libpam*",
+        "libaudit*",
+        "libsemanage*",
+        "libsepol*",
+        "libdb5*",
+    ),
+)
 CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "uv.lock", "llmrouter", "router_grpc", "operator", "models")
 TARGETS = ("operator", "router")
 USER = "65532"
-_NOT_NEEDED = ("doc", "info", "lintian", "locale", "man", "bug", "zoneinfo", "perl5")
+_NOT_NEEDED = ("share/doc", "share/info", "share/lintian", "share/locale", "share/man", "share/bug", "lib/*/gconv")
 _HOST_TRUST = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -39,7 +62,9 @@ class ImageNames:
 
 def pinned_uv(dockerfile: str) -> str:
     """The requirement for the uv that the Dockerfile names."""
-    return next(f"uv=={line.partition('=')[2]}" for line in dockerfile.splitlines() if line.startswith("ARG UV_VERSION="))
+    return next(
+        f"uv=={line.partition('=')[2]}" for line in dockerfile.splitlines() if line.startswith("ARG UV_VERSION=")
+    )
 
 
 def context_key(root: Path, *, more: Iterable[str] = ()) -> str:
@@ -53,8 +78,8 @@ def context_key(root: Path, *, more: Iterable[str] = ()) -> str:
 
 def image_names(root: Path | None = None) -> ImageNames:
     """The names of the images of the sources as they are at this moment."""
-    key = context_key(root or repository_root(), more=BASE_PACKAGES)
-    redis = hashlib.sha256(" ".join(REDIS_PACKAGES).encode()).hexdigest()[:12]
+    key = context_key(root or repository_root(), more=(*BASE_PACKAGES, *WITHOUT))
+    redis = _key(*REDIS_PACKAGES, *WITHOUT)
     return ImageNames(
         operator=f"localhost/llmrouter-operator:{key}",
         router=f"localhost/llmrouter-router:{key}",
@@ -78,6 +103,8 @@ class Images:
         self._cache = cache or cache_directory()
         self._root = root or repository_root()
         self._uv = pinned_uv((self._root / "Dockerfile").read_text())
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._driver = "overlay" if overlay_works(self._cache) else "vfs"
         self.names = image_names(self._root)
 
     def archive(self, name: str, into: Path) -> Path:
@@ -104,7 +131,7 @@ class Images:
         base, builder = self._base(), self._builder_base()
         target = next(target for target in TARGETS if name == getattr(self.names, target))
         with self._progress.part(f"build the image {target} from the Dockerfile", usually_s=25):
-            arguments = {"BASE": base, "BUILDER_BASE": builder, "CUDA": "0", "UV_CACHE_DIR": "/var/cache/uv"}
+            arguments = {"BASE": base, "BUILDER_BASE": builder, "CUDA": "0"}
             words = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
             self._bud(name, self._root, "--layers", "--target", target, *words, *self._mounts())
 
@@ -112,18 +139,18 @@ class Images:
         if self._known(self.names.redis):
             return
         with self._progress.part("build the image redis from Debian's package", usually_s=6):
-            root = provide_root("redis-image", REDIS_PACKAGES, alone=False)
+            root = provide_root("redis-image", REDIS_PACKAGES, alone=False, without=WITHOUT)
             dockerfile = f'FROM scratch\nCOPY . /\nUSER {USER}:{USER}\nENTRYPOINT ["redis-server"]\n'
             self._from_root(self.names.redis, root, dockerfile)
 
     def _base_name(self) -> str:
-        return f"localhost/llmrouter-base:{hashlib.sha256(' '.join(BASE_PACKAGES).encode()).hexdigest()[:12]}"
+        return f"localhost/llmrouter-base:{_key(*BASE_PACKAGES, *WITHOUT)}"
 
     def _base(self) -> str:
         name = self._base_name()
         if not self._known(name):
             with self._progress.part("build the base image from Debian's packages", usually_s=6):
-                root = provide_root("base-image", BASE_PACKAGES, alone=False)
+                root = provide_root("base-image", BASE_PACKAGES, alone=False, without=WITHOUT)
                 self._from_root(name, root, "FROM scratch\nCOPY . /\n")
         return name
 
@@ -149,14 +176,9 @@ class Images:
             self._bud(name, finished, "--file", str(scratch / "Dockerfile"))
 
     def _mounts(self) -> list[str]:
-        """What the builder needs of this machine: whom to trust, and the wheels that were fetched before."""
-        wheels = self._cache / "uv"
-        wheels.mkdir(parents=True, exist_ok=True)
-        mounts = [f"{wheels}:/var/cache/uv"]
+        """What the builder needs of this machine: whom to trust."""
         trusted = trusted_certificates(os.environ)
-        if trusted:
-            mounts.append(f"{trusted.resolve()}:{_HOST_TRUST}:ro")
-        return [word for mount in mounts for word in ("--volume", mount)]
+        return ["--volume", f"{trusted.resolve()}:{_HOST_TRUST}:ro"] if trusted else []
 
     def _bud(self, name: str, context: Path, *words: str) -> None:
         self._buildah("bud", "--quiet", "--isolation", "chroot", "--pull-never", *words, "--tag", name, str(context))
@@ -172,16 +194,18 @@ class Images:
     def _buildah(self, *words: str) -> str:
         storage = self._cache / "buildah"
         storage.mkdir(parents=True, exist_ok=True)
-        driver = "overlay" if overlay_works(storage) else "vfs"
-        places = ["--root", str(storage / "root"), "--runroot", str(storage / "run"), "--storage-driver", driver]
-        return run(["buildah", *places, *words], within_s=1800)
+        (storage / "tmp").mkdir(exist_ok=True)
+        places = ["--root", str(storage / "root"), "--runroot", str(storage / "run"), "--storage-driver", self._driver]
+        # Below TMPDIR buildah keeps what the Dockerfile's cache mounts hold.
+        return run(["buildah", *places, *words], env={**os.environ, "TMPDIR": str(storage / "tmp")}, within_s=1800)
 
 
 def finish_root(unpacked: Path, into: Path) -> Path:
     """Copies an unpacked root and does what the packages' scripts would have: users, trust, library cache, a shell."""
     shutil.copytree(unpacked, into, symlinks=True)
-    for name in _NOT_NEEDED:
-        shutil.rmtree(into / "usr" / "share" / name, ignore_errors=True)
+    for pattern in _NOT_NEEDED:
+        for folder in into.glob(f"usr/{pattern}"):
+            shutil.rmtree(folder)
     for name, line in (("passwd", f"nonroot:x:{USER}:{USER}::/tmp:/bin/sh\n"), ("group", f"nonroot:x:{USER}:\n")):
         master = into / "usr" / "share" / "base-passwd" / f"{name}.master"
         (into / "etc" / name).write_text(master.read_text() + line)
@@ -204,3 +228,7 @@ def _files(top: Path) -> list[Path]:
     if top.is_file():
         return [top]
     return sorted(file for file in top.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+
+
+def _key(*words: str) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]

@@ -9,7 +9,9 @@ from llmrouter.testbed.cluster.errors import ClusterError, UnsuitableMachineErro
 from llmrouter.testbed.cluster.processes import run
 from llmrouter.testbed.cluster.progress import Progress
 
-WAYS_OUT = "Use an existing cluster with `make demo CONTEXT=<kubectl context>`, or no cluster with `make demo-standalone`."
+WAYS_OUT = (
+    "Use an existing cluster with `make demo CONTEXT=<kubectl context>`, or no cluster with `make demo-standalone`."
+)
 CNI_PLUGINS = Path("/usr/lib/cni")
 PACKAGES: Mapping[str, str] = {
     "containerd": "containerd",

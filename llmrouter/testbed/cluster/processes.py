@@ -37,25 +37,55 @@ def run(
     argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, within_s: float = 600, **files: Path
 ) -> str:
     """Runs a command to its end and returns what it printed; a failure carries the end of that. `cwd=` as usual."""
+    words = [str(word) for word in argv]
+    label = f"{' '.join(words[:4])} …"
     try:
-        done = subprocess.run(
-            [str(word) for word in argv],
+        command = subprocess.Popen(
+            words,
             env=None if env is None else dict(env),
             cwd=files.get("cwd"),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=within_s,
-            check=False,
+            errors="replace",
+            start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise ClusterError(f"{argv[0]} is not installed") from error
+        raise ClusterError(f"{words[0]} is not installed") from error
+    _RUNNING.add(command)
+    try:
+        printed, complained = command.communicate(timeout=within_s)
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{' '.join(map(str, argv[:4]))} … took longer than {within_s:.0f} s") from error
-    if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise ClusterError(f"{' '.join(map(str, argv[:4]))} … failed with status {done.returncode}:\n{tail}")
-    return done.stdout
+        raise ClusterError(f"{label} took longer than {within_s:.0f} s") from error
+    finally:
+        _end(command)
+    if command.returncode:
+        tail = "\n".join((printed + complained).strip().splitlines()[-15:])
+        raise ClusterError(f"{label} failed with status {command.returncode}:\n{tail}")
+    return printed
+
+
+# The commands under way in any thread, so that an interrupted run can end those of its other threads.
+_RUNNING: set["subprocess.Popen[str]"] = set()
+
+
+def end_commands() -> None:
+    """Kills every command that `run` is waiting for, in whichever thread."""
+    for command in tuple(_RUNNING):
+        _kill_group(command)
+
+
+def _end(command: "subprocess.Popen[str]") -> None:
+    _RUNNING.discard(command)
+    if command.poll() is None:
+        _kill_group(command)
+        command.wait()
+
+
+def _kill_group(command: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself
+        os.killpg(command.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Takes the cluster down when the run that owns it ends, however it ends: killed, crashed or interrupted."""
+
+import os
+import subprocess
+import sys
+from types import TracebackType
+from typing import Self
+
+from llmrouter.testbed.cluster.places import repository_root
+
+_KEEP = b"k"
+
+
+class Guard:
+    """A process that waits for this one to end and then takes the cluster down, unless `keep` was called.
+
+    It learns of the end from a pipe that the kernel closes, so that not even SIGKILL leaves a cluster behind.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = subprocess.Popen(
+            [sys.executable, "-m", "llmrouter.testbed.cluster", "guard"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(repository_root())},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def keep(self) -> None:
+        """Leaves the cluster up when this process ends."""
+        self._close(_KEEP)
+
+    def release(self) -> None:
+        """Lets the guard take down what is still there now, and waits until it has."""
+        self._close(b"")
+        self._waiting.wait(timeout=120)
+
+    def _close(self, last_words: bytes) -> None:
+        pipe = self._waiting.stdin
+        if pipe is not None and not pipe.closed:
+            pipe.write(last_words)
+            pipe.close()
+
+
+def owner_has_ended_and_left_it() -> bool:
+    """Waits for the owner's end, in the guard's own process; True if the cluster is to go."""
+    return sys.stdin.buffer.read() != _KEEP
