@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import Request
 from llmrouter.errors import InvalidInputError
+from llmrouter.sim.engine import EngineRequest
+from llmrouter.sim.run import Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,6 +85,24 @@ class Trace:
         factor = self.rate_rps / rate_rps
         scaled = tuple(replace(request, arrived_at_s=request.arrived_at_s * factor) for request in self.requests)
         return Trace(scaled, self.duration_s * factor)
+
+
+def arrivals(trace: Trace, model: str = "") -> tuple[Arrival, ...]:
+    """The trace for a simulated run: each request as a router sees it (unpredicted: 0) and as the engine gets it."""
+    return tuple(
+        Arrival(
+            Request(
+                request_id=f"r{index}",
+                model=model,
+                prompt_tokens=request.prompt_tokens,
+                predicted_output_tokens=0.0,
+                arrived_at_s=request.arrived_at_s,
+                application=request.application,
+            ),
+            EngineRequest(f"r{index}", request.prompt_tokens, request.output_tokens),
+        )
+        for index, request in enumerate(trace.requests)
+    )
 
 
 def azure_2023() -> Trace:

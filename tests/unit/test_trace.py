@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.testbed.trace import Trace, TraceRequest, azure_2023, load, parse
+from llmrouter.sim.engine import EngineRequest
+from llmrouter.testbed.trace import Trace, TraceRequest, arrivals, azure_2023, load, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,3 +80,10 @@ def test_a_file_is_sorted_by_arrival(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv.gz"
     path.write_bytes(gzip.compress(f"{HEADER}\n2,code,5,1\n0.5,conversation,6,2\n".encode()))
     assert load(path) == Trace((TraceRequest(0.5, "conversation", 6, 2), TraceRequest(2.0, "code", 5, 1)), 2.0)
+
+
+def test_arrivals_keep_the_output_length_for_the_engine_alone() -> None:
+    (one,) = arrivals(Trace((TraceRequest(0.5, "code", 30, 7),), 1.0), "m")
+    assert (one.request.arrived_at_s, one.request.application, one.request.prompt_tokens) == (0.5, "code", 30)
+    assert one.request.predicted_output_tokens == 0
+    assert one.work == EngineRequest("r0", 30, 7)
