@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     scope.add_argument("--all-namespaces", action="store_true", help="look after all namespaces")
     parser.add_argument(
+        "--lease-name", default="llmrouter-operator", metavar="NAME", help="Lease that replicas compete for"
+    )
+    parser.add_argument(
         "--lease-seconds",
         type=int,
         default=15,
@@ -75,6 +78,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
             pull_policy=environment.get("LLMROUTER_ROUTER_IMAGE_PULL_POLICY") or "IfNotPresent",
             pull_secrets=tuple(name for name in secrets.split(",") if name),
         ),
+        lease_name=parsed.lease_name,
         lease_s=parsed.lease_seconds,
         http_port=parsed.http_port,
     )

@@ -40,18 +40,21 @@ RULES = (
 )
 """In every namespace that is looked after. Pods are watched by routers: nobody can give away what they lack."""
 
-LEASE_NAME = "llmrouter-operator"
-LEASE_RULES = (
-    Rule("coordination.k8s.io", "leases", ("create",)),
-    Rule("coordination.k8s.io", "leases", ("get", "update"), LEASE_NAME),
-)
-"""In the operator's own namespace."""
+
+def lease_rules(lease_name: str) -> tuple[Rule, ...]:
+    """In the operator's own namespace."""
+    return (
+        Rule("coordination.k8s.io", "leases", ("create",)),
+        Rule("coordination.k8s.io", "leases", ("get", "update"), lease_name),
+    )
 
 
-async def missing_permissions(cluster: Cluster, namespaces: Sequence[str | None], own_namespace: str) -> list[str]:
+async def missing_permissions(
+    cluster: Cluster, namespaces: Sequence[str | None], *, lease_namespace: str, lease_name: str
+) -> list[str]:
     """Asks the API server about everything in the tables; returns what it denies: ``verb resource.group (where)``."""
     asked = [(rule, verb, namespace) for namespace in namespaces for rule in RULES for verb in rule.verbs]
-    asked += [(rule, verb, own_namespace) for rule in LEASE_RULES for verb in rule.verbs]
+    asked += [(rule, verb, lease_namespace) for rule in lease_rules(lease_name) for verb in rule.verbs]
     answers = await asyncio.gather(
         *(
             cluster.may(verb=verb, group=rule.group, resource=rule.resource, namespace=namespace, name=rule.name)

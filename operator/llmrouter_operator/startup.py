@@ -22,7 +22,7 @@ from llmrouter_operator.health import serve_health
 from llmrouter_operator.leadership import Leadership
 from llmrouter_operator.metrics import OperatorMetrics
 from llmrouter_operator.models import LLM_ROUTER, OWNED_KINDS, ROUTING_POLICY
-from llmrouter_operator.permissions import LEASE_NAME, missing_permissions
+from llmrouter_operator.permissions import missing_permissions
 from llmrouter_operator.reconcile import Reconciler
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Options:
     own_namespace: str
     identity: str
     defaults: RouterDefaults
+    lease_name: str
     lease_s: int
     http_port: int
 
@@ -105,7 +106,9 @@ async def _check(cluster: Cluster, options: Options) -> None:
         for kind in (LLM_ROUTER, ROUTING_POLICY):
             if not await cluster.serves(kind):
                 raise StartupError(f"the API server does not know {kind.plural}.{kind.group}: install the CRDs first")
-        missing = await missing_permissions(cluster, options.scopes, options.own_namespace)
+        missing = await missing_permissions(
+            cluster, options.scopes, lease_namespace=options.own_namespace, lease_name=options.lease_name
+        )
     except ClusterError as error:
         raise StartupError(f"the API server cannot be asked: {error}") from error
     if missing:
@@ -118,7 +121,7 @@ async def _leading(cluster: Cluster, options: Options, stop: asyncio.Event) -> A
     leadership = Leadership(
         cluster,
         namespace=options.own_namespace,
-        name=LEASE_NAME,
+        name=options.lease_name,
         identity=options.identity,
         lease_s=options.lease_s,
         clock_s=time.monotonic,
