@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from dataclasses import dataclass, field
+from typing import cast
 
 MARKER = b"data:"
 DONE = b"data: [DONE]"
@@ -54,9 +55,8 @@ class CompletionStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sends the request."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection gives
-        self._transport = transport
-        transport.write(self.request)
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
         """Counts events; keeps the tail, where the usage is."""
@@ -103,8 +103,7 @@ class CompletionStream(asyncio.Protocol):
             raise CompletionError(f"the stream ended without usage: {_readable(self._tail)}") from error
 
     def _read_head(self, data: bytes) -> bytes:
-        assert self._head is not None  # noqa: S101 - the caller's condition
-        self._head += data
+        self._head = (self._head or b"") + data
         head, separator, body = self._head.partition(b"\r\n\r\n")
         if not separator:
             return b""

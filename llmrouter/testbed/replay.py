@@ -377,9 +377,9 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m llmrouter.testbed.replay") -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.replay", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add_arguments(parser)
     return execute(parser.parse_args(arguments))
 

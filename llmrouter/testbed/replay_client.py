@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
@@ -15,7 +15,7 @@ from llmrouter.testbed.replay_routers import wait_until
 from router_grpc.v1 import router_pb2 as messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from llmrouter.testbed.replay_routers import RouterLink, Routers, Tracked
     from llmrouter.testbed.trace import TraceRequest
@@ -25,6 +25,7 @@ ROUTE_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 RETRY_WITHIN_S = 15.0
 MAX_RETRY_WAIT_S = 2.0
+DEFAULT_RETRY_WAIT_S = 0.05
 MAX_ATTEMPTS = 2
 RETRIED_ROUTE_CODES = frozenset(
     {
@@ -246,8 +247,6 @@ class ReplayClient:
 
 def _retry_after_s(error: grpc.aio.AioRpcError) -> float:
     """What the router asked for, bounded; a moment where it said nothing."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "retry-after-ms":
-            text = value.decode() if isinstance(value, bytes) else value
-            return min(float(text) / 1e3, MAX_RETRY_WAIT_S) if text.isdigit() else MAX_RETRY_WAIT_S
-    return 0.05
+    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
+    asked = str(trailers.get("retry-after-ms", ""))
+    return min(int(asked) / 1e3, MAX_RETRY_WAIT_S) if asked.isdigit() else DEFAULT_RETRY_WAIT_S

@@ -1,0 +1,83 @@
+"""The command ``llmrouter``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BAD_INPUT = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options. Options of a command stand where the command is written."""
+    top = argparse.ArgumentParser(
+        prog="llmrouter",
+        description="Places LLM requests on engine instances by their cost.",
+        epilog="llmrouter COMMAND --help explains a command.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="run one router from a file, without Kubernetes and Redis",
+        description="Runs one router from a file that holds an LLMRouter, whose pools list endpoints, and its "
+        "RoutingPolicy. A changed file is in force within a second; one that is not valid changes nothing.",
+    )
+    serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file with the resources")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    for name, help_text in FORWARDED.items():
+        commands.add_parser(name, help=help_text, add_help=False)
+    return top
+
+
+FORWARDED = {
+    "replay": "send a recorded trace through routers and engines, and measure",
+    "engine": "run simulated engines with vLLM's HTTP API",
+}
+"""Commands whose options a module of their own declares."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 2 with one line on bad input."""
+    options, rest = parser().parse_known_args(arguments)
+    try:
+        match options.command:
+            case "replay":
+                return _replay(rest)
+            case "engine":
+                return _engine(rest)
+        if rest:
+            parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        return _serve(options)
+    except InvalidInputError as error:
+        print(f"llmrouter {options.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from router_grpc.standalone import serve
+
+    serve(options.config, host=options.host)
+    return 0
+
+
+def _replay(rest: Sequence[str]) -> int:
+    from llmrouter.testbed import replay
+
+    return replay.main(rest, prog="llmrouter replay")
+
+
+def _engine(rest: Sequence[str]) -> int:
+    from llmrouter.testbed import engine_server
+
+    return engine_server.main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

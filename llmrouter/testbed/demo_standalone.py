@@ -1,0 +1,176 @@
+"""The comparison without Kubernetes: eight simulated engines, one router from a file, two policies, about a minute."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import yaml
+
+from llmrouter.testbed.cluster.errors import PartFailedError
+from llmrouter.testbed.cluster.places import repository_root
+from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
+from llmrouter.testbed.comparison import MODEL, SWITCH, Facts, Timing, summary
+from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
+from llmrouter.testbed.live_view import LiveView
+from router_grpc.v1 import router_pb2 as messages
+from router_grpc.v1.router_pb2_grpc import RouterStub
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from rich.console import Console
+
+ENGINES_PER_POOL = 4
+START_TIMEOUT_S = 60.0
+SWITCH_TIMEOUT_S = 30.0
+TIMING = Timing(window_s=20.0, warm_up_s=4.0, switch_s=20.0)
+_ENGINE_PORT = re.compile(r"on http://127\.0\.0\.1:(\d+)")
+
+
+def manifest(name: str) -> list[dict[str, Any]]:
+    """The documents of a packaged YAML file."""
+    text = (resources.files(__package__) / "manifests" / name).read_text(encoding="utf-8")
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def router_resource(ports: Mapping[str, Sequence[int]], *, grpc_port: int, metrics_port: int) -> dict[str, Any]:
+    """The LLMRouter of ``manifests/standalone``, with the addresses that this run has."""
+    (resource,) = manifest("standalone/router.yaml")
+    for pool in resource["spec"]["pools"]:
+        pool["endpoints"] = [f"127.0.0.1:{port}" for port in ports[pool["profile"]["name"]]]
+    resource["spec"]["listeners"] = {"grpcPort": grpc_port, "metricsPort": metrics_port}
+    return resource
+
+
+def write_config(path: Path, router: dict[str, Any], policy: str) -> None:
+    """Replaces the router's file in one step, so that it never reads half of one."""
+    new = path.with_suffix(".new")
+    new.write_text(yaml.safe_dump_all([router, *manifest(f"policies/{policy}.yaml")], sort_keys=False))
+    new.replace(path)
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """The running parts: where the router listens, its file, and the folder of everything written."""
+
+    folder: Path
+    config: Path
+    resource: dict[str, Any]
+    address: str
+
+    def digest(self) -> str:
+        """Digest of the policy that the router runs."""
+        with grpc.insecure_channel(self.address, options=(("grpc.enable_http_proxy", 0),)) as channel:
+            stub = RouterStub(channel)  # type: ignore[no-untyped-call]
+            answer: messages.GetSnapshotResponse = stub.GetSnapshot(messages.GetSnapshotRequest(), timeout=5)
+            return answer.policy_digest
+
+    def switch(self) -> float:
+        """Rewrites the file and waits until the router runs the other policy; returns the seconds it took."""
+        before = self.digest()
+        began_s = time.monotonic()
+        write_config(self.config, self.resource, "marginal-cost")
+        poll(lambda: self.digest() != before, within_s=SWITCH_TIMEOUT_S, what="the router runs the new policy")
+        return time.monotonic() - began_s
+
+
+def start_standalone(folder: Path, stack: ExitStack) -> Standalone:
+    """Starts engines and router below ``folder``; ``stack`` ends them."""
+    logs = folder / "logs"
+    ports = _start_engines(logs, stack)
+    grpc_port, metrics_port = free_port(), free_port()
+    resource = router_resource(ports, grpc_port=grpc_port, metrics_port=metrics_port)
+    config = folder / "router.yaml"
+    write_config(config, resource, "round-robin")
+    router = _start("router", ["llmrouter.cli", "serve", "--config", str(config)], logs, stack)
+    running = Standalone(folder, config, resource, f"127.0.0.1:{grpc_port}")
+    router.ready(lambda: _answers(running), within_s=START_TIMEOUT_S)
+    return running
+
+
+def compare(console: Console) -> int:
+    """Runs the demo; returns its exit status."""
+    folder = repository_root() / "build" / "demo-standalone"
+    shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        began_s = time.monotonic()
+        console.print("starting eight simulated engines and one router …")
+        running = start_standalone(folder, stack)
+        ready_s = time.monotonic() - began_s
+        console.print(f"ready after {ready_s:.1f} s; logs: {folder / 'logs'}", soft_wrap=True)
+        values = _measure(running, ready_s, stack, console)
+    status = conclude(values, folder / "summary.json", console)
+    console.print("next: make demo, the same on a real Kubernetes with two routers and a shared ledger")
+    return status
+
+
+def _measure(running: Standalone, ready_s: float, stack: ExitStack, console: Console) -> dict[str, Any]:
+    arguments = ["llmrouter.testbed.replay", "--router", running.address, *TIMING.replay_arguments()]
+    lines = running.folder / "replay.jsonl"
+    replay = _start("replay", arguments, running.folder, stack, log=lines)
+    executor = stack.enter_context(ThreadPoolExecutor(1))
+    switched: list[Future[float]] = []
+
+    def on_stretch(name: str) -> None:
+        if name == SWITCH:
+            switched.append(executor.submit(running.switch))
+
+    with LiveView("standalone", console) as view:
+        state = watch_replay(lines, alive=lambda: replay.alive, view=view, on_stretch=on_stretch)
+    if not switched:
+        raise PartFailedError("the replay ended before the policy was switched")
+    return summary(state, Facts(ready_s, switched[0].result(), {}))
+
+
+def _start_engines(logs: Path, stack: ExitStack) -> dict[str, list[int]]:
+    processes = {}
+    (resource,) = manifest("standalone/router.yaml")
+    for pool in resource["spec"]["pools"]:
+        profile = pool["profile"]["name"]
+        words = ["llmrouter.testbed.engine_server", "--profile", profile, "--model", MODEL]
+        words += ["--instances", str(ENGINES_PER_POOL), "--port", "0"]
+        processes[profile] = _start(f"engines-{pool['name']}", words, logs, stack)
+    return {profile: _ports(process) for profile, process in processes.items()}
+
+
+def _ports(engines: Process) -> list[int]:
+    def listening() -> list[int]:
+        return [int(port) for port in _ENGINE_PORT.findall(engines.log.read_text())]
+
+    engines.ready(lambda: len(listening()) == ENGINES_PER_POOL, within_s=START_TIMEOUT_S)
+    return listening()
+
+
+def _start(name: str, module: Sequence[str], logs: Path, stack: ExitStack, *, log: Path | None = None) -> Process:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = start(name, [sys.executable, "-m", *module], log=log or logs / f"{name}.log", env=environment)
+    stack.callback(process.stop)
+    return process
+
+
+def _answers(running: Standalone) -> bool:
+    try:
+        return bool(running.digest())
+    except grpc.RpcError:  # not up yet: asking again is what the caller does
+        return False
+
+
+def main() -> int:
+    """The command line, which takes no options."""
+    return run_to_exit_status(compare)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
