@@ -319,6 +319,35 @@ async def test_a_request_id_that_comes_back_is_a_new_reservation(fleet: Fleet) -
     assert await b.find("r") == again
 
 
+async def test_a_request_id_that_comes_back_is_restored_like_any_other(fleet: Fleet) -> None:
+    a, b = fleet.router("a"), fleet.router("b")
+    await a.reserve(ask("r", bid("i")))
+    await b.release("r")
+    again = (await a.reserve(ask("r", bid("j")))).reservation
+    assert again is not None
+    await a.heartbeat(0)
+    assert await b.expire() == {"a": 1}
+    assert await a.reconcile([again]) == frozenset()
+    assert await b.find("r") == again
+
+
+async def test_after_a_loss_the_first_living_router_to_restore_a_reservation_keeps_it(fleet: Fleet) -> None:
+    a, b = fleet.router("a"), fleet.router("b")
+    await b.heartbeat(30)
+    await b.reconcile([Reservation("r", "b", "i", 100, 50.0)])
+    assert await a.reconcile([Reservation("r", "a", "i", 100, 50.0)]) == {"r"}
+    assert (await known(a, ["r"]))[0].router_id == "b"
+
+
+async def test_a_reservation_of_a_lapsed_router_is_taken_back(fleet: Fleet) -> None:
+    a, b = fleet.router("a"), fleet.router("b")
+    await b.reconcile([Reservation("r", "b", "j", 100, 50.0)])
+    await b.heartbeat(0)
+    assert await a.reconcile([Reservation("r", "a", "i", 100, 50.0)]) == frozenset()
+    assert await a.loads() == {"i": ONE}
+    assert await a.expire() == {"b": 0}
+
+
 async def test_leaving_releases_everything_of_this_router(fleet: Fleet) -> None:
     a, b = fleet.router("a"), fleet.router("b")
     await asyncio.gather(*(a.reserve(ask(f"r{n}", bid("i"), tolerance=None)) for n in range(300)))

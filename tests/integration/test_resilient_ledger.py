@@ -273,6 +273,10 @@ class Scripted(MemoryLedger):
         await self._passes()
         return result
 
+    async def find(self, request_id: str) -> Reservation | None:
+        await self._passes()
+        return await super().find(request_id)
+
     async def heartbeat(self, ttl_s: float) -> int:
         if self.away:
             raise LedgerUnavailableError("away")
@@ -315,13 +319,17 @@ async def test_a_cancelled_reserve_leaves_nothing_behind() -> None:
     shared = Scripted("a")
     ledger = over(shared)
     shared.proceed.clear()
-    under_way = asyncio.create_task(reserve(ledger, "r"))
+    cancelled = asyncio.create_task(reserve(ledger, "r"))
+    explanation = asyncio.create_task(ledger.find("other"))
     await asyncio.sleep(0)
     assert await shared.loads() == {"i": ONE}
-    under_way.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await under_way
-    await ledger.tend()
+        await cancelled
+    tending = asyncio.create_task(ledger.tend())
+    await asyncio.sleep(0)
+    shared.proceed.set()
+    await asyncio.gather(tending, explanation)
     assert await shared.loads() == {}
 
 
