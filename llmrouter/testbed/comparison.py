@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from llmrouter.testbed.replay_events import ReplayState
 
 MODEL = "llama-3.1-8b"
-CAPACITY_RPS = 22.75
+CAPACITY_RPS = 23.1
 """The rate that round-robin sustains on four llama-3.1-8b-rtx4090 and four llama-3.1-8b-rtx-pro-6000 with this trace.
 
-From ``llmrouter.sim.capacity`` on all of the trace but its last 500 requests; a test holds it to that.
+From ``bench/capacity.py``; a test holds it to that.
 """
 LOAD = 0.85
 RATE_RPS = LOAD * CAPACITY_RPS

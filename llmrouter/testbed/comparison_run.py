@@ -66,7 +66,7 @@ def run_to_exit_status(body: Callable[[Console], int]) -> int:
             return body(console)
     except ClusterError as error:
         console.print(f"demo: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         console.print("demo: interrupted")
         return INTERRUPTED

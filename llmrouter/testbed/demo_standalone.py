@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,6 +20,7 @@ from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
 from llmrouter.testbed.comparison import MODEL, SWITCH, Facts, Timing, summary
 from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
+from llmrouter.testbed.demo_target import manifest
 from llmrouter.testbed.live_view import LiveView
 from router_grpc.v1 import router_pb2 as messages
 from router_grpc.v1.router_pb2_grpc import RouterStub
@@ -37,12 +37,6 @@ START_TIMEOUT_S = 60.0
 SWITCH_TIMEOUT_S = 30.0
 TIMING = Timing(window_s=20.0, warm_up_s=4.0, switch_s=20.0)
 _ENGINE_PORT = re.compile(r"on http://127\.0\.0\.1:(\d+)")
-
-
-def manifest(name: str) -> list[dict[str, Any]]:
-    """The documents of a packaged YAML file."""
-    text = (resources.files(__package__) / "manifests" / name).read_text(encoding="utf-8")
-    return [document for document in yaml.safe_load_all(text) if document]
 
 
 def router_resource(ports: Mapping[str, Sequence[int]], *, grpc_port: int, metrics_port: int) -> dict[str, Any]:

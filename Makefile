@@ -1,0 +1,68 @@
+# `make` or `make help` lists the commands. Every one of them works on a bare machine: it installs what it needs first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+CODE := llmrouter router_grpc operator/llmrouter_operator tests bench
+TYPED := llmrouter router_grpc operator/llmrouter_operator tests
+PROTO := router_grpc/v1/router.proto
+HELM := from llmrouter.testbed.cluster.binaries import Binaries; print(Binaries().provide(["helm"])["helm"])
+export PYTHONPATH := $(CURDIR):$(CURDIR)/operator
+
+.PHONY: help
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 25
+	@echo
+	@echo '  CONTEXT=NAME uses an existing cluster in make demo; DEMO_KEEP=1 leaves the demo up.'
+
+.PHONY: demo
+demo: .venv/.synced ## a real Kubernetes on this machine, routers, engines, a real trace, two policies (root)
+	$(PYTHON) -m llmrouter.testbed.demo $(if $(CONTEXT),--context '$(CONTEXT)')
+
+.PHONY: demo-down
+demo-down: .venv/.synced ## take everything of the demo's cluster away
+	$(PYTHON) -m llmrouter.testbed.cluster down
+
+.PHONY: demo-standalone
+demo-standalone: .venv/.synced ## the same comparison without Kubernetes, in about a minute
+	$(PYTHON) -m llmrouter.testbed.demo_standalone
+
+.PHONY: test
+test: .venv/.synced binaries ## all tests that need no special rights
+	$(BIN)/pytest tests -m 'not e2e'
+
+.PHONY: e2e
+e2e: .venv/.synced ## tests on a real node: image, chart, traffic (root)
+	$(BIN)/pytest tests/e2e -m e2e
+
+.PHONY: check
+check: .venv/.synced ## format, lint, types, import contracts, drift of stubs, CRDs and chart
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit/test_drift.py
+	diff -r crds charts/llmrouter/crds
+	"$$($(PYTHON) -c '$(HELM)')" lint --strict charts/llmrouter
+
+.PHONY: models
+models: .venv/.synced ## rebuild models/ from the data in it, to the same bytes
+	$(PYTHON) -m llmrouter.training models
+
+.PHONY: stubs
+stubs: .venv/.synced ## generate the Python code of router.proto
+	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+
+.PHONY: bench-burst
+bench-burst: .venv/.synced binaries ## how bursts spread over idle instances, with and without reserve
+	$(PYTHON) bench/burst.py
+
+.PHONY: binaries
+binaries: .venv/.synced
+	@$(PYTHON) -m llmrouter.testbed.cluster build --control-plane >/dev/null
+
+.venv/.synced: pyproject.toml uv.lock
+	"$$(tools/ensure-uv)" sync --frozen --all-extras
+	@touch $@

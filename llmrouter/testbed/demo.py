@@ -1,0 +1,245 @@
+"""The demo: a real Kubernetes, the chart, real traffic on simulated engines, a policy switched with kubectl apply."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmrouter.testbed.cluster.binaries import Binaries
+from llmrouter.testbed.cluster.cluster import Cluster
+from llmrouter.testbed.cluster.guard import Guard
+from llmrouter.testbed.cluster.images import image_names
+from llmrouter.testbed.cluster.places import repository_root
+from llmrouter.testbed.cluster.processes import poll, start
+from llmrouter.testbed.cluster.progress import Progress
+from llmrouter.testbed.comparison import DISTURBED, SWITCH, Facts, Timing, summary
+from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
+from llmrouter.testbed.demo_target import DemoTarget, ImageChoice, engines, manifest, replay_pod
+from llmrouter.testbed.live_view import LiveView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    from rich.console import Console
+
+    from llmrouter.testbed.replay_events import ReplayState
+
+TIMING = Timing(window_s=50.0, disturbed_s=20.0)
+MIN_WINDOW_S, MAX_WINDOW_S = 5.0, 200.0
+KILL_AFTER_S = 4.0
+REPLAY_START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the user chose."""
+
+    context: str | None
+    images: ImageChoice
+    timing: Timing
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A router pod that was killed, and how long its replacement took to acknowledge the policy."""
+
+    pod: str
+    replacement_acknowledged_s: float
+
+
+class Actions:
+    """What happens beside the traffic, each when its stretch begins."""
+
+    def __init__(self, target: DemoTarget, executor: ThreadPoolExecutor, view: LiveView) -> None:
+        self._target = target
+        self._executor = executor
+        self._view = view
+        self.switch: Future[float] | None = None
+        self.kill: Future[Kill] | None = None
+
+    def on_stretch(self, name: str) -> None:
+        """Starts the action of a stretch, if it has one."""
+        if name == SWITCH:
+            self._view.say("kubectl apply: RoutingPolicy demo becomes the ONNX policy, while traffic flows")
+            self.switch = self._executor.submit(self._target.switch_policy, "marginal-cost")
+        elif name == DISTURBED:
+            self.kill = self._executor.submit(self._kill_router)
+
+    def _kill_router(self) -> Kill:
+        time.sleep(KILL_AFTER_S)
+        pod = self._target.router_pods()[0]
+        name = pod["metadata"]["name"]
+        self._view.say(f"killing router {name}, while traffic flows")
+        began_s = time.monotonic()
+        kill_processes(pod["metadata"]["uid"])
+        self._target.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
+        self._target.wait_replaced(name)
+        return Kill(name, time.monotonic() - began_s)
+
+
+def kill_processes(pod_uid: str) -> None:
+    """SIGKILLs what runs in a pod, where the pod runs on this machine: a crash, which no drain softens."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = pod_uid in (entry / "cgroup").read_text() and b"router_grpc" in (entry / "cmdline").read_bytes()
+            if mine:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (OSError, ValueError):  # it ended while it was looked at
+            continue
+
+
+def replay(target: DemoTarget, timing: Timing, folder: Path, view: LiveView) -> tuple[ReplayState, Actions]:
+    """Runs the replay pod to its end, switching the policy and killing a router at their times."""
+    target.apply([replay_pod(target.router_image(), timing.replay_arguments())])
+    started = ("Running", "Succeeded", "Failed")
+    poll(
+        lambda: target.get("pod", "demo-replay")["status"].get("phase") in started,
+        within_s=REPLAY_START_TIMEOUT_S,
+        what="the replay pod starts",
+        every_s=0.3,
+    )
+    lines = folder / "replay.jsonl"
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    lines.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        log = start("replay", target.kubectl_words("logs", "--follow", "demo-replay"), log=lines)
+        stack.callback(log.stop)
+        executor = stack.enter_context(ThreadPoolExecutor(2))
+        actions = Actions(target, executor, view)
+        state = watch_replay(lines, alive=lambda: log.alive, view=view, on_stretch=actions.on_stretch)
+    return state, actions
+
+
+def deploy(target: DemoTarget, progress: Progress) -> None:
+    """Installs the release and applies the demo's objects; returns when every part serves."""
+    with progress.part("helm install: CRDs, operator, Redis", usually_s=3):
+        target.install()
+    with progress.part("kubectl apply: eight engines, two policies' worth of routers", usually_s=25):
+        target.apply(engines(target.router_image()))
+        target.apply([*manifest("policies/round-robin.yaml"), *manifest("cluster/router.yaml")])
+        target.wait_ready()
+
+
+def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> DemoTarget:
+    """The existing cluster, or a new one of this machine; ``stack`` takes away what was made here."""
+    if options.context is not None:
+        programs = Binaries(progress=progress).provide(("kubectl", "helm"))
+        access, helm_access = ("--context", options.context), ("--kube-context", options.context)
+        target = DemoTarget(programs["kubectl"], programs["helm"], access, helm_access, options.images)
+        target.uninstall()
+        if not options.keep:
+            stack.callback(target.uninstall)
+        return target
+    owner = stack.enter_context(Guard())
+    cluster = Cluster.up(progress)
+    if options.keep:
+        owner.keep()
+    names = image_names()
+    access = ("--kubeconfig", str(cluster.kubeconfig))
+    return DemoTarget(
+        cluster.binaries["kubectl"],
+        cluster.binaries["helm"],
+        access,
+        access,
+        ImageChoice(operator=names.operator, router=names.router, redis=names.redis),
+    )
+
+
+def compare(options: DemoOptions, console: Console) -> int:
+    """Runs the demo; returns its exit status."""
+    folder = repository_root() / "build" / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    logs = folder / "logs"
+    began_s = time.monotonic()
+    progress = Progress(lambda line: console.print(line, markup=False, soft_wrap=True))
+    with ExitStack() as stack:
+        target = open_target(options, progress, stack)
+        stack.callback(_collect_logs, target, logs, own=options.context is None)
+        deploy(target, progress)
+        ready_s = time.monotonic() - began_s
+        progress.note(f"LLMRouter demo is Ready, {ready_s:.0f} s after the start")
+        with LiveView("make demo", console) as view:
+            state, actions = replay(target, options.timing, folder, view)
+        values = _values(state, actions, ready_s)
+        status = conclude(values, folder / "summary.json", console)
+        console.print(f"logs: {logs}", soft_wrap=True)
+        _say_next(options, target, console)
+    return status
+
+
+def _values(state: ReplayState, actions: Actions, ready_s: float) -> dict[str, Any]:
+    more: dict[str, Any] = {}
+    if actions.kill is not None:
+        kill, outcomes = actions.kill.result(), state.of(DISTURBED)
+        more["router_kill"] = {
+            "pod": kill.pod,
+            "requests": len(outcomes),
+            "failed": sum(outcome.failed for outcome in outcomes),
+            "retries": sum(outcome.retries for outcome in outcomes),
+            "replacement_acknowledged_s": round(kill.replacement_acknowledged_s, 3),
+        }
+    switched_s = actions.switch.result() if actions.switch is not None else None
+    return summary(state, Facts(ready_s, switched_s, more))
+
+
+def _collect_logs(target: DemoTarget, logs: Path, *, own: bool) -> None:
+    target.collect_logs(logs)
+    cluster = Cluster.current() if own else None
+    if cluster is not None:
+        shutil.copytree(cluster.logs, logs / "cluster", dirs_exist_ok=True, ignore=shutil.ignore_patterns("pods"))
+
+
+def _say_next(options: DemoOptions, target: DemoTarget, console: Console) -> None:
+    lines = ["next: DEMO_KEEP=1 make demo leaves it up to play with; make demo-standalone needs no Kubernetes"]
+    if options.keep:
+        export = [f"  export KUBECONFIG={target.access[1]}"] if options.context is None else []
+        lines = [
+            "it stays up; next:",
+            *export,
+            f"  kubectl -n {target.namespace} get llmr,rpol,pods",
+            f"  kubectl -n {target.namespace} describe llmr demo",
+            f"  kubectl -n {target.namespace} edit rpol demo",
+            "  make demo-down" if options.context is None else f"  kubectl delete namespace {target.namespace}",
+        ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def parse(arguments: Sequence[str] | None) -> DemoOptions:
+    """Reads the command line and ``DEMO_KEEP``."""
+    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.demo", description=__doc__)
+    parser.add_argument("--context", help="use this context of your kubeconfig instead of making a cluster")
+    parser.add_argument("--operator-image", help="image of the operator, with --context (default: the chart's)")
+    parser.add_argument("--router-image", help="image of routers, engines and replay, with --context (as above)")
+    parser.add_argument("--redis-image", help="image of Redis, with --context (as above)")
+    parser.add_argument(
+        "--window", type=float, default=TIMING.window_s, help="seconds of a phase (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if not (math.isfinite(options.window) and MIN_WINDOW_S <= options.window <= MAX_WINDOW_S):
+        parser.error(f"--window must be {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g}, not {options.window:g}")
+    images = ImageChoice(options.operator_image, options.router_image, options.redis_image)
+    timing = Timing(window_s=options.window, disturbed_s=TIMING.disturbed_s)
+    return DemoOptions(options.context, images, timing, keep=os.environ.get("DEMO_KEEP", "") not in ("", "0"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = parse(arguments)
+    return run_to_exit_status(lambda console: compare(options, console))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
