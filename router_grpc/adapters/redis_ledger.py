@@ -49,21 +49,28 @@ def redis_client(url: str, *, password: str | None = None, timeout_s: float = 0.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``; nothing is connected yet.
-        password: goes before one in the URL.
+        password: used where the URL has none.
         timeout_s: for a connection, for an answer, and for a free connection of the pool, each.
         max_connections: the bound of the pool.
+
+    Raises:
+        InvalidConfigError: where the URL is none of those; the message does not repeat it, since it may hold a secret.
     """
     secret = {} if password is None else {"password": password}
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-        **secret,
-    )
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+            **secret,
+        )
+        pool.connection_class(**pool.connection_kwargs)  # connects nothing, refuses unknown options
+    except (ValueError, TypeError):
+        raise InvalidConfigError("not a valid redis://, rediss:// or unix:// URL, or an unknown option in it") from None
     return Redis.from_pool(pool)
 
 
@@ -87,7 +94,7 @@ class RedisLedger:
     """A ``Ledger`` in Redis. All keys carry the hash tag ``{llmrouter:<namespace>}``: one slot of a Redis Cluster.
 
     Everything but ``expire``, ``reconcile`` and ``leave`` is one script call; those work in chunks, each atomic, that
-    other calls may come between.
+    other calls may come between. The server must not evict keys (``maxmemory-policy noeviction``).
 
     Args:
         router_id: whose reservations this object makes.

@@ -389,3 +389,12 @@ async def test_any_word_is_an_id(fleet: Fleet, word: str) -> None:
 async def test_a_namespace_that_breaks_keys_is_refused(namespace: str) -> None:
     with pytest.raises(InvalidConfigError):
         RedisLedger("a", redis_client("redis://127.0.0.1:1"), namespace, 1.0)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:1", "h:1", "", "redis://:pa#ss@h:1", "redis://h:port", "redis://h:1?nonsense=1"]
+)
+async def test_a_url_that_is_not_of_redis_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(InvalidConfigError, match="not a valid redis://") as refused:
+        redis_client(url)
+    assert "pa#ss" not in str(refused.value)

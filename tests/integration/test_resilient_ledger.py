@@ -12,6 +12,7 @@ from llmrouter.domain import Load, Reservation
 from llmrouter.errors import LedgerUnavailableError
 from llmrouter.testbed.cluster.redis import RedisServer
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
+from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import MAX_DOUBTS, ResilientLedger
 from router_grpc.ports import ReserveAsk, ReserveOutcome, ReserveResult
 
@@ -315,6 +316,24 @@ async def test_calls_under_way_explain_a_difference_for_a_while() -> None:
     assert await shared.loads() == {"i": ONE}
 
 
+async def test_a_small_difference_that_stays_is_looked_at_however_busy_the_router() -> None:
+    shared = Scripted("a")
+    ledger = over(shared)
+    await shared.reserve(ask("orphan", bid("i")))
+    shared.proceed.clear()
+    busy = asyncio.create_task(ledger.find("other"))
+    await asyncio.sleep(0)
+    for _ in range(MAX_DOUBTS):
+        await ledger.tend()
+    assert await shared.loads() == {"i": ONE}
+
+    insisting = asyncio.create_task(ledger.tend())
+    await asyncio.sleep(0)
+    shared.proceed.set()
+    await asyncio.gather(insisting, busy)
+    assert await shared.loads() == {}
+
+
 async def test_a_cancelled_reserve_leaves_nothing_behind() -> None:
     shared = Scripted("a")
     ledger = over(shared)
@@ -381,6 +400,22 @@ async def test_one_router_not_two() -> None:
         ResilientLedger(
             Scripted("a"), MemoryLedger("b", MemoryBook(), lambda: 0.0), heartbeat_ttl_s=30.0, clock=lambda: 0.0
         )
+
+
+async def test_a_password_is_needed_where_redis_wants_one(redis_server: RedisServer) -> None:
+    opened = redis_client(redis_server.url, timeout_s=TIMEOUT_S)
+    await opened.config_set("requirepass", "a secret")
+    await opened.aclose()
+
+    refused = RedisLedger("a", redis_client(redis_server.url, timeout_s=TIMEOUT_S), "tests", TIMEOUT_S)
+    with pytest.raises(LedgerUnavailableError, match="AuthenticationError"):
+        await refused.loads()
+    await refused.close()
+
+    client = redis_client(redis_server.url, password="a secret", timeout_s=TIMEOUT_S)  # noqa: S106 - of this server
+    admitted = RedisLedger("a", client, "tests", TIMEOUT_S)
+    assert await admitted.loads() == {}
+    await admitted.close()
 
 
 async def test_an_address_where_nobody_listens_is_unavailable(common_redis: RedisServer) -> None:
