@@ -1,0 +1,201 @@
+"""Specs that both the API server and the library must refuse, and specs that both must take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Spec = dict[str, Any]
+SHA256 = "a" * 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bad spec, and what the API server's refusal must say: the field and the bound."""
+
+    name: str
+    spec: Spec
+    field: str
+    bound: str
+
+
+def router(**changes: Any) -> Spec:
+    pool = {"name": "a", "endpoints": ["10.0.0.1:8000"], "profile": {"name": "llama-3.1-8b-rtx4090"}}
+    spec: Spec = {
+        "models": [{"name": "llama"}],
+        "pools": [pool],
+        "policyRef": {"name": "p"},
+        "router": {"replicas": 1},
+    }
+    return {name: value for name, value in (spec | changes).items() if value is not None}
+
+
+def pool(**changes: Any) -> Spec:
+    value = router()["pools"][0] | changes
+    return router(pools=[{name: part for name, part in value.items() if part is not None}])
+
+
+def inline(**changes: Any) -> Spec:
+    coefficients = {
+        "baseDecodeSeconds": 0.01,
+        "basePrefillSeconds": 0.01,
+        "prefillSecondsPerToken": 1e-5,
+        "contextSecondsPerToken": 1e-7,
+        "sequenceSeconds": 1e-5,
+        "kvTokens": 40000,
+        "maxSequences": 256,
+    }
+    return pool(profile={"inline": coefficients | changes})
+
+
+def onnx(**model: Any) -> Spec:
+    return {"type": "Onnx", "model": model}
+
+
+BAD_ROUTERS = [
+    Case("no models", router(models=[]), "spec.models", "at least 1 items"),
+    Case("no pools", router(pools=None), "spec.pools", "Required value"),
+    Case("no policyRef", router(policyRef=None), "spec.policyRef", "Required value"),
+    Case("a model twice", router(models=[{"name": "llama"}, {"name": "llama"}]), "spec.models[1]", "Duplicate value"),
+    Case(
+        "a pool twice",
+        router(pools=router()["pools"] * 2),
+        "spec.pools[1]",
+        "Duplicate value",
+    ),
+    Case(
+        "neither selector nor endpoints", pool(endpoints=None), "spec.pools[0]", "exactly one of selector and endpoints"
+    ),
+    Case(
+        "both selector and endpoints",
+        pool(selector={"matchLabels": {"app": "x"}}),
+        "spec.pools[0]",
+        "exactly one of selector and endpoints",
+    ),
+    Case(
+        "an empty selector", pool(endpoints=None, selector={"matchLabels": {}}), "matchLabels", "at least 1 properties"
+    ),
+    Case(
+        "a bad label key",
+        pool(endpoints=None, selector={"matchLabels": {"-bad": "x"}}),
+        "matchLabels",
+        "must be label keys",
+    ),
+    Case(
+        "a bad label value",
+        pool(endpoints=None, selector={"matchLabels": {"app": "no spaces"}}),
+        "matchLabels.app",
+        "should match",
+    ),
+    Case("port 0", pool(targetPort=0), "targetPort", "greater than or equal to 1"),
+    Case("port 65536", pool(targetPort=65536), "targetPort", "less than or equal to 65535"),
+    Case("an endpoint without a port", pool(endpoints=["10.0.0.1"]), "endpoints[0]", "should match"),
+    Case("a pool name in capitals", pool(name="Pool"), "spec.pools[0].name", "should match"),
+    Case(
+        "a pool of an unknown model", pool(models=["other"]), "pools[].models", "must name only models of spec.models"
+    ),
+    Case("neither profile", pool(profile={}), "spec.pools[0].profile", "exactly one of name and inline"),
+    Case("a step of no time", inline(baseDecodeSeconds=0), "baseDecodeSeconds", "greater than 0"),
+    Case("a negative coefficient", inline(sequenceSeconds=-1), "sequenceSeconds", "greater than or equal to 0"),
+    Case("no room for KV", inline(kvTokens=1), "kvTokens", "greater than or equal to 16"),
+    Case("an unknown engine mode", inline(mode="Magic"), "mode", 'supported values: "Chunked", "PrefillFirst"'),
+    Case("replicas without redis", router(router={"replicas": 2}), "router.replicas", "above 1 needs state.redis"),
+    Case("the default replicas without redis", router(router=None), "router.replicas", "above 1 needs state.redis"),
+    Case("negative replicas", router(router={"replicas": -1}), "spec.router.replicas", "greater than or equal to 0"),
+    Case("too many replicas", router(router={"replicas": 257}), "spec.router.replicas", "less than or equal to 256"),
+    Case(
+        "a bad quantity",
+        router(router={"replicas": 1, "resources": {"requests": {"cpu": "lots"}}}),
+        "requests.cpu",
+        "should match",
+    ),
+    Case(
+        "a negative quantity",
+        router(router={"replicas": 1, "resources": {"limits": {"cpu": -1}}}),
+        "limits.cpu",
+        "greater than or equal to 0",
+    ),
+    Case("an unknown log level", router(router={"replicas": 1, "logLevel": "LOUD"}), "logLevel", "supported values"),
+    Case("an unknown predictor", router(predictor={"type": "Oracle"}), "predictor.type", "supported values"),
+    Case("no constant tokens", router(predictor={"constantTokens": 0}), "constantTokens", "greater than or equal to 1"),
+    Case(
+        "a hasty time-out",
+        router(state={"heartbeatSeconds": 3, "heartbeatTimeoutSeconds": 5}),
+        "heartbeatTimeoutSeconds",
+        "at least twice heartbeatSeconds",
+    ),
+    Case("no heartbeat", router(state={"heartbeatSeconds": 0}), "heartbeatSeconds", "greater than or equal to 0.1"),
+    Case(
+        "no pause between scrapes",
+        router(limits={"scrapeIntervalSeconds": 0}),
+        "scrapeIntervalSeconds",
+        "greater than or equal to 0.1",
+    ),
+    Case("redis without a port", router(state={"redis": {"address": "redis"}}), "address", "should match"),
+    Case("no prompt admitted", router(limits={"maxPromptTokens": 0}), "maxPromptTokens", "greater than or equal to 1"),
+    Case("words for numbers", router(limits={"maxPromptTokens": "many"}), "maxPromptTokens", "must be of type integer"),
+]
+
+BAD_POLICIES = [
+    Case("an unknown type", {"type": "Psychic"}, "spec.type", '"RoundRobin", "Random", "LeastInFlight", "PowerOfTwo"'),
+    Case("no type", {}, "spec.type", "Required value"),
+    Case(
+        "a negative weight",
+        {"type": "RoundRobin", "objective": {"imposedWeight": -1}},
+        "spec.objective.imposedWeight",
+        "greater than or equal to 0",
+    ),
+    Case(
+        "a huge weight",
+        {"type": "RoundRobin", "objective": {"overflowWeight": 101}},
+        "spec.objective.overflowWeight",
+        "less than or equal to 100",
+    ),
+    Case("Onnx without a model", {"type": "Onnx"}, "model", "must be set for type Onnx"),
+    Case(
+        "a model of a plain type", {"type": "Random", "model": {"builtin": "marginal-cost"}}, "model", "and only for it"
+    ),
+    Case("a model from nowhere", onnx(), "spec.model", "exactly one of builtin and configMap"),
+    Case(
+        "a model from two places",
+        onnx(builtin="marginal-cost", configMap={"name": "m"}, sha256=SHA256),
+        "spec.model",
+        "exactly one of builtin and configMap",
+    ),
+    Case("an unknown builtin", onnx(builtin="magic"), "spec.model.builtin", 'supported values: "marginal-cost"'),
+    Case("a model without a digest", onnx(configMap={"name": "m"}), "sha256", "required for a model from a configMap"),
+    Case("half a digest", onnx(configMap={"name": "m"}, sha256="abc"), "spec.model.sha256", "should match"),
+    Case(
+        "a wait beyond the bound",
+        {"type": "Random", "hold": {"maxWaitSeconds": 601}},
+        "spec.hold.maxWaitSeconds",
+        "less than or equal to 600",
+    ),
+    Case("no KV", {"type": "Random", "hold": {"kvFraction": 0}}, "kvFraction", "greater than or equal to 0.1"),
+    Case("a negative queue", {"type": "Random", "queue": {"maxDepth": -1}}, "maxDepth", "greater than or equal to 0"),
+    Case("Onnx as fallback", {"type": "Random", "guard": {"fallback": "Onnx"}}, "guard.fallback", "supported values"),
+    Case(
+        "no time to decide",
+        {"type": "Random", "guard": {"decisionBudgetMilliseconds": 0}},
+        "decisionBudgetMilliseconds",
+        "greater than or equal to 0.1",
+    ),
+]
+
+GOOD_ROUTERS: list[Spec] = [
+    router(),
+    router(router={"replicas": 0}),
+    router(router=None, state={"redis": {"address": "[::1]:6379", "passwordSecretRef": {"name": "s", "key": "k"}}}),
+    pool(models=["llama"]),
+    pool(endpoints=None, selector={"matchLabels": {"example.com/app": "x", "tier": ""}}),
+    inline(mode="PrefillFirst"),
+    router(router={"replicas": 1, "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"cpu": "500m"}}}),
+    router(state={"heartbeatSeconds": 1, "heartbeatTimeoutSeconds": 2}),
+]
+
+GOOD_POLICIES: list[Spec] = [
+    {"type": "LeastInFlight"},
+    onnx(builtin="marginal-cost"),
+    onnx(configMap={"name": "m"}, sha256=SHA256),
+    {"type": "Random", "objective": {"imposedWeight": 0}, "hold": {"enabled": False}},
+]
