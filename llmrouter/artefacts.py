@@ -20,14 +20,14 @@ def builtin_model(kind: ModelKind | str, name: str) -> tuple[bytes, bytes]:
     """Bytes of ``model.onnx`` and ``manifest.json`` of a shipped model.
 
     Raises:
-        InvalidConfigError: (``UnknownModel``) there is no such model; the message lists those there are.
+        InvalidConfigError: (``ModelNotFound``) there is no such model; the message lists those there are.
     """
     folder = _root() / ModelKind(kind).value
     model, manifest = folder / name / "model.onnx", folder / name / "manifest.json"
     if _NAME.match(name) is None or not model.is_file() or not manifest.is_file():
         known = ", ".join(builtin_names(kind)) or "none"
         raise InvalidConfigError(
-            f"no {ModelKind(kind).value} model {name!r} is shipped; there is: {known}", reason="UnknownModel"
+            f"no {ModelKind(kind).value} model {name!r} is shipped; there is: {known}", reason="ModelNotFound"
         )
     return model.read_bytes(), manifest.read_bytes()
 

@@ -50,8 +50,8 @@ _LENGTH = """\
 # random-forest
 
 How many tokens an answer is expected to have, from the length of the prompt and the name of the application that sent
-it; the text is never seen. {trees} trees of at most {leaves} leaves. The prediction estimates a **mean**, because what a
-policy adds up is work: a median would have a smaller absolute error and would understate the load.
+it; the text is never seen. {trees} trees of at most {leaves} leaves. The prediction estimates a **mean**, because what
+a policy adds up is work: a median would have a smaller absolute error and would understate the load.
 
 | | |
 |---|---|

@@ -26,6 +26,9 @@ CUDA = "CUDAExecutionProvider"
 PROBE_SIZES = (1, 3)
 """Rows of the probe batches: one, and another number, so that a fixed batch size is found out."""
 
+_NOWHERE = "/dev/null/none"
+"""Where weights that a model keeps outside its bytes are looked for: no such folder, so no model reads files here."""
+
 _FATAL = 4
 _LOG = logging.getLogger(__name__)
 
@@ -126,6 +129,7 @@ def _session(model: bytes, providers: list[str]) -> onnxruntime.InferenceSession
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     return onnxruntime.InferenceSession(model, options, providers=providers)
 
 

@@ -1,0 +1,112 @@
+"""Small ONNX models, good and bad, with manifests to match."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from llmrouter.artefacts import builtin_model
+from llmrouter.manifest import Manifest, parse_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+OPSET = 17
+
+
+def shipped_manifest(kind: str = "policy", name: str = "marginal-cost") -> Manifest:
+    return parse_manifest(builtin_model(kind, name)[1])
+
+
+def manifest_for(model: bytes, base: Manifest, **changes: Any) -> bytes:  # noqa: ANN401 - any field
+    changed = base.model_copy(update={"sha256": hashlib.sha256(model).hexdigest(), **changes})
+    return changed.to_json()
+
+
+def scorer_graph(
+    nodes: Sequence[NodeProto],
+    *,
+    features: int = 14,
+    output_shape: Sequence[int | str] = ("I",),
+    constants: dict[str, NDArray[Any]] | None = None,
+    rows: int | str = "I",
+) -> bytes:
+    body = helper.make_graph(
+        list(nodes),
+        "test",
+        [
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, [rows, features]),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [3]),
+        ],
+        [helper.make_tensor_value_info("costs", TensorProto.FLOAT, list(output_shape))],
+        [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    return serialised(helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9))
+
+
+def serialised(model: ModelProto) -> bytes:
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def summing_scorer(*, features: int = 14, rows: int | str = "I") -> bytes:
+    """Costs are the sums of the features."""
+    nodes = [helper.make_node("ReduceSum", ["features", "axis"], ["costs"], keepdims=0)]
+    axis = {"axis": np.array([1], dtype=np.int64)}
+    return scorer_graph(nodes, features=features, constants=axis, rows=rows, output_shape=(rows,))
+
+
+def nan_scorer() -> bytes:
+    nodes = [
+        helper.make_node("ReduceSum", ["features", "axis"], ["sums"], keepdims=0),
+        helper.make_node("Mul", ["sums", "nan"], ["costs"]),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "axis": np.array([1], dtype=np.int64),
+        "nan": np.array(np.nan, dtype=np.float32),
+    }
+    return scorer_graph(nodes, constants=constants)
+
+
+def two_column_scorer() -> bytes:
+    nodes = [helper.make_node("Slice", ["features", "start", "end", "axis"], ["costs"])]
+    constants = {
+        "start": np.array([0], dtype=np.int64),
+        "end": np.array([2], dtype=np.int64),
+        "axis": np.array([1], dtype=np.int64),
+    }
+    return scorer_graph(nodes, constants=constants, output_shape=("I", 2))
+
+
+def lying_scorer() -> bytes:
+    """Declares one cost per row and answers a single one."""
+    nodes = [
+        helper.make_node("ReduceSum", ["features", "axes"], ["one"], keepdims=0),
+        helper.make_node("Reshape", ["one", "shape"], ["costs"]),
+    ]
+    constants = {"axes": np.array([0, 1], dtype=np.int64), "shape": np.array([1], dtype=np.int64)}
+    return scorer_graph(nodes, constants=constants)
+
+
+def file_reading_scorer(location: str) -> bytes:
+    """Keeps its weights in a file outside its bytes."""
+    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[14], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "56")):
+        entry = outside.external_data.add()
+        entry.key, entry.value = key, value
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["features", "w"], ["costs"])],
+        "test",
+        [
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["I", 14]),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [3]),
+        ],
+        [helper.make_tensor_value_info("costs", TensorProto.FLOAT, ["I"])],
+        [outside],
+    )
+    return serialised(helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9))
