@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from llmrouter.testbed.cluster.binaries import Binaries
 from llmrouter.testbed.cluster.cluster import Cluster
 from llmrouter.testbed.cluster.guard import Guard
-from llmrouter.testbed.cluster.images import image_names
 from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import poll, start
 from llmrouter.testbed.cluster.progress import Progress
@@ -146,7 +145,7 @@ def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> D
     cluster = Cluster.up(progress)
     if options.keep:
         owner.keep()
-    names = image_names()
+    names = cluster.load_images(progress)
     access = ("--kubeconfig", str(cluster.kubeconfig))
     return DemoTarget(
         cluster.binaries["kubectl"],
