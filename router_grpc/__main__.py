@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import uvloop
 from kubernetes.aio import client
 
-from llmrouter.config import parse_router_config
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
 from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
 from router_grpc.composition import Settings, compose
 from router_grpc.run import run_until_stopped
+from router_grpc.runtime import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,8 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     return Settings(
         router_id=environment["POD_NAME"],
         namespace=environment["LLMROUTER_NAMESPACE"],
-        ledger_namespace=environment.get("LLMROUTER_LEDGER_NAMESPACE", environment["LLMROUTER_NAMESPACE"]),
+        ledger_namespace=environment.get("LLMROUTER_LEDGER_NAMESPACE")
+        or f"{environment['LLMROUTER_NAMESPACE']}/{environment['LLMROUTER_CONFIG_MAP']}",
         grpc_port=ports[0],
         metrics_port=ports[1],
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
@@ -50,12 +52,17 @@ PORTS = (("GRPC", "9000"), ("METRICS", "9090"))
 
 
 async def first_config(source: ConfigMapSource) -> RouterConfig:
-    """The first configuration that can be read: it says where the shared ledger is."""
-    async for bundle in source.bundles():
-        try:
-            return parse_router_config(bundle.content)
-        except InvalidConfigError as error:
-            _log.error("configuration refused: waiting for another", extra={"detail": str(error)})
+    """The first configuration that can be read and is what its digest says: it tells where the shared ledger is."""
+
+    def refused(error: InvalidConfigError) -> None:
+        _log.error("configuration refused: waiting for another", extra={"reason": error.reason, "detail": str(error)})
+
+    async with aclosing(source.bundles(refused)) as bundles:
+        async for bundle in bundles:
+            try:
+                return read_config(bundle)[0]
+            except InvalidConfigError as error:
+                refused(error)
     raise AssertionError("a source of configurations does not end")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrouter.acknowledgement import RouterAcknowledgement
-from router_grpc.runtime import digest_of_policy
 
 if TYPE_CHECKING:
     from router_grpc.runtime import Runtime
@@ -31,7 +30,7 @@ def acknowledgement_of(
         refused_digest=runtime.refused_digest,
         policy_name=policy.name,
         policy_type=policy.type,
-        policy_digest=digest_of_policy(runtime.config),
+        policy_digest=runtime.policy_digest,
         deciding=runtime.deciding,
         policy_ready=runtime.policy_readiness.ready,
         policy_reason=runtime.policy_readiness.reason,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from llmrouter.config import digest_of
 from llmrouter.errors import InvalidConfigError, LLMRouterError, ModelRejectedError
-from llmrouter.metrics import MAX_INSTANCE_LABELS
+from router_grpc.gauges import Gauges
 from router_grpc.listeners.native import NativeListener, RouterServicer
 from router_grpc.reports import ReportService
-from router_grpc.runtime import ConfigBundle, Readiness, Runtime, digest_of_policy
+from router_grpc.runtime import ConfigBundle, Readiness, Runtime
 from router_grpc.service import RouterService
 
 if TYPE_CHECKING:
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
     from llmrouter.acknowledgement import RouterAcknowledgement
     from router_grpc.adapters.engine_metrics import EngineScraper
     from router_grpc.adapters.instances import InstanceDirectory
+    from router_grpc.changes import Changes
     from router_grpc.runtime import RuntimeBuilder
-    from router_grpc.service import World
+    from router_grpc.world import World
 
 REFRESH_S = 0.1
 """How often the loads of the ledger are read: one call, whatever the number of instances."""
 
+SHOW_S = 1.0
+"""How often gauges are set."""
+
 ACKNOWLEDGE_S = 5.0
-"""How often a router says that all is as it was; a change is said at once."""
+"""How often a router says that all is as it was; a change is said at once, and the longest pause after a failure."""
+
+RETRY_S = 1.0
+"""How long a source of configurations that failed is left alone."""
 
 SETTLE_S = 1.0
 """How long a draining router still answers, so that whoever still believes it ready is served."""
@@ -39,8 +46,8 @@ _log = logging.getLogger(__name__)
 class ConfigSource(Protocol):
     """Where configurations come from."""
 
-    def bundles(self) -> AsyncIterator[ConfigBundle]:
-        """Every configuration that appears, the present one first."""
+    def bundles(self, on_refused: Callable[[InvalidConfigError], None]) -> AsyncIterator[ConfigBundle]:
+        """Every configuration that appears, the present one first; what is none is told to ``on_refused``."""
         ...
 
 
@@ -52,6 +59,7 @@ class Outside:
     directory: InstanceDirectory
     scraper: EngineScraper
     builder: RuntimeBuilder
+    changes: Changes
     acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None
     describe: Callable[[RouterApp], RouterAcknowledgement | None]
 
@@ -65,13 +73,14 @@ class RouterApp:
         self.reports = ReportService(world, self.service.kick)
         self._outside = outside
         self.listener = NativeListener(RouterServicer(world, self.service, self.reports), host=host, port=port)
-        self._good: Runtime | None = None
+        self._gauges = Gauges(world, self.service)
+        self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        outside.changes.listen(self._note_change)
 
-    def changed(self) -> None:
-        """Something that an acknowledgement shows is different now."""
+    def _note_change(self) -> None:
         self._changed.set()
         self.service.kick()
 
@@ -82,7 +91,9 @@ class RouterApp:
             "config": self._follow_config(),
             "refresh": self._every(lambda: REFRESH_S, self._refresh, "refresh"),
             "heartbeat": self._every(self._heartbeat_s, self._beat, "heartbeat"),
+            "sweep": self._every(self._heartbeat_s, self._sweep, "sweep"),
             "scrape": self._every(self._scrape_s, self._scrape, "scrape"),
+            "gauges": self._every(lambda: SHOW_S, self._show, "gauges"),
         }
         if self._outside.acknowledge is not None:
             loops["acknowledge"] = self._acknowledge_changes(self._outside.acknowledge)
@@ -96,34 +107,35 @@ class RouterApp:
         Reservations that are still open stay for one heartbeat time-out, so that another router can take them over.
         """
         _log.info("draining", extra={"in_flight": len(self.world.open_requests)})
-        await self.listener.set_ready(ready=False)
+        await self.listener.retire()
         await asyncio.sleep(SETTLE_S)
         await self.listener.drain(grace_s)
+        await self.world.unbroken.settled()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._outside.directory.close()
+        await self._outside.scraper.close()
         if not len(self.world.open_requests):
             await self.world.ledger.leave()
         await self.world.ledger.close()
 
     async def adopt(self, bundle: ConfigBundle) -> None:
         """Puts a configuration in force, or keeps the last good one and says why."""
-        digest = digest_of(bundle.content)
         try:
-            runtime = await self._runtime_for(bundle, digest)
+            runtime = await self._runtime_for(bundle)
         except (InvalidConfigError, ModelRejectedError) as error:
-            self._refuse(digest, error)
+            self._refuse(error, digest_of(bundle.content))
             return
-        self._good = runtime
-        self._put_in_force(runtime)
-        await self.listener.set_ready(ready=True)
+        if runtime is not self.service.runtime:
+            self._put_in_force(runtime)
 
-    async def _runtime_for(self, bundle: ConfigBundle, digest: str) -> Runtime:
-        if self._good is not None and self._good.digest == digest and bundle.declared_digest in (None, digest):
-            return self._good
+    async def _runtime_for(self, bundle: ConfigBundle) -> Runtime:
+        """A runtime of the bundle; the last good one itself where it is of the same bytes."""
+        if self._good is not None and self._good[0] == bundle:
+            return self._good[1]
         try:
-            return await asyncio.to_thread(self._outside.builder.build, bundle)
+            runtime = await asyncio.to_thread(self._outside.builder.build, bundle)
         except ModelRejectedError as error:
             if self._good is not None:
                 raise
@@ -131,14 +143,17 @@ class RouterApp:
             _log.error("the policy's model is refused: the fallback decides", extra={"reason": error.reason,
                                                                                   "detail": str(error)})  # fmt: skip
             return await asyncio.to_thread(self._outside.builder.build_on_fallback, bundle, error)
+        self._good = (bundle, runtime)
+        return runtime
 
-    def _refuse(self, digest: str, error: LLMRouterError) -> None:
+    def _refuse(self, error: LLMRouterError, digest: str) -> None:
         self.world.metrics.config_refused.labels(error.reason).inc()
         _log.error("configuration refused: the last good one stays", extra={"reason": error.reason, "digest": digest,
                                                                          "detail": str(error)})  # fmt: skip
-        if self._good is not None:
+        stays = self._good[1] if self._good is not None else self.service.runtime
+        if stays is not None:
             readiness = Readiness(ready=False, reason=error.reason, message=str(error))
-            self._put_in_force(self._good.refusing(digest, readiness))
+            self._put_in_force(stays.refusing(digest, readiness))
 
     def _put_in_force(self, runtime: Runtime) -> None:
         self.service.swap(runtime)
@@ -154,46 +169,51 @@ class RouterApp:
                 "provider": runtime.provider or "none",
             },
         )
-        self.changed()
+        self._outside.changes.tell()
 
     def _show_policy(self, runtime: Runtime) -> None:
         self._deciding = runtime.deciding
-        digest, provider = digest_of_policy(runtime.config)[:12], runtime.provider or "none"
-        self.world.metrics.policy_info.clear()
-        self.world.metrics.policy_info.labels(runtime.config.policy.name, digest, provider, runtime.deciding).set(1)
+        self._gauges.show_policy(runtime)
 
     async def _follow_config(self) -> None:
-        async for bundle in self._outside.source.bundles():
-            await self.adopt(bundle)
+        """Never ends: a source that fails is followed anew."""
+        while True:
+            try:
+                async for bundle in self._outside.source.bundles(lambda error: self._refuse(error, "")):
+                    await self.adopt(bundle)
+            except Exception:  # noqa: BLE001 - the configuration in force stays; counted, logged, tried again
+                self.world.metrics.errors.labels("config").inc()
+                _log.exception("following the configuration failed")
+            await asyncio.sleep(RETRY_S)
 
     async def _refresh(self) -> None:
-        world = self.world
+        world, runtime = self.world, self.service.runtime
         loads = await world.ledger.loads()
         if world.replica.replace(loads, now_s=world.clock()):
             self.service.kick()
-        world.metrics.held_requests.set(self.service.held)
-        world.metrics.load_age_seconds.set(world.replica.age_s(world.clock()))
-        world.metrics.scrape_age_seconds.set(world.replica.oldest_signal_age_s(world.clock()) or 0.0)
-        runtime = self.service.runtime
-        if runtime is not None and runtime.deciding != self._deciding:
+        if runtime is None:
+            return
+        if not self.listener.is_ready and self._outside.directory.synced:
+            await self.listener.set_ready()
+        if runtime.deciding != self._deciding:
             self._show_policy(runtime)
-            self.changed()
-        instances = world.instances.current()
-        world.metrics.instances.labels("ready").set(len(instances))
-        world.metrics.instances.labels("total").set(world.instances.total)
-        world.metrics.in_flight_requests.clear()
-        world.metrics.in_flight_tokens.clear()
-        for instance in instances[:MAX_INSTANCE_LABELS]:
-            load = world.replica.load_of(instance.instance_id)
-            world.metrics.in_flight_requests.labels(instance.pool, instance.instance_id).set(load.requests)
-            world.metrics.in_flight_tokens.labels(instance.pool, instance.instance_id).set(load.context_tokens)
+            self._outside.changes.tell()
+
+    async def _show(self) -> None:
+        self._gauges.show()
 
     async def _beat(self) -> None:
         world, runtime = self.world, self.service.runtime
         if runtime is None:
             return
-        state, limits = runtime.config.state, runtime.config.limits
-        await world.ledger.heartbeat(state.heartbeat_timeout_seconds)
+        await world.ledger.heartbeat(runtime.config.state.heartbeat_timeout_seconds)
+
+    async def _sweep(self) -> None:
+        """Gives up what nobody holds any more; apart from the heartbeat, which it must not keep waiting."""
+        world, runtime = self.world, self.service.runtime
+        if runtime is None:
+            return
+        limits = runtime.config.limits
         for router_id, count in (await world.ledger.expire()).items():
             world.metrics.reservations.labels("expired").inc(count)
             _log.warning("reservations of a lost router released", extra={"router": router_id, "reservations": count})
@@ -204,9 +224,11 @@ class RouterApp:
 
     async def _scrape(self) -> None:
         outside = self._outside
-        await outside.scraper.round(outside.directory.all_instances(), interval_s=self._scrape_s())
+        instances = outside.directory.all_instances()
+        outside.scraper.begin_round(instances, interval_s=self._scrape_s())
         outside.directory.set_unreachable(outside.scraper.unreachable)
-        self.world.replica.forget_except(i.instance_id for i in outside.directory.all_instances())
+        self.world.replica.forget_except(instance.instance_id for instance in instances)
+        self.service.kick()  # what engines report may have made room
 
     def _heartbeat_s(self) -> float:
         runtime = self.service.runtime
@@ -226,17 +248,22 @@ class RouterApp:
             await asyncio.sleep(interval_s())
 
     async def _acknowledge_changes(self, acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]]) -> None:
+        pause_s = REFRESH_S
         while True:
             self._changed.clear()
             acknowledgement = self._outside.describe(self)
             if acknowledgement is not None:
                 try:
                     await acknowledge(acknowledgement)
+                    pause_s = REFRESH_S
                 except Exception as error:  # noqa: BLE001 - whatever the API says, the router routes on; counted, retried
                     self.world.metrics.errors.labels("acknowledge").inc()
-                    _log.warning("acknowledgement not written", extra={"error": f"{type(error).__name__}: {error}"})
-                    await asyncio.sleep(REFRESH_S)
+                    _log.warning(
+                        "acknowledgement not written", extra={"error": f"{type(error).__name__}: {error}"[:500]}
+                    )
+                    pause_s = min(2 * pause_s, ACKNOWLEDGE_S)
                     self._changed.set()
+            await asyncio.sleep(pause_s)
             try:
                 async with asyncio.timeout(ACKNOWLEDGE_S):
                     await self._changed.wait()

@@ -18,10 +18,11 @@ from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
 from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
 from router_grpc.app import Outside, RouterApp
+from router_grpc.changes import Changes
 from router_grpc.open_requests import OpenRequests
 from router_grpc.replica import LoadReplica
 from router_grpc.runtime import RuntimeBuilder
-from router_grpc.service import World
+from router_grpc.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,18 +75,14 @@ def compose(
     """A router that is not started yet; must be called on a running event loop."""
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry)
-    app_box: list[RouterApp] = []
-
-    def changed() -> None:
-        for app in app_box:
-            app.changed()
+    changes = Changes()
 
     def count_error(part: str) -> Callable[[Exception], None]:
         return lambda _error: metrics.errors.labels(part).inc()
 
-    ledger, is_degraded = _ledger(settings, state, metrics, changed)
+    ledger, is_degraded = _ledger(settings, state, metrics, changes)
     directory = InstanceDirectory(
-        core, namespace=settings.namespace, on_change=changed, on_error=count_error("instances")
+        core, namespace=settings.namespace, on_change=changes.tell, on_error=count_error("instances")
     )
     rng = random.Random(settings.seed)
     world = World(
@@ -111,11 +108,11 @@ def compose(
         directory=directory,
         scraper=scraper,
         builder=RuntimeBuilder(time.monotonic, lambda reason: metrics.predictor_fallbacks.labels(reason).inc()),
+        changes=changes,
         acknowledge=acknowledge,
         describe=lambda app: describe(app, has_shared_state=state.redis is not None),
     )
     app = RouterApp(world, outside, host=settings.host, port=settings.grpc_port)
-    app_box.append(app)
     return Router(app, registry, session)
 
 
@@ -136,7 +133,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
 
 
 def _ledger(
-    settings: Settings, state: StateSpec, metrics: RouterMetrics, changed: Callable[[], None]
+    settings: Settings, state: StateSpec, metrics: RouterMetrics, changes: Changes
 ) -> tuple[Ledger, Callable[[], bool]]:
     local = MemoryLedger(settings.router_id, MemoryBook(), time.monotonic)
     metrics.state_backend_up.set(1)
@@ -145,7 +142,7 @@ def _ledger(
 
     def on_change(degraded: bool) -> None:  # noqa: FBT001 - the ledger's callback
         metrics.state_backend_up.set(0 if degraded else 1)
-        changed()
+        changes.tell()
 
     scheme = "rediss" if state.redis.tls else "redis"
     redis = redis_client(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import SaturatedError
@@ -11,8 +12,6 @@ from llmrouter.errors import SaturatedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
-
-from contextlib import contextmanager
 
 
 class HoldLine:
@@ -36,19 +35,25 @@ class HoldLine:
         if self._tickets:
             self._tickets[0].set()
 
-    def ticket(self, *, max_depth: int, retry_after_s: float) -> AbstractContextManager[asyncio.Event]:
-        """Joins the line for the length of a ``with``; raises SaturatedError where the line is full."""
+    def ticket(self, *, max_depth: int, retry_after_s: float, since: int) -> AbstractContextManager[asyncio.Event]:
+        """Joins the line for the length of a ``with``; raises SaturatedError where the line is full.
+
+        Whoever joins as the head after events that followed ``since``, the ``events`` before its own attempt, may try
+        again at once.
+        """
         if len(self._tickets) >= max_depth:
             raise SaturatedError(
                 f"{len(self._tickets)} requests are held already, the policy's queue.maxDepth is {max_depth}",
                 reason="QueueFull",
                 retry_after_s=retry_after_s,
             )
-        return self._joined()
+        return self._joined(since)
 
     @contextmanager
-    def _joined(self) -> Iterator[asyncio.Event]:
+    def _joined(self, since: int) -> Iterator[asyncio.Event]:
         ticket = asyncio.Event()
+        if not self._tickets and self._events != since:
+            ticket.set()
         self._tickets.append(ticket)
         try:
             yield ticket

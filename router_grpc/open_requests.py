@@ -23,6 +23,7 @@ class OpenRequest:
     unattended_since_s: float
     stream_id: int | None = None
     claimed: bool = False
+    has_first_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,32 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._open
+
+    def get(self, request_id: str) -> OpenRequest | None:
+        """The entry of a request."""
+        return self._open.get(request_id)
+
     def opened(self, reservation: Reservation, *, arrived_at_s: float) -> None:
-        """A dispatch was committed."""
+        """A dispatch was committed, or its answer repeated: its time to be reported begins."""
         known = self._open.get(reservation.request_id)
         if known is None:
             self._open[reservation.request_id] = OpenRequest(reservation, arrived_at_s, arrived_at_s)
+        else:
+            known.reservation = reservation
+            known.unattended_since_s = max(known.unattended_since_s, arrived_at_s)
 
-    def reported(self, reservation: Reservation, *, stream_id: int, now_s: float) -> OpenRequest:
-        """A stream reported a request that the ledger knows, ours or one taken over."""
+    def reported(self, reservation: Reservation, *, stream_id: int | None, now_s: float) -> OpenRequest:
+        """A stream reported a request that the ledger knows, ours or one taken over.
+
+        ``stream_id`` is ``None`` where the stream has ended meanwhile.
+        """
         entry = self._open.get(reservation.request_id)
         if entry is None:
             entry = self._open[reservation.request_id] = OpenRequest(reservation, None, now_s)
         entry.reservation, entry.stream_id, entry.claimed = reservation, stream_id, True
+        entry.unattended_since_s = now_s
         return entry
 
     def closed(self, request_id: str) -> OpenRequest | None:

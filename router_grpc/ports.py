@@ -140,6 +140,10 @@ class InstanceSource(Protocol):
         """Ready instances; of all pools."""
         ...
 
+    def get(self, instance_id: str) -> Instance | None:
+        """A ready instance."""
+        ...
+
     @property
     def total(self) -> int:
         """All instances known, ready or not."""

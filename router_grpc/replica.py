@@ -32,25 +32,41 @@ class LoadReplica:
         self._refreshed_at_s: float | None = None
         self._signals: dict[str, EngineSignal] = {}
         self._foreign: dict[str, deque[Load]] = {}
+        self._views: dict[str, InstanceView] = {}
+        """Views made since the last whole refresh, by instance id; dropped where a part of them changes."""
 
     def replace(self, loads: Mapping[str, Load], *, now_s: float) -> bool:
         """Takes the whole ledger's loads; returns whether anything changed."""
         changed = loads != self._loads
         self._loads = dict(loads)
         self._refreshed_at_s = now_s
+        self._views.clear()
         return changed
 
     def absorb(self, loads: Mapping[str, Load]) -> None:
-        """Takes the fresh loads of some instances."""
-        self._loads.update(loads)
+        """Takes the fresh loads of some instances; a load of nothing is one that the ledger does not list."""
+        for instance_id, load in loads.items():
+            self._put(instance_id, load)
 
     def subtract(self, instance_id: str, part: Load) -> None:
-        """Takes what was just released out at once, ahead of the next refresh."""
+        """Takes what was just released out at once, ahead of the next refresh, which may already have seen it."""
         left = self.load_of(instance_id).minus(part)
-        if left.requests <= 0:
-            self._loads.pop(instance_id, None)
+        self._put(
+            instance_id,
+            Load(
+                requests=left.requests,
+                context_tokens=max(0, left.context_tokens),
+                queued_prefill_tokens=max(0, left.queued_prefill_tokens),
+                remaining_decode_tokens=max(0.0, left.remaining_decode_tokens),
+            ),
+        )
+
+    def _put(self, instance_id: str, load: Load) -> None:
+        self._views.pop(instance_id, None)
+        if load.requests > 0:
+            self._loads[instance_id] = load
         else:
-            self._loads[instance_id] = left
+            self._loads.pop(instance_id, None)
 
     def oldest_signal_age_s(self, now_s: float) -> float | None:
         """Age of the oldest engine report; ``None`` where there is none."""
@@ -68,6 +84,7 @@ class LoadReplica:
     def note_signal(self, instance: Instance, signal: EngineSignal) -> None:
         """Takes an engine's report, and estimates the foreign load from it."""
         self._signals[instance.instance_id] = signal
+        self._views.pop(instance.instance_id, None)
         window = self._foreign.setdefault(instance.instance_id, deque(maxlen=FOREIGN_WINDOW))
         window.append(foreign_load(signal, self.load_of(instance.instance_id), instance.profile))
 
@@ -76,6 +93,7 @@ class LoadReplica:
         kept = set(instance_ids)
         for gone in set(self._signals) - kept:
             del self._signals[gone]
+            self._views.pop(gone, None)
             self._foreign.pop(gone, None)
 
     def age_s(self, now_s: float) -> float:
@@ -85,10 +103,17 @@ class LoadReplica:
     def snapshot(self, instances: Iterable[Instance], *, now_s: float) -> PoolSnapshot:
         """The instances as policies see them."""
         return PoolSnapshot(
-            views=tuple(self._view(instance, now_s) for instance in instances),
+            views=tuple(self.view(instance, now_s=now_s) for instance in instances),
             taken_at_s=now_s,
             load_age_s=self.age_s(now_s),
         )
+
+    def view(self, instance: Instance, *, now_s: float) -> InstanceView:
+        """One instance as policies see it."""
+        known = self._views.get(instance.instance_id)
+        if known is None or known.instance is not instance:
+            known = self._views[instance.instance_id] = self._view(instance, now_s)
+        return known
 
     def _view(self, instance: Instance, now_s: float) -> InstanceView:
         signal = self._signals.get(instance.instance_id)

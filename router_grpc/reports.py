@@ -8,14 +8,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
-from llmrouter.routing.inflight import contribution
+from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llmrouter.domain import Reservation
     from router_grpc.open_requests import GivenUp, OpenRequest
-    from router_grpc.service import World
+    from router_grpc.world import World
 
 MAX_REPORTED_TOKENS = 10_000_000
 MAX_REASON_LENGTH = 256
@@ -55,36 +55,53 @@ class ReportService:
         self._world = world
         self._kick = kick
         self._streams = 0
+        self._open_streams: set[int] = set()
 
     def open_stream(self) -> int:
         """A new report stream's number."""
         self._streams += 1
+        self._open_streams.add(self._streams)
         return self._streams
 
     def close_stream(self, stream_id: int) -> None:
         """A stream ended: what it had not finished is unattended from now on."""
+        self._open_streams.discard(stream_id)
         left = self._world.open_requests.stream_broke(stream_id, now_s=self._world.clock())
         if left:
             _log.info("report stream ended with requests in flight", extra={"requests": left})
 
     async def report(self, report: Report, *, stream_id: int) -> bool:
-        """Applies one event; returns whether its request is known. Raises InvalidRequestError for a bad field."""
+        """Applies one event, to its end; returns whether its request is known.
+
+        Raises:
+            InvalidRequestError: a field is out of its bound.
+        """
         check_report(report)
-        known = await (self._end(report) if report.kind in ENDS else self._advance(report, stream_id))
-        self._world.metrics.reports.labels(report.kind.value, str(known).lower()).inc()
-        return known
+        return await self._world.unbroken.run(self._apply(report, stream_id))
 
     async def give_up(self, lost: list[GivenUp]) -> None:
         """Releases requests that nobody reports any more, unless another router has taken them over."""
         for entry in lost:
-            self._world.open_requests.closed(entry.request_id)
             reservation = await self._world.ledger.find(entry.request_id)
-            if reservation is None or reservation.router_id != self._world.ledger.router_id:
+            if self._is_attended(entry.request_id):
                 continue
-            await self._release(entry.request_id)
+            if reservation is None or reservation.router_id != self._world.ledger.router_id:
+                self._world.open_requests.closed(entry.request_id)
+                continue
+            if await self._world.release(entry.request_id) is None:
+                continue
             self._world.metrics.reservations.labels(entry.event).inc()
             _log.warning("reservation given up", extra={"request_id": entry.request_id, "why": entry.event})
             self._kick()
+
+    def _is_attended(self, request_id: str) -> bool:
+        entry = self._world.open_requests.get(request_id)
+        return entry is None or entry.stream_id is not None
+
+    async def _apply(self, report: Report, stream_id: int) -> bool:
+        known = await (self._end(report) if report.kind in ENDS else self._advance(report, stream_id))
+        self._world.metrics.reports.labels(report.kind.value, str(known).lower()).inc()
+        return known
 
     async def _advance(self, report: Report, stream_id: int) -> bool:
         reservation = await self._world.ledger.progress(
@@ -96,14 +113,17 @@ class ReportService:
             self._world.open_requests.closed(report.request_id)
             return False
         now_s = self._world.clock()
-        entry = self._world.open_requests.reported(reservation, stream_id=stream_id, now_s=now_s)
-        if report.kind is ReportKind.FIRST_TOKEN and entry.arrived_at_s is not None:
-            self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
+        reporter = stream_id if stream_id in self._open_streams else None
+        entry = self._world.open_requests.reported(reservation, stream_id=reporter, now_s=now_s)
+        if report.kind is ReportKind.FIRST_TOKEN and not entry.has_first_token:
+            entry.has_first_token = True
+            if entry.arrived_at_s is not None:
+                self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
         return True
 
     async def _end(self, report: Report) -> bool:
-        entry = self._world.open_requests.closed(report.request_id)
-        released = await self._release(report.request_id)
+        entry = self._world.open_requests.get(report.request_id)
+        released = await self._world.release(report.request_id)
         if released is None:
             return False
         self._world.metrics.reservations.labels(report.kind.value).inc()
@@ -117,12 +137,6 @@ class ReportService:
         self._kick()
         return True
 
-    async def _release(self, request_id: str) -> Reservation | None:
-        released = await self._world.ledger.release(request_id)
-        if released is not None:
-            self._world.replica.subtract(released.instance_id, contribution(released))
-        return released
-
     def _observe_finish(self, report: Report, entry: OpenRequest | None, released: Reservation) -> None:
         if entry is not None and entry.arrived_at_s is not None:
             self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
@@ -135,6 +149,8 @@ def check_report(report: Report) -> None:
     """Raises InvalidRequestError naming the first field out of its bound."""
     if not report.request_id:
         raise InvalidRequestError("request_id: must be set")
+    if len(report.request_id) > MAX_REQUEST_ID_LENGTH:
+        raise InvalidRequestError(f"request_id: longer than {MAX_REQUEST_ID_LENGTH} characters")
     for field, tokens in (("output_tokens", report.output_tokens), ("prompt_tokens", report.prompt_tokens)):
         if tokens is not None and not 0 <= tokens <= MAX_REPORTED_TOKENS:
             raise InvalidRequestError(f"{field}: {tokens} is not within 0 and {MAX_REPORTED_TOKENS}")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import start_http_server
 
+from llmrouter.errors import InvalidConfigError
+
 if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
     from router_grpc.composition import Router
 
 DRAIN_GRACE_S = 20.0
@@ -18,24 +23,48 @@ _log = logging.getLogger(__name__)
 
 
 async def run_until_stopped(router: Router, *, metrics_host: str, metrics_port: int) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short."""
-    server, thread = start_http_server(metrics_port, addr=metrics_host, registry=router.registry)
+    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
+
+    Raises:
+        InvalidConfigError: a port cannot be listened on.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await router.app.start()
-    _log.info("listening", extra={"grpc_port": router.app.listener.port, "metrics_port": metrics_port})
     try:
-        await stop.wait()
-        stop.clear()
-        drain = asyncio.create_task(router.app.drain(DRAIN_GRACE_S))
-        again = asyncio.create_task(stop.wait())
-        await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
-        again.cancel()
-        drain.cancel() if not drain.done() else None
-        await asyncio.gather(drain, again, return_exceptions=True)
+        with _metrics_server(router, metrics_host, metrics_port):
+            await router.app.start()
+            ports = {"grpc_port": router.app.listener.port, "metrics_port": metrics_port}
+            _log.info("listening", extra=ports)
+            await stop.wait()
+            stop.clear()
+            await _first_of(router.app.drain(DRAIN_GRACE_S), stop.wait())
+            _log.info("stopped")
     finally:
         await router.close()
+
+
+@contextmanager
+def _metrics_server(router: Router, host: str, port: int) -> Iterator[None]:
+    try:
+        server, thread = start_http_server(port, addr=host, registry=router.registry)
+    except OSError as error:
+        raise InvalidConfigError(f"listeners.metricsPort: cannot listen on {host}:{port}: {error}") from error
+    try:
+        yield
+    finally:
         server.shutdown()
+        server.server_close()
         thread.join()
+
+
+async def _first_of(*steps: Coroutine[Any, Any, Any]) -> None:
+    """Returns when one has ended, the others cancelled; raises what the one raised."""
+    tasks = [asyncio.create_task(step) for step in steps]
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.artefacts import builtin_model
-from llmrouter.config import canonical_json, digest_of, parse_router_config
+from llmrouter.config import digest_of, parse_router_config
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.routing.guard import Guard
 from llmrouter.routing.policies import PLAIN_POLICIES, PowerOfTwo, Scored, kv_gate, request_bound
@@ -56,6 +56,8 @@ class Runtime:
     policy_readiness: Readiness
     predictor_readiness: Readiness
     provider: str
+    policy_digest: str
+    models: frozenset[str]
     refused_digest: str | None = None
 
     @property
@@ -82,24 +84,15 @@ class RuntimeBuilder:
             InvalidConfigError: it cannot be read, or its digest is not the declared one.
             ModelRejectedError: its policy's model must not run.
         """
-        config, digest = self._read(bundle)
+        config, digest = read_config(bundle)
         primary, provider = self._policy(config, bundle)
         return self._assemble(config, digest, primary, provider, Readiness(ready=True, reason="Active"))
 
     def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
         """A runtime whose declared fallback decides, for a router that never had a good policy."""
-        config, digest = self._read(bundle)
+        config, digest = read_config(bundle)
         primary = _plain(config.policy.guard.fallback, config)
         return self._assemble(config, digest, primary, "", Readiness(ready=False, reason=why.reason, message=str(why)))
-
-    def _read(self, bundle: ConfigBundle) -> tuple[RouterConfig, str]:
-        digest = digest_of(bundle.content)
-        if bundle.declared_digest is not None and bundle.declared_digest != digest:
-            raise InvalidConfigError(
-                f"digest is {digest[:12]}, declared is {bundle.declared_digest[:12]}: edited by hand?",
-                reason="DigestMismatch",
-            )
-        return parse_router_config(bundle.content), digest
 
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
         if config.policy.type != "Onnx":
@@ -124,6 +117,8 @@ class RuntimeBuilder:
             policy_readiness=readiness,
             predictor_readiness=predictor_readiness,
             provider=provider,
+            policy_digest=config.policy.digest,
+            models=config.models,
         )
 
     def _predictor(self, config: RouterConfig) -> tuple[Predictor, Readiness]:
@@ -146,9 +141,15 @@ class RuntimeBuilder:
         return guarded, Readiness(ready=True, reason="Active")
 
 
-def digest_of_policy(config: RouterConfig) -> str:
-    """The digest that acknowledgements and answers carry for the policy."""
-    return digest_of(canonical_json(config.policy))
+def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:
+    """The configuration and its digest; raises InvalidConfigError where that is not the declared one."""
+    digest = digest_of(bundle.content)
+    if bundle.declared_digest is not None and bundle.declared_digest != digest:
+        raise InvalidConfigError(
+            f"digest is {digest[:12]}, declared is {bundle.declared_digest[:12]}: edited by hand?",
+            reason="DigestMismatch",
+        )
+    return parse_router_config(bundle.content), digest
 
 
 def _model_bytes(policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:

@@ -6,83 +6,31 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request, Room
-from llmrouter.errors import InvalidRequestError, NoInstanceError, SaturatedError
+from llmrouter.errors import NoInstanceError, SaturatedError
+from router_grpc.calls import RouteAnswer, RouteAsk, UnknownModelError, check_bounds, check_model
 from router_grpc.holding import HoldLine
 from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
-from router_grpc.runtime import digest_of_policy
+from router_grpc.world import World
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
     from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
-    from llmrouter.metrics import RouterMetrics
     from llmrouter.routing.guard import Guard, Guarded
-    from router_grpc.open_requests import OpenRequests
-    from router_grpc.ports import InstanceSource, Ledger, ReserveResult
-    from router_grpc.replica import LoadReplica
+    from router_grpc.ports import ReserveResult
     from router_grpc.runtime import Runtime
 
-MAX_REQUEST_ID_LENGTH = 128
-MAX_APPLICATION_LENGTH = 64
-MAX_EXCLUDED = 64
+__all__ = ["RouteAnswer", "RouteAsk", "RouterService", "UnknownModelError", "World"]
+
 RETRY_AFTER_S = 1.0
 MOVED_TOLERANCE = 1
 """How many requests a candidate may have gained since it was scored before the next one is tried."""
 
+MAX_FALLBACKS = 2
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RouteAsk:
-    """A Route call as it came in; bounds are not yet checked."""
-
-    model: str
-    prompt_tokens: int
-    request_id: str = ""
-    application: str = ""
-    max_output_tokens: int = 0
-    excluded_instance_ids: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class RouteAnswer:
-    """Where a request goes, and why."""
-
-    request_id: str
-    instance_id: str
-    endpoint: str
-    fallbacks: tuple[tuple[str, str], ...]
-    predicted_output_tokens: float
-    policy: str
-    policy_digest: str
-    reason: str
-    held_s: float
-    degraded: bool
-
-
-class UnknownModelError(InvalidRequestError):
-    """No pool serves the model."""
-
-    reason = "UnknownModel"
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What the service stands on."""
-
-    ledger: Ledger
-    is_degraded: Callable[[], bool]
-    replica: LoadReplica
-    instances: InstanceSource
-    open_requests: OpenRequests
-    metrics: RouterMetrics
-    clock: Callable[[], float]
-    rng: random.Random
 
 
 class RouterService:
@@ -104,7 +52,7 @@ class RouterService:
         return sum(len(line) for line in self._lines.values())
 
     def swap(self, runtime: Runtime) -> None:
-        """Puts a runtime in force: requests that are being decided end with the one they began with."""
+        """Puts a runtime in force: decisions from now on are its own, those of held requests as well."""
         self._runtime = runtime
         self.kick()
 
@@ -129,16 +77,13 @@ class RouterService:
         if runtime is None:
             raise NoInstanceError("the router has no configuration yet")
         request = self._admit(ask, runtime)
-        started_s = self._world.clock()
-        answer = await self._place(request, runtime, deadline_s)
-        held_s = self._world.clock() - started_s
-        self._world.metrics.held_seconds.observe(held_s)
-        return replace(answer, held_s=held_s) if answer.held_s else answer
+        answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id))
+        self._world.metrics.held_seconds.observe(answer.held_s)
+        return answer
 
     def _admit(self, ask: RouteAsk, runtime: Runtime) -> Request:
         check_bounds(ask, runtime.config.limits.max_prompt_tokens)
-        if ask.model not in runtime.config.models:
-            raise UnknownModelError(f"model: no pool serves {ask.model!r}")
+        check_model(ask.model, runtime.models)
         predicted = runtime.predictor.predict([ask.prompt_tokens], [ask.application])[0].expected_tokens
         if ask.max_output_tokens:
             predicted = min(predicted, float(ask.max_output_tokens))
@@ -153,7 +98,9 @@ class RouterService:
             excluded_instance_ids=ask.excluded_instance_ids,
         )
 
-    async def _place(self, request: Request, runtime: Runtime, deadline_s: float | None) -> RouteAnswer:
+    async def _place(
+        self, request: Request, runtime: Runtime, deadline_s: float | None, *, is_named: bool
+    ) -> RouteAnswer:
         line = self._lines[request.model]
         reason = "others are held already"
         events = line.events
@@ -162,13 +109,15 @@ class RouterService:
             if isinstance(outcome, RouteAnswer):
                 return outcome
             reason = outcome.reason
+        if is_named and (standing := await self._standing(request, runtime)) is not None:
+            return standing
         hold, queue = runtime.config.policy.hold, runtime.config.policy.queue
+        if not hold.enabled:
+            raise SaturatedError(f"{reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
         until_s = request.arrived_at_s + hold.max_wait_seconds
         if deadline_s is not None:
             until_s = min(until_s, deadline_s)
-        with line.ticket(max_depth=queue.max_depth, retry_after_s=RETRY_AFTER_S) as turn:
-            if line.events != events:
-                turn.set()
+        with line.ticket(max_depth=queue.max_depth, retry_after_s=RETRY_AFTER_S, since=events) as turn:
             return await self._wait_for_place(request, turn, until_s=until_s, reason=reason)
 
     async def _wait_for_place(
@@ -195,24 +144,29 @@ class RouterService:
             reason = outcome.reason
 
     async def _attempt(self, request: Request, runtime: Runtime) -> RouteAnswer | Hold:
-        """Decides and reserves; where the candidates have moved meanwhile, once more on the fresh loads."""
+        """Decides and reserves; where no candidate fits any more, once again on the fresh loads."""
+        if request.request_id in self._world.open_requests:
+            standing = await self._standing(request, runtime)
+            if standing is not None:
+                return standing
         hold = Hold("no attempt was made")
         for final in (False, True):
-            degraded = self._world.is_degraded()
-            guard = runtime.degraded if degraded else runtime.guard
-            snapshot = self.snapshot()
-            guarded = self._decide(guard, request, snapshot)
+            guard = runtime.degraded if self._world.is_degraded() else runtime.guard
+            guarded = self._decide(guard, request, self.snapshot())
             decision = guarded.decision
             if isinstance(decision, NoCandidate):
                 raise NoInstanceError(decision.reason)
             if isinstance(decision, Hold):
                 return decision
-            result = await self._reserve(request, decision, snapshot, guard=guard, final=final)
+            result = await self._reserve(request, decision, guard=guard, final=final)
             if result.reservation is not None:
-                return self._answer(request, runtime, guarded, result.reservation, degraded=degraded)
+                answer = self._answer(request, runtime, result.reservation, guarded, decision.candidates)
+                if answer is not None:
+                    return answer
+                await self._take_back(result.reservation)
+                hold = Hold(f"instance {result.reservation.instance_id} is gone")
+                continue
             hold = Hold(f"the ledger answered {result.outcome.value} for {len(decision.candidates)} candidates")
-            if final or result.outcome is ReserveOutcome.FULL:
-                return hold
         return hold
 
     def _decide(self, guard: Guard, request: Request, snapshot: PoolSnapshot) -> Guarded:
@@ -223,66 +177,96 @@ class RouterService:
             _log.debug("fallback decided", extra={"reason": guarded.fallback_reason, "detail": guarded.detail})
         return guarded
 
-    async def _reserve(
-        self, request: Request, decision: Placement, snapshot: PoolSnapshot, *, guard: Guard, final: bool
-    ) -> ReserveResult:
-        views = {view.instance.instance_id: view for view in snapshot.views}
-        ask = ReserveAsk(
-            request_id=request.request_id,
-            prompt_tokens=request.prompt_tokens,
-            predicted_output_tokens=request.predicted_output_tokens,
-            bids=tuple(_bid(candidate, views[candidate.instance_id], guard) for candidate in decision.candidates),
-            moved_tolerance=MOVED_TOLERANCE if decision.load_sensitive else None,
-            final=final and decision.load_sensitive,
+    async def _reserve(self, request: Request, decision: Placement, *, guard: Guard, final: bool) -> ReserveResult:
+        world = self._world
+        bids = [
+            _bid(candidate, world.replica.view(instance, now_s=world.clock()), guard)
+            for candidate in decision.candidates
+            if (instance := world.instances.get(candidate.instance_id)) is not None
+        ]
+        tolerance = MOVED_TOLERANCE if decision.load_sensitive else None
+        return await self._commit(
+            _ask(request, bids, tolerance=tolerance, final=final and decision.load_sensitive), counted=True
         )
+
+    async def _commit(self, ask: ReserveAsk, *, counted: bool) -> ReserveResult:
+        """One reserve call; where the client leaves meanwhile, what it reserved is given back."""
         started_s = self._world.clock()
-        result = await self._world.ledger.reserve(ask)
+        result = await self._world.unbroken.run(self._world.ledger.reserve(ask), abandoned=self._undo)
         self._world.metrics.state_backend_seconds.observe(self._world.clock() - started_s)
-        self._world.metrics.reservations.labels(result.outcome.value.lower()).inc()
+        if counted or result.outcome is ReserveOutcome.EXISTING:
+            self._world.metrics.reservations.labels(result.outcome.value.lower()).inc()
         self._world.replica.absorb(result.loads)
         return result
 
+    async def _standing(self, request: Request, runtime: Runtime) -> RouteAnswer | None:
+        """The answer that a repeated request had already, if its reservation stands and its instance will do."""
+        ask = _ask(request, (), tolerance=None, final=False)
+        reservation = (await self._commit(ask, counted=False)).reservation
+        if reservation is None:
+            return None
+        answer = self._answer(request, runtime, reservation, None, ())
+        if answer is None:
+            await self._take_back(reservation)
+        return answer
+
+    async def _undo(self, result: ReserveResult) -> None:
+        """The client has left before it was told: a new reservation goes, one from before stays in the book."""
+        if result.reservation is None:
+            return
+        if result.outcome is ReserveOutcome.COMMITTED:
+            await self._take_back(result.reservation)
+        else:
+            self._world.open_requests.opened(result.reservation, arrived_at_s=self._world.clock())
+
+    async def _take_back(self, reservation: Reservation) -> None:
+        if await self._world.release(reservation.request_id) is not None:
+            self._world.metrics.reservations.labels("withdrawn").inc()
+            self.kick()
+
     def _answer(
-        self, request: Request, runtime: Runtime, guarded: Guarded, reservation: Reservation, *, degraded: bool
-    ) -> RouteAnswer:
+        self,
+        request: Request,
+        runtime: Runtime,
+        reservation: Reservation,
+        guarded: Guarded | None,
+        candidates: tuple[Candidate, ...],
+    ) -> RouteAnswer | None:
+        """The answer, entered in the book; ``None`` where the reserved instance is gone or will not do."""
+        instances = self._world.instances
+        chosen = instances.get(reservation.instance_id)
+        if chosen is None or chosen.instance_id in request.excluded_instance_ids:
+            return None
         self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
-        endpoints = {instance.instance_id: instance.endpoint for instance in self._world.instances.current()}
-        decision = guarded.decision
-        candidates = () if isinstance(decision, (Hold, NoCandidate)) else decision.candidates
-        chosen = reservation.instance_id
-        if chosen not in endpoints:
-            raise NoInstanceError(f"instance {chosen!r} of request {request.request_id!r} is gone")
-        others = tuple(
-            (candidate.instance_id, endpoints[candidate.instance_id])
+        others = [
+            (instance.instance_id, instance.endpoint)
             for candidate in candidates
-            if candidate.instance_id != chosen and candidate.instance_id in endpoints
-        )
+            if candidate.instance_id != chosen.instance_id
+            and (instance := instances.get(candidate.instance_id)) is not None
+        ]
         return RouteAnswer(
             request_id=request.request_id,
-            instance_id=chosen,
-            endpoint=endpoints[chosen],
-            fallbacks=others[:2],
-            predicted_output_tokens=request.predicted_output_tokens,
-            policy=guarded.policy,
-            policy_digest=digest_of_policy(runtime.config),
-            reason=decision.reason,
+            instance_id=chosen.instance_id,
+            endpoint=chosen.endpoint,
+            fallbacks=tuple(others[:MAX_FALLBACKS]),
+            predicted_output_tokens=reservation.predicted_output_tokens,
+            policy=guarded.policy if guarded else runtime.deciding,
+            policy_digest=runtime.policy_digest,
+            reason=guarded.decision.reason if guarded else "reserved by an earlier call with this request id",
             held_s=0.0,
-            degraded=degraded,
+            degraded=self._world.is_degraded(),
         )
 
 
-def check_bounds(ask: RouteAsk, max_prompt_tokens: int) -> None:
-    """Raises InvalidRequestError naming the first field out of its bound."""
-    if not 1 <= ask.prompt_tokens <= max_prompt_tokens:
-        raise InvalidRequestError(f"prompt_tokens: {ask.prompt_tokens} is not within 1 and {max_prompt_tokens}")
-    if ask.max_output_tokens < 0:
-        raise InvalidRequestError(f"max_output_tokens: {ask.max_output_tokens} is below 0")
-    if len(ask.request_id) > MAX_REQUEST_ID_LENGTH:
-        raise InvalidRequestError(f"request_id: longer than {MAX_REQUEST_ID_LENGTH} characters")
-    if len(ask.application) > MAX_APPLICATION_LENGTH:
-        raise InvalidRequestError(f"application: longer than {MAX_APPLICATION_LENGTH} characters")
-    if len(ask.excluded_instance_ids) > MAX_EXCLUDED:
-        raise InvalidRequestError(f"excluded_instance_ids: more than {MAX_EXCLUDED}")
+def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int | None, final: bool) -> ReserveAsk:
+    return ReserveAsk(
+        request_id=request.request_id,
+        prompt_tokens=request.prompt_tokens,
+        predicted_output_tokens=request.predicted_output_tokens,
+        bids=tuple(bids),
+        moved_tolerance=tolerance,
+        final=final,
+    )
 
 
 def _bid(candidate: Candidate, view: InstanceView, guard: Guard) -> Bid:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -15,15 +14,10 @@ from router_grpc.run import run_until_stopped
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmrouter.errors import InvalidConfigError
-
-_log = logging.getLogger(__name__)
-
 
 def serve(path: Path, *, host: str = "127.0.0.1", router_id: str = "standalone") -> None:
     """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin."""
-    refused: list[InvalidConfigError] = []
-    source = FileSource(path, refused.append)
+    source = FileSource(path)
     config = source.read()
     configure_logging(config.log_level)
     settings = Settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmrouter.routing.lateness import Lateness
 from llmrouter.routing.policies import NonFiniteScoreError
 
 if TYPE_CHECKING:
@@ -13,12 +14,6 @@ if TYPE_CHECKING:
 
     from llmrouter.domain import Decision, InstanceView, PoolSnapshot, Request, Room
     from llmrouter.routing.policies import Policy
-
-LATE_IN_A_ROW = 5
-"""After so many late decisions in a row the policy rests: one late decision is the machine, five are the model."""
-
-REST_S = 10.0
-"""How long a policy that was too slow rests before it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +30,20 @@ class Guarded:
 class Guard:
     """Runs ``primary`` within ``budget_s``; the decision of ``fallback`` stands in where it cannot.
 
-    A decision cannot be interrupted; one that comes late is still used, but ``LATE_IN_A_ROW`` of them rest the policy
-    for ``REST_S`` seconds.
+    A decision cannot be interrupted; one that comes late is still used, but several in a row rest the policy for a
+    while: see ``Lateness``.
     """
 
     def __init__(self, primary: Policy, fallback: Policy, *, budget_s: float, clock: Callable[[], float]) -> None:
         self.primary = primary
         self.fallback = fallback
-        self._budget_s = budget_s
         self._clock = clock
-        self._late = 0
-        self._resting_until_s: float | None = None
+        self._lateness = Lateness(budget_s=budget_s, clock=clock)
 
     @property
     def resting(self) -> bool:
         """Whether the policy rests now because it was too slow."""
-        return self._resting_until_s is not None and self._clock() < self._resting_until_s
+        return self._lateness.resting
 
     def room_of(self, view: InstanceView) -> Room:
         """The primary's bound, whoever decides."""
@@ -68,14 +61,8 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - whatever a model does, the request is routed; counted by reason
             return self._fall_back(request, snapshot, rng, reason="Error", detail=f"{type(error).__name__}: {error}")
         elapsed_s = self._clock() - started_s
-        self._note_lateness(elapsed_s)
+        self._lateness.note(elapsed_s)
         return Guarded(decision, self.primary.name, elapsed_s=elapsed_s)
-
-    def _note_lateness(self, elapsed_s: float) -> None:
-        self._late = self._late + 1 if elapsed_s > self._budget_s else 0
-        if self._late >= LATE_IN_A_ROW:
-            self._late = 0
-            self._resting_until_s = self._clock() + REST_S
 
     def _fall_back(
         self, request: Request, snapshot: PoolSnapshot, rng: random.Random, *, reason: str, detail: str

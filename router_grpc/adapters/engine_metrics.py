@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -20,9 +22,13 @@ if TYPE_CHECKING:
 
 MAX_SCRAPE_BYTES = 2 * 1024 * 1024
 SCRAPE_TIMEOUT_S = 2.0
-MAX_AT_ONCE = 16
+CONNECT_TIMEOUT_S = 1.0
+MAX_AT_ONCE = 64
 UNREACHABLE_AFTER = 3
-"""Scrapes in a row that could not connect before a declared endpoint counts as not ready."""
+"""Scrapes in a row that could not connect before an endpoint counts as unreachable."""
+
+SILENT_AFTER = 10
+"""Scrapes in a row that connected but were not answered in time before it does: a loaded engine answers late."""
 
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
@@ -33,14 +39,23 @@ _log = logging.getLogger(__name__)
 
 
 def parse_signal(text: str, *, scraped_at_s: float) -> EngineSignal:
-    """An engine's report from Prometheus text in vLLM's names, summed over models; what is missing is ``None``."""
-    values: dict[str, float] = {}
+    """An engine's report from Prometheus text in vLLM's names; what is missing is ``None``.
+
+    Counts are summed over label sets (models, data-parallel ranks), the KV usage is their mean.
+
+    Raises:
+        ValueError: the text is no Prometheus text, or a value is no number.
+    """
+    found: dict[str, list[float]] = {}
     wanted = {RUNNING, WAITING, *KV_USAGE, *PREEMPTIONS}
     lines = [line for line in text.splitlines() if line.split("{", 1)[0].split(" ", 1)[0] in wanted]
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
-            values[sample.name] = values.get(sample.name, 0.0) + sample.value
-    kv_usage = next((values[name] for name in KV_USAGE if name in values), None)
+            if not math.isfinite(sample.value):
+                raise ValueError(f"{sample.name} is {sample.value}")
+            found.setdefault(sample.name, []).append(sample.value)
+    values = {name: sum(samples) for name, samples in found.items()}
+    kv_usage = next((values[name] / len(found[name]) for name in KV_USAGE if name in found), None)
     preemptions = next((values[name] for name in PREEMPTIONS if name in values), None)
     return EngineSignal(
         scraped_at_s=scraped_at_s,
@@ -69,43 +84,79 @@ class EngineScraper:
         self._on_signal = on_signal
         self._on_failure = on_failure
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
-        self._unanswered: Counter[str] = Counter()
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._unreached: Counter[str] = Counter()
+        self._silent: Counter[str] = Counter()
 
     @property
     def unreachable(self) -> frozenset[str]:
-        """Instances that did not answer ``UNREACHABLE_AFTER`` times in a row."""
-        return frozenset(name for name, count in self._unanswered.items() if count >= UNREACHABLE_AFTER)
+        """Instances that could not be connected to, or did not answer, too many times in a row."""
+        unreached = {name for name, count in self._unreached.items() if count >= UNREACHABLE_AFTER}
+        return frozenset(unreached | {name for name, count in self._silent.items() if count >= SILENT_AFTER})
 
-    async def round(self, instances: tuple[Instance, ...], *, interval_s: float) -> None:
-        """Scrapes each instance once, spread over half of ``interval_s``."""
+    def begin_round(self, instances: tuple[Instance, ...], *, interval_s: float) -> None:
+        """Begins to scrape each instance, spread over ``interval_s``, one scrape of each at a time."""
         known = {instance.instance_id for instance in instances}
-        for gone in set(self._unanswered) - known:
-            del self._unanswered[gone]
-        await asyncio.gather(*(self._scrape(i, self._rng.uniform(0, interval_s / 2)) for i in instances))
+        for counter in (self._unreached, self._silent):
+            for gone in set(counter) - known:
+                del counter[gone]
+        for instance in instances:
+            if instance.instance_id not in self._under_way:
+                task = asyncio.create_task(self._scrape(instance, self._rng.uniform(0, interval_s)))
+                self._under_way[instance.instance_id] = task
+                task.add_done_callback(partial(self._ended, instance.instance_id))
+
+    def _ended(self, name: str, _task: asyncio.Task[None]) -> None:
+        del self._under_way[name]
+
+    async def settled(self) -> None:
+        """Returns when no scrape is under way."""
+        while self._under_way:
+            await asyncio.gather(*self._under_way.values())
+
+    async def close(self) -> None:
+        """Ends the scrapes under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _scrape(self, instance: Instance, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
+        name = instance.instance_id
         try:
             async with self._places:
                 text = await self._fetch(instance)
             signal = parse_signal(text, scraped_at_s=self._clock())
-        except (aiohttp.ClientConnectionError, TimeoutError, OSError):
-            self._unanswered[instance.instance_id] += 1
-            self._on_failure("Unreachable")
+        except (aiohttp.ClientConnectionError, TimeoutError, OSError) as error:
+            self._note_silence(name, error)
         except (aiohttp.ClientError, ValueError) as error:
-            self._unanswered[instance.instance_id] = 0
+            self._note_answer(name)
             self._on_failure("BadAnswer")
-            _log.debug("scrape failed", extra={"instance": instance.instance_id, "error": str(error)})
+            _log.debug("scrape failed", extra={"instance": name, "error": str(error)})
         else:
-            self._unanswered[instance.instance_id] = 0
+            self._note_answer(name)
             self._on_signal(instance, signal)
 
+    def _note_answer(self, name: str) -> None:
+        self._unreached.pop(name, None)
+        self._silent.pop(name, None)
+
+    def _note_silence(self, name: str, error: Exception) -> None:
+        """Not connecting at all says more than answering late."""
+        is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+        counter, reason = (self._silent, "Late") if is_late else (self._unreached, "Unreachable")
+        counter[name] += 1
+        self._on_failure(reason)
+
     async def _fetch(self, instance: Instance) -> str:
-        timeout = aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         url = f"http://{instance.endpoint}/metrics"
         async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
             response.raise_for_status()
-            body = await response.content.read(MAX_SCRAPE_BYTES + 1)
-        if len(body) > MAX_SCRAPE_BYTES:
-            raise ValueError(f"metrics of more than {MAX_SCRAPE_BYTES} bytes")
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_SCRAPE_BYTES:
+                    raise ValueError(f"metrics of more than {MAX_SCRAPE_BYTES} bytes")
         return body.decode(errors="replace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 1_000_000
 POLL_S = 0.25
-
-_log = logging.getLogger(__name__)
 
 Spec = TypeVar("Spec", bound=Resource)
 
@@ -53,28 +50,32 @@ def compile_file(text: str) -> RouterConfig:
 
 
 class FileSource:
-    """Follows one file. A version that cannot be used is told to ``on_refused`` and changes nothing."""
+    """Follows one file. A version that cannot be used changes nothing."""
 
-    def __init__(self, path: Path, on_refused: Callable[[InvalidConfigError], None]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._on_refused = on_refused
 
     def read(self) -> RouterConfig:
         """The file as it is now; raises InvalidConfigError."""
         return compile_file(self._text())
 
-    async def bundles(self) -> AsyncIterator[ConfigBundle]:
-        """Every usable version of the file, the present one first."""
-        last: str | None = None
+    async def bundles(self, on_refused: Callable[[InvalidConfigError], None]) -> AsyncIterator[ConfigBundle]:
+        """Every usable version of the file, the present one first; each other one is told once to ``on_refused``."""
+        seen: str | None = None
+        complaint = ""
         while True:
             try:
                 text = await asyncio.to_thread(self._text)
-                if text != last:
-                    last = text
-                    yield ConfigBundle(content=canonical_json(compile_file(text)))
+                bundle = None if text == seen else _bundle(text)
             except InvalidConfigError as error:
-                self._on_refused(error)
-                _log.error("file refused: the last good configuration stays", extra={"detail": str(error)})
+                if str(error) != complaint:
+                    complaint = str(error)
+                    on_refused(error)
+                seen = None
+            else:
+                if bundle is not None:
+                    yield bundle
+                seen, complaint = text, ""
             await asyncio.sleep(POLL_S)
 
     def _text(self) -> str:
@@ -84,6 +85,10 @@ class FileSource:
             return self._path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidConfigError(f"{self._path}: {error}") from error
+
+
+def _bundle(text: str) -> ConfigBundle:
+    return ConfigBundle(content=canonical_json(compile_file(text)))
 
 
 def _documents(text: str) -> list[dict[str, Any]]:

@@ -55,10 +55,20 @@ class InstanceDirectory:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._unreachable: frozenset[str] = frozenset()
         self._current: tuple[Instance, ...] = ()
+        self._by_id: dict[str, Instance] = {}
 
     def current(self) -> tuple[Instance, ...]:
         """Ready instances of all pools, by instance id."""
         return self._current
+
+    def get(self, instance_id: str) -> Instance | None:
+        """A ready instance by its id."""
+        return self._by_id.get(instance_id)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the pods of every pool with a selector have been listed."""
+        return all(name in self._pods for name in self._watches)
 
     @property
     def total(self) -> int:
@@ -85,7 +95,7 @@ class InstanceDirectory:
     def all_instances(self) -> tuple[Instance, ...]:
         """Ready ones and declared ones that do not answer, for whoever probes them."""
         declared = [instance for instances in self._declared.values() for instance in instances]
-        return (*declared, *self._pod_instances())
+        return tuple({i.instance_id: i for i in (*self._pod_instances(), *declared)}.values())
 
     def set_unreachable(self, instance_ids: frozenset[str]) -> None:
         """Declared endpoints that do not answer; pods have their own readiness and are left alone."""
@@ -95,8 +105,10 @@ class InstanceDirectory:
 
     async def close(self) -> None:
         """Stops following."""
+        tasks = list(self._watches.values())
         for name in list(self._watches):
             self._stop_watch(name)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _drop(self, name: str) -> None:
         self._stop_watch(name)
@@ -114,7 +126,6 @@ class InstanceDirectory:
         if self._core is None:
             _log.error("a pool with a selector needs Kubernetes", extra={"pool": pool.name})
             return
-        self._pods[pool.name] = {}
         self._watches[pool.name] = asyncio.create_task(self._follow(pool.name, pool.match_labels or {}))
 
     async def _follow(self, name: str, labels: Mapping[str, str]) -> None:
@@ -129,33 +140,41 @@ class InstanceDirectory:
         if isinstance(event, Listed):
             self._pods[name] = {pod.metadata.name: pod for pod in event.items}
         elif event.deleted:
-            self._pods[name].pop(event.item.metadata.name, None)
+            self._pods.get(name, {}).pop(event.item.metadata.name, None)
         else:
-            self._pods[name][event.item.metadata.name] = event.item
+            self._pods.setdefault(name, {})[event.item.metadata.name] = event.item
         self._refresh()
 
     def _pod_instances(self) -> list[Instance]:
-        return [
-            Instance(
-                instance_id=pod.metadata.name,
-                endpoint=endpoint_of(pod.status.pod_ip, self._pools[name].target_port),
-                pool=name,
-                profile=self._pools[name].engine_profile(),
-                models=frozenset(self._pools[name].models),
-            )
-            for name, pods in self._pods.items()
-            for pod in pods.values()
-            if is_ready(pod)
-        ]
+        return [instance for name, pods in self._pods.items() for instance in _ready_instances(self._pools[name], pods)]
 
     def _refresh(self) -> None:
-        reachable = [i for i in self.all_instances() if i.instance_id not in self._unreachable]
-        ready = tuple(sorted(reachable, key=lambda instance: instance.instance_id)[:MAX_INSTANCES])
-        if len(reachable) > MAX_INSTANCES:
-            _log.error("too many instances", extra={"instances": len(reachable), "bound": MAX_INSTANCES})
+        """Pods say themselves whether they are ready; declared endpoints are when they answer."""
+        known = {instance.instance_id: instance for instance in reversed(self._pod_instances())}
+        for instances in self._declared.values():
+            known |= {i.instance_id: i for i in instances if i.instance_id not in self._unreachable}
+        ready = tuple(known[instance_id] for instance_id in sorted(known)[:MAX_INSTANCES])
+        if len(known) > MAX_INSTANCES:
+            _log.error("too many instances", extra={"instances": len(known), "bound": MAX_INSTANCES})
         if ready != self._current:
             self._current = ready
+            self._by_id = {instance.instance_id: instance for instance in ready}
             self._on_change()
+
+
+def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any]) -> list[Instance]:
+    profile, models = pool.engine_profile(), frozenset(pool.models)
+    return [
+        Instance(
+            instance_id=name,
+            endpoint=endpoint_of(pod.status.pod_ip, pool.target_port),
+            pool=pool.name,
+            profile=profile,
+            models=models,
+        )
+        for name, pod in pods.items()
+        if is_ready(pod)
+    ]
 
 
 def _declared_instances(pool: PoolConfig) -> tuple[Instance, ...]:

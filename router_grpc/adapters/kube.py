@@ -9,14 +9,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from kubernetes.aio import client, config, watch
 
 from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY
+from llmrouter.errors import InvalidConfigError
 from router_grpc.runtime import ConfigBundle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from llmrouter.acknowledgement import RouterAcknowledgement
 
@@ -32,14 +32,21 @@ _log = logging.getLogger(__name__)
 
 
 async def connect(kubeconfig: str | None = None) -> client.ApiClient:
-    """A client: in the cluster by the pod's service account, else by ``kubeconfig`` (or its default place)."""
+    """A client: in the cluster by the pod's service account, else by ``kubeconfig`` (or its default place).
+
+    Raises:
+        InvalidConfigError: there is neither.
+    """
     if kubeconfig is None:
         try:
             config.load_incluster_config()
             return client.ApiClient()
         except config.ConfigException:
             _log.debug("not in a cluster: a kubeconfig is used")
-    await config.load_kube_config(config_file=kubeconfig)
+    try:
+        await config.load_kube_config(config_file=kubeconfig)
+    except config.ConfigException as error:
+        raise InvalidConfigError(f"neither in a cluster nor with a kubeconfig: {error}") from error
     return client.ApiClient()
 
 
@@ -58,8 +65,8 @@ class Changed:
     item: Any
 
 
-class EventTooLongError(Exception):
-    """A watch event (a ConfigMap with a model in it) was longer than the client reads in one line."""
+class BrokenEventError(Exception):
+    """A watch event was cut short, or longer than the client reads in one line (a ConfigMap with a model in it)."""
 
 
 async def follow(
@@ -74,9 +81,9 @@ async def follow(
             yield Listed(tuple(listing.items))
             async for change in _watched(list_call, listing.metadata.resource_version, arguments):
                 yield change
-        except EventTooLongError:
-            _log.debug("an event was longer than a watch carries: listing instead")
-        except (client.ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
+        except BrokenEventError:
+            _log.debug("a watch event could not be read: listing instead")
+        except Exception as error:  # noqa: BLE001 - following never ends; told, and tried again
             on_error(error)
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             failures += 1
@@ -96,6 +103,8 @@ async def _watched(
                 _request_timeout=WATCH_CLIENT_TIMEOUT_S,
             )
             async for event in stream:
+                if not isinstance(event, dict):  # the client library gives back what is no JSON as it is
+                    raise BrokenEventError
                 version = event["object"].metadata.resource_version
                 yield Changed(deleted=event["type"] == "DELETED", item=event["object"])
         except client.ApiException as error:
@@ -103,7 +112,7 @@ async def _watched(
                 return
             raise
         except ValueError as error:
-            raise EventTooLongError from error
+            raise BrokenEventError from error
 
 
 def bundle_of(config_map: client.V1ConfigMap) -> ConfigBundle | None:
@@ -132,7 +141,7 @@ class ConfigMapSource:
         self._name = name
         self._on_error = on_error
 
-    async def bundles(self) -> AsyncIterator[ConfigBundle]:
+    async def bundles(self, on_refused: Callable[[InvalidConfigError], None]) -> AsyncGenerator[ConfigBundle, None]:
         """Every configuration that appears; a deleted ConfigMap changes nothing: the last one stays in force."""
         async for event in follow(
             self._core.list_namespaced_config_map,
@@ -143,7 +152,9 @@ class ConfigMapSource:
             items = event.items if isinstance(event, Listed) else () if event.deleted else (event.item,)
             for item in items:
                 bundle = bundle_of(item)
-                if bundle is not None:
+                if bundle is None:
+                    on_refused(InvalidConfigError(f"ConfigMap {self._name}: {CONFIG_KEY} must be set"))
+                else:
                     yield bundle
 
 

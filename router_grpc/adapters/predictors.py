@@ -8,20 +8,25 @@ import numpy as np
 
 from llmrouter.domain import Prediction
 from llmrouter.manifest import ModelKind
+from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S, Lateness
 from llmrouter.routing.lengths import application_columns, length_features
 from router_grpc.adapters.onnx_model import load_model
+
+__all__ = [
+    "LATE_IN_A_ROW",
+    "REST_S",
+    "ConstantPredictor",
+    "FallbackPredictor",
+    "NonFinitePredictionError",
+    "OnnxPredictor",
+    "load_predictor",
+]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from router_grpc.adapters.onnx_model import OnnxModel
     from router_grpc.ports import Predictor
-
-LATE_IN_A_ROW = 5
-"""After so many late batches in a row the primary rests: one late batch is the machine, five are the model."""
-
-REST_S = 10.0
-"""How long a primary that was too slow rests before it is tried again."""
 
 
 class NonFinitePredictionError(ValueError):
@@ -97,16 +102,14 @@ class FallbackPredictor:
         self.digest = primary.digest
         self._primary = primary
         self._fallback = fallback
-        self._budget_s = budget_s
         self._clock = clock
         self._on_failure = on_failure
-        self._late = 0
-        self._resting_until_s: float | None = None
+        self._lateness = Lateness(budget_s=budget_s, clock=clock)
 
     @property
     def resting(self) -> bool:
         """Whether the primary rests now because it was too slow."""
-        return self._resting_until_s is not None and self._clock() < self._resting_until_s
+        return self._lateness.resting
 
     def predict(self, prompt_tokens: Sequence[int], applications: Sequence[str]) -> list[Prediction]:
         """One prediction per request; never raises for what the primary does."""
@@ -122,18 +125,10 @@ class FallbackPredictor:
         except Exception as error:  # noqa: BLE001 - whatever a model does, the request is routed; counted by reason
             self._on_failure("Error", f"{type(error).__name__}: {error}")
             return self._fallback.predict(prompt_tokens, applications)
-        self._note_lateness(self._clock() - started_s)
+        elapsed_s = self._clock() - started_s
+        if self._lateness.note(elapsed_s):
+            self._on_failure("Late", f"took {elapsed_s:.4f} s of {self._lateness.budget_s:.4f} s")
         return predictions
-
-    def _note_lateness(self, elapsed_s: float) -> None:
-        if elapsed_s <= self._budget_s:
-            self._late = 0
-            return
-        self._late += 1
-        self._on_failure("Late", f"took {elapsed_s:.4f} s of {self._budget_s:.4f} s")
-        if self._late >= LATE_IN_A_ROW:
-            self._late = 0
-            self._resting_until_s = self._clock() + REST_S
 
 
 def load_predictor(model: bytes, manifest: bytes, *, expected_sha256: str | None) -> OnnxPredictor:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import grpc
 
 from llmrouter.errors import InvalidRequestError, LLMRouterError, NoInstanceError, SaturatedError
+from router_grpc.calls import RouteAsk, UnknownModelError
 from router_grpc.reports import Report, ReportKind
-from router_grpc.service import RouteAsk, UnknownModelError
 from router_grpc.v1 import router_pb2 as pb
 
 if TYPE_CHECKING:
     from llmrouter.domain import InstanceView, Reservation
-    from router_grpc.service import RouteAnswer
+    from router_grpc.calls import RouteAnswer
 
 STATUS_OF = (
     (UnknownModelError, grpc.StatusCode.NOT_FOUND),
@@ -67,7 +67,10 @@ def route_response(answer: RouteAnswer) -> pb.RouteResponse:
 
 
 def report_of(message: pb.ReportEvent) -> Report:
-    """A ReportEvent as a value; raises InvalidRequestError where it carries no event."""
+    """A ReportEvent as a value; raises InvalidRequestError where it carries no event.
+
+    Counts have no presence on the wire: 0 says that the client does not know.
+    """
     kind = message.WhichOneof("event")
     if kind is None:
         raise InvalidRequestError("event: must be set")
@@ -75,8 +78,8 @@ def report_of(message: pb.ReportEvent) -> Report:
     return Report(
         request_id=message.request_id,
         kind=ReportKind(kind),
-        output_tokens=getattr(event, "output_tokens", None),
-        prompt_tokens=getattr(event, "prompt_tokens", None),
+        output_tokens=getattr(event, "output_tokens", 0) or None,
+        prompt_tokens=getattr(event, "prompt_tokens", 0) or None,
         reason=getattr(event, "reason", ""),
     )
 

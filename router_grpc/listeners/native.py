@@ -8,7 +8,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from llmrouter.errors import InvalidRequestError, LLMRouterError, NoInstanceError
+from llmrouter.errors import InvalidConfigError, InvalidRequestError, LLMRouterError, NoInstanceError
+from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 from router_grpc.listeners.converters import (
     instance_state,
     report_of,
@@ -18,7 +19,6 @@ from router_grpc.listeners.converters import (
     status_of,
     trailers_of,
 )
-from router_grpc.runtime import digest_of_policy
 from router_grpc.v1 import router_pb2 as pb
 from router_grpc.v1 import router_pb2_grpc as pb_grpc
 
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from router_grpc.reports import ReportService
-    from router_grpc.service import RouterService, World
+    from router_grpc.service import RouterService
+    from router_grpc.world import World
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Router"].full_name
 READINESS = "readiness"
 LIVENESS = "liveness"
 MAX_MESSAGE_BYTES = 256 * 1024
-MAX_CONCURRENT_CALLS = 4096
+MAX_CONCURRENT_CALLS = 16_384
+"""Held calls and report streams, health checks among them: above what the lines of held requests usually bound."""
+
 DEADLINE_MARGIN_S = 0.005
 
 
@@ -57,6 +60,9 @@ class RouterServicer(pb_grpc.RouterServicer):
             self._world.metrics.requests.labels(error.reason).inc()
             await context.abort(status_of(error), str(error), trailing_metadata=trailers_of(error))
             raise  # abort has raised already
+        except Exception:
+            self._world.metrics.requests.labels("Error").inc()
+            raise  # grpc logs it and answers UNKNOWN
         self._world.metrics.requests.labels("Routed").inc()
         self._world.metrics.route_seconds.observe(self._world.clock() - started_s)
         return route_response(answer)
@@ -100,7 +106,7 @@ class RouterServicer(pb_grpc.RouterServicer):
             router_id=self._world.ledger.router_id,
             config_digest=runtime.digest,
             policy=runtime.config.policy.name,
-            policy_digest=digest_of_policy(runtime.config),
+            policy_digest=runtime.policy_digest,
             deciding=runtime.deciding,
             provider=runtime.provider,
             degraded=self._world.is_degraded(),
@@ -115,7 +121,7 @@ class RouterServicer(pb_grpc.RouterServicer):
         context: grpc.aio.ServicerContext[pb.GetReservationRequest, pb.Reservation],
     ) -> pb.Reservation:
         """See router.proto."""
-        found = await self._world.ledger.find(request.request_id)
+        found = await self._world.ledger.find(request.request_id[: MAX_REQUEST_ID_LENGTH + 1])
         if found is None:
             message = f"no reservation has the request id {request.request_id[:128]!r}"
             await context.abort(grpc.StatusCode.NOT_FOUND, message)
@@ -143,23 +149,40 @@ class NativeListener:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self.port = self._server.add_insecure_port(f"{host}:{port}")
+        self._address = f"{host}:{port}"
+        self._retired = False
+        self.is_ready = False
+        self.port = 0
 
     async def start(self) -> None:
-        """Serves; alive, and not ready yet."""
-        await self.set_ready(ready=False)
+        """Serves; alive, and not ready yet. Raises InvalidConfigError where the port cannot be listened on."""
+        try:
+            self.port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise InvalidConfigError(f"listeners.grpcPort: cannot listen on {self._address}") from error
+        await self._show(ready=False)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
-    async def set_ready(self, *, ready: bool) -> None:
-        """What the readiness probe and gRPC health say."""
+    async def set_ready(self) -> None:
+        """The readiness probe and gRPC health say yes from now on; a retired listener stays so."""
+        if not self._retired:
+            await self._show(ready=True)
+
+    async def retire(self) -> None:
+        """The readiness probe and gRPC health say no for good; calls are still answered."""
+        self._retired = True
+        await self._show(ready=False)
+
+    async def _show(self, *, ready: bool) -> None:
+        self.is_ready = ready
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in (READINESS, SERVICE_NAME, ""):
             await self._health.set(name, status)
 
     async def drain(self, grace_s: float) -> None:
         """Takes no new call, lets those under way end within ``grace_s``, then stops."""
-        await self.set_ready(ready=False)
+        await self.retire()
         await self._server.stop(grace_s)
 
     async def wait(self) -> None:

@@ -1,0 +1,60 @@
+"""Gauges of a router's state, set from time to time and not on the hot path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmrouter.metrics import MAX_INSTANCE_LABELS
+
+if TYPE_CHECKING:
+    from router_grpc.runtime import Runtime
+    from router_grpc.service import RouterService
+    from router_grpc.world import World
+
+UNKNOWN = float("nan")
+
+
+class Gauges:
+    """Shows held requests, ages, instances and their loads; series of instances that are gone are dropped."""
+
+    def __init__(self, world: World, service: RouterService) -> None:
+        self._world = world
+        self._service = service
+        self._shown: set[tuple[str, str]] = set()
+
+    def show(self) -> None:
+        """Sets all gauges to what is so now."""
+        world, metrics = self._world, self._world.metrics
+        now_s = world.clock()
+        scrape_age_s = world.replica.oldest_signal_age_s(now_s)
+        metrics.held_requests.set(self._service.held)
+        metrics.load_age_seconds.set(world.replica.age_s(now_s))
+        metrics.scrape_age_seconds.set(UNKNOWN if scrape_age_s is None else scrape_age_s)
+        metrics.instances.labels("ready").set(len(world.instances.current()))
+        metrics.instances.labels("total").set(world.instances.total)
+        self._show_loads()
+
+    def show_policy(self, runtime: Runtime) -> None:
+        """Names the policy in force, and the one that decides."""
+        labels = (
+            runtime.config.policy.name,
+            runtime.policy_digest[:12],
+            runtime.provider or "none",
+            runtime.deciding,
+        )
+        self._world.metrics.policy_info.clear()
+        self._world.metrics.policy_info.labels(*labels).set(1)
+
+    def _show_loads(self) -> None:
+        metrics = self._world.metrics
+        shown = set()
+        for instance in self._world.instances.current()[:MAX_INSTANCE_LABELS]:
+            labels = (instance.pool, instance.instance_id)
+            load = self._world.replica.load_of(instance.instance_id)
+            metrics.in_flight_requests.labels(*labels).set(load.requests)
+            metrics.in_flight_tokens.labels(*labels).set(load.context_tokens)
+            shown.add(labels)
+        for labels in self._shown - shown:
+            metrics.in_flight_requests.remove(*labels)
+            metrics.in_flight_tokens.remove(*labels)
+        self._shown = shown

@@ -1,0 +1,50 @@
+"""Steps that end once they have begun: a caller that leaves must not leave a reservation behind that nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class Unbroken:
+    """Runs steps to their end, though whoever waits for them is cancelled."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, step: Coroutine[Any, Any, T], *, abandoned: Callable[[T], Awaitable[None]] | None = None) -> T:
+        """The step's result. Where the caller is cancelled meanwhile, ``abandoned`` gets the result instead."""
+        task = self._keep(step)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._keep(_finish(task, abandoned))
+            raise
+
+    async def settled(self) -> None:
+        """Returns when no step is under way."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _keep(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(step)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _finish(task: asyncio.Task[T], abandoned: Callable[[T], Awaitable[None]] | None) -> None:
+    try:
+        result = await task
+        if abandoned is not None:
+            await abandoned(result)
+    except Exception:  # noqa: BLE001 - nobody waits for it any more: the log is where it can be seen
+        _log.exception("a step that its caller left failed")

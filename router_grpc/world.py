@@ -1,0 +1,42 @@
+"""What the services of one router stand on, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmrouter.routing.inflight import contribution
+from router_grpc.unbroken import Unbroken
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from llmrouter.domain import Reservation
+    from llmrouter.metrics import RouterMetrics
+    from router_grpc.open_requests import OpenRequests
+    from router_grpc.ports import InstanceSource, Ledger
+    from router_grpc.replica import LoadReplica
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The shared parts of a router; one event loop's."""
+
+    ledger: Ledger
+    is_degraded: Callable[[], bool]
+    replica: LoadReplica
+    instances: InstanceSource
+    open_requests: OpenRequests
+    metrics: RouterMetrics
+    clock: Callable[[], float]
+    rng: random.Random
+    unbroken: Unbroken = field(default_factory=Unbroken)
+
+    async def release(self, request_id: str) -> Reservation | None:
+        """Takes a reservation out of the ledger, the replica and the book; ``None`` where the ledger knows none."""
+        released = await self.ledger.release(request_id)
+        self.open_requests.closed(request_id)
+        if released is not None:
+            self.replica.subtract(released.instance_id, contribution(released))
+        return released
