@@ -147,8 +147,11 @@ class DemoTarget:
         """Returns once ``pod`` is gone and all its successors acknowledged."""
 
         def replaced() -> bool:
-            names = [one["metadata"]["name"] for one in self.router_pods()]
-            return pod not in names and is_serving(self.status())
+            pods = self.router_pods()
+            names = [one["metadata"]["name"] for one in pods]
+            wanted = self.get("llmrouter", ROUTER)["spec"]["router"]["replicas"]
+            running = len(pods) == wanted and all(_pod_state(one) == "Running" for one in pods)
+            return pod not in names and running and is_serving(self.status())
 
         poll(replaced, within_s=within_s, what=f"a replacement for {pod}", every_s=0.3)
 
