@@ -3,9 +3,12 @@
 #   docker build --target router -t llmrouter-router .
 #
 # BASE needs python3 (3.11 to 3.13) and CA certificates; BUILDER_BASE in addition uv, or pip to fetch it with.
-# CUDA=0 leaves out the GPU libraries of onnxruntime, half a gigabyte that a machine without a GPU never loads.
+# CUDA=0 leaves out the GPU libraries of onnxruntime, a quarter of a gigabyte that a machine without a GPU never loads.
+# OPERATOR_RUNTIME and ROUTER_RUNTIME may name images built before from the stages of those names, to build on them.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG BUILDER_BASE=${BASE}
+ARG OPERATOR_RUNTIME=operator-runtime
+ARG ROUTER_RUNTIME=router-runtime
 
 FROM ${BUILDER_BASE} AS builder
 ARG UV_VERSION=0.13.8
@@ -35,18 +38,13 @@ RUN --mount=type=cache,target=/var/cache/uv \
     fi
 
 FROM builder AS code
-COPY llmrouter /code/llmrouter
-COPY router_grpc /code/router_grpc
-COPY operator/llmrouter_operator /code/operator/llmrouter_operator
-COPY models /code/models
-RUN mkdir -p /code/bin \
+COPY . /code
+RUN mkdir /code/bin \
  && printf '#!/bin/sh\nexec python -m llmrouter.cli "$@"\n' > /code/bin/llmrouter \
  && chmod 0755 /code/bin/llmrouter \
  && python3 -m compileall -q --invalidation-mode unchecked-hash -s /code -p /app /code
 
-FROM ${BASE} AS operator
-COPY --from=operator-dependencies /opt/llmrouter /opt/llmrouter
-COPY --from=code /code /app
+FROM ${BASE} AS runtime
 ENV PATH=/app/bin:/opt/llmrouter/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/app:/app/operator \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -54,16 +52,18 @@ ENV PATH=/app/bin:/opt/llmrouter/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp
 WORKDIR /app
 USER 65532:65532
-ENTRYPOINT ["python", "-m", "llmrouter_operator"]
 
-FROM ${BASE} AS router
-COPY --from=router-dependencies /opt/llmrouter /opt/llmrouter
-COPY --from=code /code /app
-ENV PATH=/app/bin:/opt/llmrouter/bin:/usr/local/bin:/usr/bin:/bin \
-    PYTHONPATH=/app:/app/operator \
-    PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1 \
-    HOME=/tmp
-WORKDIR /app
-USER 65532:65532
+FROM runtime AS operator-runtime
+ENTRYPOINT ["python", "-m", "llmrouter_operator"]
+COPY --from=operator-dependencies /opt/llmrouter /opt/llmrouter
+
+FROM runtime AS router-runtime
 ENTRYPOINT ["python", "-m", "router_grpc"]
+COPY --from=router-dependencies /opt/llmrouter /opt/llmrouter
+
+# The code comes last in both images: a changed source is one new small layer.
+FROM ${OPERATOR_RUNTIME} AS operator
+COPY --from=code /code /app
+
+FROM ${ROUTER_RUNTIME} AS router
+COPY --from=code /code /app

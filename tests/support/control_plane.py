@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from llmrouter.testbed.cluster.binaries import CONTROL_PLANE, Binaries
 from llmrouter.testbed.cluster.control_plane import ControlPlane, Settings
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from llmrouter.testbed.cluster.redis import RedisServer, provide_redis
 
 

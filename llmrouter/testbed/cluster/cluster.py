@@ -22,7 +22,7 @@ from llmrouter.testbed.cluster.images import ImageNames, Images, image_names
 from llmrouter.testbed.cluster.network import Network
 from llmrouter.testbed.cluster.node import Layout
 from llmrouter.testbed.cluster.places import cache_directory, state_directory
-from llmrouter.testbed.cluster.processes import Process, end_commands, free_port, poll, recorded, start
+from llmrouter.testbed.cluster.processes import Process, end_commands, free_port, recorded, start
 from llmrouter.testbed.cluster.progress import Progress
 
 # The order in which programs end: nothing brings back what ended before it.
@@ -97,7 +97,7 @@ class Cluster:
         return image_names()
 
     def load_images(self, progress: Progress) -> ImageNames:
-        """Builds the project's images where a source changed, loads what the node does not have, returns their names."""
+        """Builds images whose sources changed, loads what the node does not have, returns their names."""
         return _load_images(layout_of(self.state), progress)
 
     def kubectl(self, *words: str, stdin: str | None = None) -> str:
@@ -147,7 +147,7 @@ def down(progress: Progress) -> None:
 
 def _remove(progress: Progress) -> None:
     layout = layout_of(state_directory())
-    cgroups = containers.cgroup_folders(Path("/proc/mounts").read_text())
+    cgroups = containers.cgroup_folders(layout, Path("/proc/mounts").read_text())
     if not layout.state.exists() and not any(folder.exists() for folder in cgroups):
         return
     with progress.part("take the cluster down", usually_s=5):
@@ -176,7 +176,7 @@ def _start_containerd(layout: Layout, ranges: Network, progress: Progress) -> No
         for folder in (layout.images, layout.cni, layout.logs):
             folder.mkdir(parents=True, exist_ok=True)
         containers.forget_pods(layout)
-        containers.make_cgroups(containers.cgroup_folders(Path("/proc/mounts").read_text()))
+        containers.make_cgroups(containers.cgroup_folders(layout, Path("/proc/mounts").read_text()))
         config = layout.state / "containerd.toml"
         config.write_text(node.containerd_config(layout, snapshotter=_snapshotter(layout), plugins=machine.CNI_PLUGINS))
         (layout.cni / "10-llmrouter.conflist").write_text(json.dumps(node.cni_config(layout, ranges)))
@@ -211,7 +211,7 @@ def _start_node(
         containerd = Containerd(layout)
         if node.PAUSE_IMAGE not in containerd.images():
             archive = containers.pause_archive(binaries["pause"], layout.state / "pause.tar")
-            containerd.import_image(archive, snapshotter=_snapshotter(layout))
+            containerd.import_archive(archive, snapshotter=_snapshotter(layout))
         for path, rights in node.dns_rights():
             plane.api.apply(path, rights)
         for user in ("node", "proxy", "dns"):
@@ -247,14 +247,19 @@ def _load_images(layout: Layout, progress: Progress) -> ImageNames:
     missing = sorted(set(names.all()) - containerd.images())
     if missing:
         images = Images(progress)
-        for name in missing:
-            with tempfile.TemporaryDirectory(dir=layout.state) as scratch:
-                archive = images.archive(name, Path(scratch))
-                with progress.part(f"load {name} into containerd", usually_s=5):
-                    containerd.import_image(archive, snapshotter=_snapshotter(layout))
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="image") as both:
+            for loaded in [both.submit(_load_image, layout, images, name, progress=progress) for name in missing]:
+                loaded.result()
         images.prune()
-        containerd.forget_images("localhost/llmrouter-", but=(*names.all(), node.PAUSE_IMAGE))
+        containerd.keep_images((*names.all(), node.PAUSE_IMAGE))
     return names
+
+
+def _load_image(layout: Layout, images: Images, name: str, *, progress: Progress) -> None:
+    with tempfile.TemporaryDirectory(dir=layout.state) as scratch:
+        folder = images.directory(name, Path(scratch))
+        with progress.part(f"load {name} into containerd", usually_s=5):
+            Containerd(layout).import_directory(name, folder, snapshotter=_snapshotter(layout))
 
 
 def _snapshotter(layout: Layout) -> str:

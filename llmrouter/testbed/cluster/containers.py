@@ -10,9 +10,10 @@ import signal
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
-from llmrouter.testbed.cluster.node import CGROUP, PAUSE_IMAGE, Layout
+from llmrouter.testbed.cluster.node import PAUSE_IMAGE, Layout
 from llmrouter.testbed.cluster.processes import poll, run
 
 
@@ -34,13 +35,28 @@ class Containerd:
         """The names of the images that pods can use without pulling."""
         return set(self.ctr("images", "list", "-q").split())
 
-    def import_image(self, archive: Path, *, snapshotter: str) -> None:
-        """Takes an image in from a docker-archive and unpacks its layers."""
+    def import_archive(self, archive: Path, *, snapshotter: str) -> None:
+        """Takes an image in from a tar file and unpacks its layers."""
         self.ctr("images", "import", "--snapshotter", snapshotter, str(archive))
 
-    def forget_images(self, prefix: str, *, but: Iterable[str]) -> None:
-        """Removes the images whose names begin with `prefix`, except those named."""
-        old = sorted(name for name in self.images() - set(but) if name.startswith(prefix))
+    def import_directory(self, name: str, image: Path, *, snapshotter: str) -> None:
+        """Takes an image in from a folder of its manifest and blobs. Blobs that are here already are not copied."""
+        here = {digest.removeprefix("sha256:") for digest in self.ctr("content", "list", "-q").split()}
+        manifest = (image / "manifest.json").read_bytes()
+        archive = image.parent / "image.tar"
+        with tarfile.open(archive, "w") as tar:
+            _add(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+            _add(tar, "index.json", json.dumps(index_of(manifest, name)).encode())
+            _add(tar, f"blobs/sha256/{hashlib.sha256(manifest).hexdigest()}", manifest)
+            for digest in blobs_of(manifest):
+                if digest not in here:
+                    tar.add(image / digest, f"blobs/sha256/{digest}")
+        self.import_archive(archive, snapshotter=snapshotter)
+
+    def keep_images(self, names: Iterable[str]) -> None:
+        """Removes every image but those named, under whichever name; layers that are still used stay."""
+        rows = [line.split() for line in self.ctr("images", "list").splitlines()[1:]]
+        old = superseded([(row[0], row[2]) for row in rows], keep=set(names))
         if old:
             self.ctr("images", "remove", *old)
 
@@ -63,37 +79,59 @@ def forget_pods(layout: Layout) -> None:
     shutil.rmtree(layout.images / "io.containerd.grpc.v1.cri", ignore_errors=True)
 
 
+def superseded(images: Iterable[tuple[str, str]], *, keep: set[str]) -> list[str]:
+    """Of (name, digest) pairs, the names whose digest none of the names in `keep` has."""
+    known = list(images)
+    kept = {digest for name, digest in known if name in keep}
+    return [name for name, digest in known if digest not in kept]
+
+
+def index_of(manifest: bytes, name: str) -> dict[str, Any]:
+    """An OCI index of one image, with the name that containerd is to know it by."""
+    described = {
+        "mediaType": json.loads(manifest)["mediaType"],
+        "digest": f"sha256:{hashlib.sha256(manifest).hexdigest()}",
+        "size": len(manifest),
+        "annotations": {"io.containerd.image.name": name},
+    }
+    return {"schemaVersion": 2, "manifests": [described]}
+
+
+def blobs_of(manifest: bytes) -> list[str]:
+    """The digests, without `sha256:`, of the configuration and the layers that an image's manifest lists."""
+    content = json.loads(manifest)
+    return [blob["digest"].removeprefix("sha256:") for blob in (content["config"], *content["layers"])]
+
+
 def pause_archive(program: Path, into: Path) -> Path:
     """Writes the image of a single static program as a docker-archive."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        entry = tarfile.TarInfo("pause")
-        content = program.read_bytes()
-        entry.size, entry.mode = len(content), 0o755
-        tar.addfile(entry, io.BytesIO(content))
+        _add(tar, "pause", program.read_bytes(), mode=0o755)
     config = {
         "architecture": _architecture(os.uname().machine),
         "os": "linux",
         "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer.getvalue())}"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"]},
     }
     manifest = [{"Config": "config.json", "RepoTags": [PAUSE_IMAGE], "Layers": ["layer.tar"]}]
     with tarfile.open(into, mode="w") as archive:
-        for name, data in (
-            ("config.json", json.dumps(config).encode()),
-            ("manifest.json", json.dumps(manifest).encode()),
-            ("layer.tar", layer.getvalue()),
-        ):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
+        _add(archive, "config.json", json.dumps(config).encode())
+        _add(archive, "manifest.json", json.dumps(manifest).encode())
+        _add(archive, "layer.tar", layer.getvalue())
     return into
 
 
-def cgroup_folders(mounts: str) -> list[Path]:
-    """The folder of our cgroup in each hierarchy of /proc/mounts, version 1 and 2."""
+def _add(tar: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content), mode
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def cgroup_folders(layout: Layout, mounts: str) -> list[Path]:
+    """The folder of the cluster's cgroup in each hierarchy of /proc/mounts, version 1 and 2."""
     words = (line.split() for line in mounts.splitlines())
-    return [Path(mounted[1]) / CGROUP for mounted in words if mounted[2] in {"cgroup", "cgroup2"}]
+    return [Path(mounted[1]) / layout.cgroup for mounted in words if mounted[2] in {"cgroup", "cgroup2"}]
 
 
 def make_cgroups(folders: Iterable[Path]) -> None:
@@ -165,7 +203,3 @@ def _kill_all(folders: Iterable[Path]) -> bool:
 
 def _architecture(machine: str) -> str:
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

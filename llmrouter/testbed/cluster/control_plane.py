@@ -1,4 +1,4 @@
-"""etcd, kube-apiserver and the controllers as plain processes of one user: no root, no container, no network but loopback."""
+"""An API server with etcd and the controllers as plain processes of one user: no root, no container."""
 
 import csv
 import json
@@ -214,7 +214,7 @@ class ControlPlane:
     def install_crds(self, crds: Iterable[dict[str, Any]]) -> None:
         """Applies custom resource definitions and waits until each is established.
 
-        The garbage collector learns of new kinds only every 30 s: those known before the controllers start it knows at once.
+        The garbage collector looks for new kinds every 30 s only, but knows at once those that are there when it starts.
         """
         base = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
         names = [crd["metadata"]["name"] for crd in crds]

@@ -14,8 +14,8 @@ from llmrouter.testbed.cluster.processes import run
 def fetch(packages: Iterable[str], into: Path, *, alone: bool) -> list[Path]:
     """Downloads packages from the machine's own sources, without root.
 
-    With their whole dependency closure, as on a machine that has none of it installed; `alone`, without the dependencies that
-    the machine has already.
+    With all that they depend on, as on a machine that has none of it installed; `alone`, without those dependencies
+    that the machine has already.
     """
     into.mkdir(parents=True, exist_ok=True)
     (into / "partial").mkdir(exist_ok=True)
@@ -36,7 +36,7 @@ def fetch(packages: Iterable[str], into: Path, *, alone: bool) -> list[Path]:
 
 
 def unpack(archives: Iterable[Path], into: Path, *, without: Iterable[str] = ()) -> None:
-    """Unpacks packages over each other, but those whose names match a pattern of `without`. None of their scripts runs."""
+    """Unpacks packages over each other, but those that match a pattern of `without`. None of their scripts runs."""
     into.mkdir(parents=True, exist_ok=True)
     patterns = tuple(without)
     for archive in archives:

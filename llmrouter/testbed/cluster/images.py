@@ -1,9 +1,10 @@
-"""The images that pods run, built without a registry: a small base from Debian's packages, then the project's Dockerfile."""
+"""The images that pods run, made without a registry: a small base from Debian's packages, then the Dockerfile."""
 
 import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,19 +104,20 @@ class Images:
         self._cache = cache or cache_directory()
         self._root = root or repository_root()
         self._uv = pinned_uv((self._root / "Dockerfile").read_text())
+        self._bases = threading.Lock()
         self._cache.mkdir(parents=True, exist_ok=True)
         self._driver = "overlay" if overlay_works(self._cache) else "vfs"
         self.names = image_names(self._root)
 
-    def archive(self, name: str, into: Path) -> Path:
-        """Builds one image of `names` and writes it as a docker-archive."""
+    def directory(self, name: str, into: Path) -> Path:
+        """Builds one image of `names` and writes its manifest and blobs, uncompressed, into a folder."""
         if name == self.names.redis:
             self._build_redis()
         else:
             self._build_project(name)
-        archive = into / f"{name.rpartition('/')[2].replace(':', '-')}.tar"
-        self._buildah("push", "--quiet", name, f"docker-archive:{archive}:{name}")
-        return archive
+        folder = into / "image"
+        self._buildah("push", "--quiet", "--disable-compression", "--format", "oci", name, f"dir:{folder}")
+        return folder
 
     def prune(self) -> None:
         """Removes the images of sources as they were before; layers that are still used stay."""
@@ -125,15 +127,34 @@ class Images:
             self._buildah("rmi", "--force", *old)
 
     def _wanted(self) -> tuple[str, ...]:
-        return (*self.names.all(), self._base_name(), self._builder_name())
+        runtimes = tuple(self._runtime_name(target) for target in TARGETS)
+        return (*self.names.all(), *runtimes, self._base_name(), self._builder_name())
 
     def _build_project(self, name: str) -> None:
-        base, builder = self._base(), self._builder_base()
         target = next(target for target in TARGETS if name == getattr(self.names, target))
-        with self._progress.part(f"build the image {target} from the Dockerfile", usually_s=25):
-            arguments = {"BASE": base, "BUILDER_BASE": builder, "CUDA": "0"}
-            words = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
-            self._bud(name, self._root, "--layers", "--target", target, *words, *self._mounts())
+        runtime = self._runtime(target)
+        with self._progress.part(f"build the image {target}", usually_s=5):
+            self._bud_target(name, target, {f"{target.upper()}_RUNTIME": runtime})
+
+    def _runtime_name(self, target: str) -> str:
+        sources = (self._root / name for name in ("Dockerfile", "pyproject.toml", "uv.lock"))
+        return (
+            f"localhost/llmrouter-{target}-runtime:{_key(self._base_name(), *(file.read_text() for file in sources))}"
+        )
+
+    def _runtime(self, target: str) -> str:
+        """The image with everything but the code, which lasts until the lockfile changes."""
+        name = self._runtime_name(target)
+        if not self._known(name):
+            with self._progress.part(f"build the dependencies of the image {target}", usually_s=25):
+                self._bud_target(name, f"{target}-runtime", {})
+        return name
+
+    def _bud_target(self, name: str, target: str, more: Mapping[str, str]) -> None:
+        with self._bases:
+            arguments = {"BASE": self._base(), "BUILDER_BASE": self._builder_base(), "CUDA": "0", **more}
+        words = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
+        self._bud(name, self._root, "--layers", "--target", target, *words, *self._mounts())
 
     def _build_redis(self) -> None:
         if self._known(self.names.redis):

@@ -57,6 +57,8 @@ def create() -> Network:
     prefix = ipaddress.ip_network(network.pod_cidr).prefixlen
     run(["ip", "address", "add", f"{network.bridge_address}/{prefix}", "dev", BRIDGE])
     run(["ip", "link", "set", BRIDGE, "up"])
+    # A machine without a default route would else refuse Service addresses before kube-proxy sees them.
+    run(["ip", "route", "add", network.service_cidr, "dev", BRIDGE])
     run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
     if _forwarding_is_refused():
         run(["iptables", "-I", "FORWARD", *_RULE])

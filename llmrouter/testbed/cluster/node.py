@@ -9,7 +9,7 @@ from llmrouter.testbed.cluster.network import BRIDGE, Network
 
 NODE_NAME = "llmrouter"
 PAUSE_IMAGE = "localhost/llmrouter-pause:1"
-CGROUP = "llmrouter"
+_NOT_NEEDED = ("aufs", "btrfs", "devmapper", "zfs")
 _CRI = 'plugins."io.containerd.grpc.v1.cri"'
 
 
@@ -24,6 +24,11 @@ class Layout:
     def containerd_socket(self) -> Path:
         """Where containerd listens."""
         return self.state / "containerd.sock"
+
+    @property
+    def cgroup(self) -> str:
+        """The cgroup that all pods run under: by it their processes are told from other programs'."""
+        return self.state.name
 
     @property
     def cni(self) -> Path:
@@ -62,8 +67,7 @@ def containerd_config(layout: Layout, *, snapshotter: str, plugins: Path) -> str
         "version = 2",
         f"root = {json.dumps(str(layout.images))}",
         f"state = {json.dumps(str(layout.state / 'containerd'))}",
-        'disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",'
-        ' "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.aufs"]',
+        f"disabled_plugins = {json.dumps([f'io.containerd.snapshotter.v1.{name}' for name in _NOT_NEEDED])}",
     ]
     for section, values in sections.items():
         lines.append(f"\n[{section}]")
@@ -110,7 +114,7 @@ def kubelet_config(layout: Layout, network: Network) -> dict[str, Any]:
         "tlsPrivateKeyFile": str(pki / "kubelet.key"),
         "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{CGROUP}",
+        "cgroupRoot": f"/{layout.cgroup}",
         "failCgroupV1": False,
         "failSwapOn": False,
         "enforceNodeAllocatable": [],
@@ -142,8 +146,10 @@ def kubelet_arguments(layout: Layout, network: Network) -> list[str]:
 
 
 def proxy_config(layout: Layout, network: Network, *, ports: tuple[int, int]) -> dict[str, Any]:
-    """A kube-proxy with nftables. All Service traffic is masqueraded: an answer between two pods of one bridge would
-    else go past the connection tracking that has to rewrite it."""
+    """A kube-proxy with nftables that masquerades all Service traffic.
+
+    An answer between two pods of one bridge would else go past the connection tracking that has to rewrite it.
+    """
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",

@@ -144,8 +144,8 @@ def start(
 ) -> Process:
     """Starts a program in a process group of its own, its output going to `log`.
 
-    A `tied` program is killed by the kernel when the thread that called this ends, however it ends. One that is not tied lives
-    on and is found again by its `pid_file`.
+    A `tied` program is killed by the kernel when the thread that called this ends, however that comes about. One that
+    is not tied lives on and is found again by its `pid_file`.
     """
     words = [str(word) for word in argv]
     if tied:
