@@ -8,19 +8,9 @@ import numpy as np
 
 from llmrouter.domain import Prediction
 from llmrouter.manifest import ModelKind
-from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S, Lateness
+from llmrouter.routing.lateness import Lateness
 from llmrouter.routing.lengths import application_columns, length_features
 from router_grpc.adapters.onnx_model import load_model
-
-__all__ = [
-    "LATE_IN_A_ROW",
-    "REST_S",
-    "ConstantPredictor",
-    "FallbackPredictor",
-    "NonFinitePredictionError",
-    "OnnxPredictor",
-    "load_predictor",
-]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,8 +75,8 @@ class FallbackPredictor:
     """Asks ``primary``; where it raises, or rests because it was too slow, ``fallback`` answers.
 
     ``on_failure`` is called with ``Error``, ``NotFinite`` or ``Late`` and a message once per batch that the primary did
-    not answer in time. A batch cannot be interrupted: a late answer is still used, but ``LATE_IN_A_ROW`` of them rest
-    the primary for ``REST_S`` seconds. ``name`` and ``digest`` are the primary's; each prediction names its own source.
+    not answer in time. A batch cannot be interrupted: a late answer is still used, but several in a row rest the
+    primary for a while: see ``Lateness``. ``name`` and ``digest`` are the primary's; each prediction names its source.
     """
 
     def __init__(

@@ -11,10 +11,9 @@ from llmrouter.artefacts import builtin_model
 from llmrouter.domain import Prediction
 from llmrouter.errors import ModelRejectedError
 from llmrouter.manifest import parse_manifest
+from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from llmrouter.training.length_table import LICENCES
 from router_grpc.adapters.predictors import (
-    LATE_IN_A_ROW,
-    REST_S,
     ConstantPredictor,
     FallbackPredictor,
     NonFinitePredictionError,
