@@ -189,9 +189,13 @@ class MemoryLedger:
         return len(self._book.owned(self.router_id))
 
     async def expire(self) -> Mapping[str, int]:
-        """See ``Ledger``."""
+        """See ``Ledger``; this router is alive, whatever its heartbeat."""
         now_s = self._clock()
-        lapsed = [router_id for router_id, at_s in self._book.lapses_at_s.items() if at_s <= now_s]
+        lapsed = [
+            router_id
+            for router_id, at_s in self._book.lapses_at_s.items()
+            if at_s <= now_s and router_id != self.router_id
+        ]
         return {router_id: self._remove(router_id) for router_id in lapsed}
 
     async def reconcile(self, own: Sequence[Reservation]) -> frozenset[str]:

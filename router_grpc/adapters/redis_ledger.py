@@ -148,7 +148,7 @@ class RedisLedger:
         return int(await self._call("heartbeat", round(ttl_s * 1000)))
 
     async def expire(self) -> Mapping[str, int]:
-        """See ``Ledger``."""
+        """See ``Ledger``; this router is alive, whatever its heartbeat."""
         released: dict[str, int] = {}
         more = True
         while more:

@@ -32,6 +32,9 @@ for at = 3, #ARGV, 6 do
       entry.prefilled = entry.prefilled or present.prefilled
       entry.generated = math.max(entry.generated, present.generated)
       take_out(present)
+      if present.router ~= ME then
+        tell_owner(present)
+      end
     end
     add(entry)
   end

@@ -234,6 +234,14 @@ async def test_more_than_one_chunk_expires(fleet: Fleet) -> None:
     assert await alive.loads() == {}
 
 
+async def test_a_router_that_asks_is_alive_itself(fleet: Fleet) -> None:
+    ledger = fleet.router("a")
+    await ledger.reserve(ask("r", bid("i")))
+    await ledger.heartbeat(0)
+    assert await ledger.expire() == {}
+    assert await ledger.loads() == {"i": ONE}
+
+
 async def test_living_routers_do_not_expire(fleet: Fleet) -> None:
     a, b = fleet.router("a"), fleet.router("b")
     await a.heartbeat(30)
@@ -346,6 +354,9 @@ async def test_a_reservation_of_a_lapsed_router_is_taken_back(fleet: Fleet) -> N
     assert await a.reconcile([Reservation("r", "a", "i", 100, 50.0)]) == frozenset()
     assert await a.loads() == {"i": ONE}
     assert await a.expire() == {"b": 0}
+    assert await b.reconcile([Reservation("r", "b", "j", 100, 50.0)]) == {"r"}
+    await a.release("r")
+    assert await b.reconcile([Reservation("r", "b", "j", 100, 50.0)]) == {"r"}
 
 
 async def test_leaving_releases_everything_of_this_router(fleet: Fleet) -> None:

@@ -128,7 +128,7 @@ async def assert_conserved(ledger: Ledger) -> None:
 
 
 @given(st.lists(operations, max_size=30))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_memory_and_redis_agree_and_both_conserve(common_redis: RedisServer, steps: list[Operation]) -> None:
     async def run() -> None:
         url = await emptied(common_redis.url)
