@@ -62,7 +62,7 @@ class Cluster:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str, *, labels: Mapping[str, str] | None = None) -> list[Object]:
+    async def find(self, kind: Kind, namespace: str, *, labels: Mapping[str, str] | None = None) -> list[Object]:
         """All objects of a kind in a namespace, filtered by labels."""
         selector = ",".join(f"{name}={value}" for name, value in (labels or {}).items())
         query = {"labelSelector": selector} if selector else {}

@@ -89,7 +89,7 @@ class Reconciler:
         policy_name = ((router.get("spec") or {}).get("policyRef") or {}).get("name", "")
         policy, pods, owned = await asyncio.gather(
             self._get_policy(key.namespace, policy_name),
-            self._cluster.list(POD, key.namespace, labels=labels),
+            self._cluster.find(POD, key.namespace, labels=labels),
             asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
         reference = model_reference(policy)
@@ -113,7 +113,8 @@ class Reconciler:
             note = _restored(observed, desired, before, after)
             if note is not None:
                 await self._post(observed.router, note)
-        await self._prune(observed, plan, owned)
+        if plan.objects:  # else nothing here is known to be ours
+            await self._prune(observed, plan, owned)
         return owned
 
     async def _prune(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> None:

@@ -145,9 +145,16 @@ async def _operate(cluster: Cluster, options: Options, metrics: OperatorMetrics,
     registry = kopf.OperatorRegistry()
     register(registry, controller)
     kopf.on.login(registry=registry)(_login)
-    lost = asyncio.Event()
+
+    ended = asyncio.Event()
+
+    async def end(**_: object) -> None:
+        ended.set()  # kopf waits for whoever waits for this
+        await controller.stop()
+
+    kopf.on.cleanup(registry=registry)(end)
     keeping = asyncio.create_task(leadership.keep())
-    keeping.add_done_callback(lambda _: lost.set())
+    keeping.add_done_callback(lambda _: ended.set())
     try:
         await kopf.operator(
             registry=registry,
@@ -155,7 +162,7 @@ async def _operate(cluster: Cluster, options: Options, metrics: OperatorMetrics,
             standalone=True,
             clusterwide=not options.namespaces,
             namespaces=options.namespaces,
-            stop_flag=lost,
+            stop_flag=ended,
         )
     finally:
         await controller.stop()

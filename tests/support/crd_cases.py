@@ -19,7 +19,7 @@ class Case:
     bound: str
 
 
-def router(**changes: Any) -> Spec:
+def router(**changes: object) -> Spec:
     pool = {"name": "a", "endpoints": ["10.0.0.1:8000"], "profile": {"name": "llama-3.1-8b-rtx4090"}}
     spec: Spec = {
         "models": [{"name": "llama"}],
@@ -30,12 +30,12 @@ def router(**changes: Any) -> Spec:
     return {name: value for name, value in (spec | changes).items() if value is not None}
 
 
-def pool(**changes: Any) -> Spec:
+def pool(**changes: object) -> Spec:
     value = router()["pools"][0] | changes
     return router(pools=[{name: part for name, part in value.items() if part is not None}])
 
 
-def inline(**changes: Any) -> Spec:
+def inline(**changes: object) -> Spec:
     coefficients = {
         "baseDecodeSeconds": 0.01,
         "basePrefillSeconds": 0.01,
@@ -48,7 +48,7 @@ def inline(**changes: Any) -> Spec:
     return pool(profile={"inline": coefficients | changes})
 
 
-def onnx(**model: Any) -> Spec:
+def onnx(**model: object) -> Spec:
     return {"type": "Onnx", "model": model}
 
 

@@ -58,10 +58,10 @@ def render_chart(*settings: str, namespace: str = SYSTEM) -> list[Object]:
     return [value for value in yaml.safe_load_all(rendered) if value]
 
 
-def chart_rights(*settings: str) -> list[Object]:
+def chart_rights(*settings: str, namespace: str = SYSTEM) -> list[Object]:
     """The chart's ServiceAccount, roles and bindings."""
     kinds = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
-    return [value for value in render_chart(*settings) if value["kind"] in kinds]
+    return [value for value in render_chart(*settings, namespace=namespace) if value["kind"] in kinds]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Space:
     def get(self, kind: str, name: str) -> Object:
         return self.api.get(self.path(kind, name))
 
-    def list(self, kind: str, query: str = "") -> list[Object]:
+    def find(self, kind: str, query: str = "") -> list[Object]:
         items: list[Object] = self.api.get(self.path(kind) + query)["items"]
         return items
 
@@ -108,13 +108,13 @@ class Space:
     def events(self, name: str, reason: str) -> list[Object]:
         return [
             event
-            for event in self.list("Event")
+            for event in self.find("Event")
             if event["reason"] == reason and event["involvedObject"]["name"] == name
         ]
 
     def owned(self, name: str) -> list[tuple[str, str]]:
         query = f"?labelSelector=llmrouter.dev/router={name}"
-        return [(kind, value["metadata"]["name"]) for kind in OWNED for value in self.list(kind, query)]
+        return [(kind, value["metadata"]["name"]) for kind in OWNED for value in self.find(kind, query)]
 
     def wait(self, condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
         def holds() -> bool:
@@ -148,8 +148,10 @@ class OperatorProcess:
         return text in self.log.read_text()
 
 
-def start_operator(kubeconfig: Path, log: Path, arguments: Sequence[str]) -> OperatorProcess:
-    """Starts an operator; its Lease is in the chart's namespace."""
+def start_operator(
+    kubeconfig: Path, log: Path, arguments: Sequence[str], *, namespace: str = SYSTEM
+) -> OperatorProcess:
+    """Starts an operator as if in a pod of ``namespace``, where its Lease is."""
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
@@ -157,7 +159,7 @@ def start_operator(kubeconfig: Path, log: Path, arguments: Sequence[str]) -> Ope
         "KUBECONFIG": str(kubeconfig),
         "PYTHONPATH": f"{ROOT / 'operator'}{os.pathsep}{ROOT}",
         "LLMROUTER_ROUTER_IMAGE": "example.test/router:1",
-        "POD_NAMESPACE": SYSTEM,
+        "POD_NAMESPACE": namespace,
         "POD_NAME": log.stem,
     }
     words = [sys.executable, "-m", "llmrouter_operator", f"--http-port={port}", f"--lease-name={ACCOUNT}", *arguments]
@@ -167,9 +169,11 @@ def start_operator(kubeconfig: Path, log: Path, arguments: Sequence[str]) -> Ope
 
 
 @contextmanager
-def running_operator(kubeconfig: Path, log: Path, arguments: Sequence[str]) -> Iterator[OperatorProcess]:
+def running_operator(
+    kubeconfig: Path, log: Path, arguments: Sequence[str], *, namespace: str = SYSTEM
+) -> Iterator[OperatorProcess]:
     """An operator that ends with the block."""
-    operator = start_operator(kubeconfig, log, arguments)
+    operator = start_operator(kubeconfig, log, arguments, namespace=namespace)
     try:
         yield operator
     finally:
@@ -184,17 +188,18 @@ def make_namespace(control_plane: ControlPlane, name: str) -> Space:
     return Space(control_plane.api, name)
 
 
-def grant(control_plane: ControlPlane, rights: Sequence[Object]) -> Path:
+def grant(control_plane: ControlPlane, rights: Sequence[Object], *, namespace: str = SYSTEM) -> Path:
     """Applies the chart's rights; returns a kubeconfig that has exactly these."""
-    make_namespace(control_plane, SYSTEM)
+    make_namespace(control_plane, namespace)
     for value in rights:
-        namespace = value["metadata"].get("namespace", "")
-        path = f"{PLURALS[value['kind']].format(namespace)}/{value['metadata']['name']}"
+        path = Space(control_plane.api, value["metadata"].get("namespace", "")).path(
+            value["kind"], value["metadata"]["name"]
+        )
         control_plane.api.apply(path, value)
-    return control_plane.service_account_kubeconfig(SYSTEM, ACCOUNT)
+    return control_plane.service_account_kubeconfig(namespace, ACCOUNT)
 
 
-def llm_router(name: str, **changes: Any) -> Object:
+def llm_router(name: str, **changes: object) -> Object:
     """A small LLMRouter; ``changes`` replace fields of its spec."""
     spec: Object = {
         "models": [{"name": "llama"}],
@@ -216,7 +221,7 @@ def llm_router(name: str, **changes: Any) -> Object:
     }
 
 
-def routing_policy(name: str, **spec: Any) -> Object:
+def routing_policy(name: str, **spec: object) -> Object:
     """A RoutingPolicy, RoundRobin unless told otherwise."""
     return {
         "apiVersion": "llmrouter.dev/v1alpha1",

@@ -85,9 +85,7 @@ def bounds(schema: Schema) -> Schema:
 PAIRS = [("llmrouters", LLMRouterSpec), ("routingpolicies", RoutingPolicySpec)]
 
 
-def both(
-    plural: str, model: type[LLMRouterSpec] | type[RoutingPolicySpec]
-) -> tuple[dict[str, Schema], dict[str, Schema]]:
+def both(plural: str, model: type[LLMRouterSpec | RoutingPolicySpec]) -> tuple[dict[str, Schema], dict[str, Schema]]:
     schema = model.model_json_schema(by_alias=True)
     return dict(walk(crd_schema(plural)["properties"]["spec"])), dict(walk_model(schema, schema))
 
