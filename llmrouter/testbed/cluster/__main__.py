@@ -5,7 +5,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 from llmrouter.testbed.cluster import guard
 from llmrouter.testbed.cluster.binaries import CONTROL_PLANE, NODE, Binaries
@@ -18,7 +17,7 @@ from llmrouter.testbed.cluster.progress import Progress, silent
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 if a part failed, 2 on bad input or an unsuitable machine."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _as_exit)
+    guard.end_on_signals()
     progress = Progress(lambda line: print(line, file=sys.stderr, flush=True))
     try:
         return int(options.run(options, progress))
@@ -102,10 +101,6 @@ def _guard(_options: argparse.Namespace, _progress: Progress) -> int:
     if guard.owner_has_ended_and_left_it():
         down(silent())
     return 0
-
-
-def _as_exit(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

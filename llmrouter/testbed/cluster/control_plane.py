@@ -214,7 +214,7 @@ class ControlPlane:
     def install_crds(self, crds: Iterable[dict[str, Any]]) -> None:
         """Applies custom resource definitions and waits until each is established.
 
-        The garbage collector looks for new kinds every 30 s only, but knows at once those that are there when it starts.
+        The garbage collector looks for new kinds every 30 s, but knows at once those that are there when it starts.
         """
         base = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"
         names = [crd["metadata"]["name"] for crd in crds]

@@ -1,9 +1,10 @@
 """Takes the cluster down when the run that owns it ends, however it ends: killed, crashed or interrupted."""
 
 import os
+import signal
 import subprocess
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 from llmrouter.testbed.cluster.places import repository_root
@@ -49,6 +50,17 @@ class Guard:
         if pipe is not None and not pipe.closed:
             pipe.write(last_words)
             pipe.close()
+
+
+def end_on_signals() -> None:
+    """Makes SIGINT, SIGTERM and SIGHUP end this process through its `finally` blocks, even where they were ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _as_exit)
+
+
+def _as_exit(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def owner_has_ended_and_left_it() -> bool:

@@ -39,20 +39,21 @@ def run(
     """Runs a command to its end and returns what it printed; a failure carries the end of that. `cwd=` as usual."""
     words = [str(word) for word in argv]
     label = f"{' '.join(words[:4])} …"
-    try:
-        command = subprocess.Popen(
-            words,
-            env=None if env is None else dict(env),
-            cwd=files.get("cwd"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise ClusterError(f"{words[0]} is not installed") from error
+    path = None if env is None else env.get("PATH")
+    if shutil.which(words[0], path=path) is None:
+        raise ClusterError(f"{words[0]} is not installed")
+    # In a group of its own, to be ended whole; killed by the kernel too, should this process end without a word.
+    command = subprocess.Popen(
+        [*_dying_with_caller(), *words],
+        env=None if env is None else dict(env),
+        cwd=files.get("cwd"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     _RUNNING.add(command)
     try:
         printed, complained = command.communicate(timeout=within_s)
@@ -149,7 +150,7 @@ def start(
     """
     words = [str(word) for word in argv]
     if tied:
-        words = [_needed("setpriv"), "--pdeathsig", "KILL", "--", *words]
+        words = [*_dying_with_caller(), *words]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -184,11 +185,12 @@ def tail_of(log: Path, lines: int = 12) -> str:
         return "(no log)"
 
 
-def _needed(command: str) -> str:
-    found = shutil.which(command)
-    if found is None:
-        raise ClusterError(f"{command} is not installed")
-    return found
+def _dying_with_caller() -> list[str]:
+    """The prefix by which the kernel kills a program when the thread that started it ends."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise ClusterError("setpriv (of util-linux) is not installed")
+    return [setpriv, "--pdeathsig", "KILL", "--"]
 
 
 def _started_ticks(pid: int) -> int:
