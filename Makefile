@@ -33,9 +33,10 @@ demo-standalone: .venv/.synced ## the same comparison without Kubernetes, in abo
 test: .venv/.synced binaries ## all tests that need no special rights
 	$(BIN)/pytest tests -m 'not e2e'
 
+# The cluster's programs outlive the objects that started them, which Python warns of.
 .PHONY: e2e
 e2e: .venv/.synced ## tests on a real node: image, chart, traffic (root)
-	$(BIN)/pytest tests/e2e -m e2e
+	$(BIN)/pytest tests/e2e -m e2e -W 'ignore::pytest.PytestUnraisableExceptionWarning'
 
 .PHONY: check
 check: .venv/.synced ## format, lint, types, import contracts, drift of stubs, CRDs and chart

@@ -57,10 +57,10 @@ class LiveView:
             self._live.update(picture(self._title, state))
             return
         now_s = time.monotonic()
-        if state.stretch != self._stretch or now_s - self._line_at_s >= LINE_INTERVAL_S:
+        due = state.stretch != self._stretch or now_s - self._line_at_s >= LINE_INTERVAL_S
+        if due and state.progress:
             self._stretch, self._line_at_s = state.stretch, now_s
-            if state.progress:
-                self.say(one_line(state))
+            self.say(one_line(state))
 
 
 def one_line(state: ReplayState) -> str:
