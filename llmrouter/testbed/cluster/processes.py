@@ -82,6 +82,9 @@ def _end(command: "subprocess.Popen[str]") -> None:
     if command.poll() is None:
         _kill_group(command)
         command.wait()
+    for pipe in (command.stdout, command.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _kill_group(command: "subprocess.Popen[str]") -> None:
