@@ -79,7 +79,7 @@ class Leadership:
     async def acquire(self) -> None:
         """Returns once this replica holds the Lease."""
         announced = False
-        while not await self._attempt():
+        while not await self.attempt():
             if not announced and self._sighting is not None:
                 announced = True
                 logger.info("standing by: %s leads", self._sighting.holding.holder)
@@ -90,7 +90,7 @@ class Leadership:
         """Renews for as long as it can; returns when the Lease is lost, or before others may take it unrenewed."""
         while True:
             await asyncio.sleep(self._lease_s / 5)
-            if await self._attempt():
+            if await self.attempt():
                 continue
             if self._sighting is not None and self._sighting.holding.holder not in {"", self._identity}:
                 logger.error("lost the lease to %s", self._sighting.holding.holder)
@@ -109,7 +109,7 @@ class Leadership:
         except ClusterError as error:
             logger.warning("the lease lapses by itself: %s", error)
 
-    async def _attempt(self) -> bool:
+    async def attempt(self) -> bool:
         """Takes or renews the Lease where that is allowed; a conflict means that another replica was faster."""
         began_s = self._clock_s()
         try:
