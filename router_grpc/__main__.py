@@ -33,10 +33,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     for name in REQUIRED:
         if not environment.get(name):
             raise InvalidConfigError(f"{name}: must be set in the environment")
-    try:
-        ports = [int(environment.get(f"LLMROUTER_{kind}_PORT", default)) for kind, default in PORTS]
-    except ValueError as error:
-        raise InvalidConfigError(f"LLMROUTER_GRPC_PORT, LLMROUTER_METRICS_PORT: {error}") from error
+    ports = [_port(environment, kind, default) for kind, default in PORTS]
     return Settings(
         router_id=environment["POD_NAME"],
         namespace=environment["LLMROUTER_NAMESPACE"],
@@ -49,6 +46,15 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
 
 
 PORTS = (("GRPC", "9000"), ("METRICS", "9090"))
+MAX_PORT = 65_535
+
+
+def _port(environment: Mapping[str, str], kind: str, default: str) -> int:
+    name = f"LLMROUTER_{kind}_PORT"
+    text = environment.get(name, default)
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PORT:
+        raise InvalidConfigError(f"{name}: {text[:32]!r} is not within 1 and {MAX_PORT}")
+    return int(text)
 
 
 async def first_config(source: ConfigMapSource) -> RouterConfig:

@@ -101,14 +101,14 @@ class RouterApp:
         for task in self._tasks:
             task.add_done_callback(_log_end)
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float, *, settle_s: float = SETTLE_S) -> None:
         """Stops taking requests, lets reports end or move to other routers, and leaves.
 
         Reservations that are still open stay for one heartbeat time-out, so that another router can take them over.
         """
         _log.info("draining", extra={"in_flight": len(self.world.open_requests)})
         await self.listener.retire()
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(settle_s)
         await self.listener.drain(grace_s)
         await self.world.unbroken.settled()
         for task in self._tasks:

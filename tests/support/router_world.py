@@ -262,7 +262,7 @@ async def live_router(
         yield live
     finally:
         await channel.close(None)
-        await router.app.drain(grace_s)
+        await router.app.drain(grace_s, settle_s=0)
         await router.close()
 
 
