@@ -163,6 +163,8 @@ def transitions(old: Object, new: Object) -> list[Note]:
         kind, was = condition["type"], before.get(condition["type"], {})
         if kind == "Progressing" or condition["status"] == "Unknown":
             continue
+        if kind == "Ready" and condition["reason"] == "NoRouterReady" and was.get("status") != "True":
+            continue  # it only starts
         if kind == "Ready" and condition["status"] != was.get("status"):
             word = "Ready" if condition["status"] == "True" else "NotReady"
             notes.append(Note(word, condition["message"], warning=condition["status"] == "False"))
@@ -243,7 +245,7 @@ def policy_ready(facts: Facts) -> Verdict:
         word = "the last good policy" if choice.last_known_good else "the fallback"
         return false(choice.problem.reason, f"{choice.problem.message}; {word} {choice.config.name} is in force")
     if choice is None:
-        return unknown("SpecInvalid", "the spec is not in force")
+        return unknown("NotInForce", "the spec is not in force")
     said, digest = facts.said.by_router, facts.plan.config_digest
     for name, one in said.items():
         if one.refused_digest == digest or (one.config_digest == digest and not one.policy_ready):

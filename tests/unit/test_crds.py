@@ -159,3 +159,13 @@ def test_the_library_takes_good_ones() -> None:
         LLMRouterSpec.model_validate(spec)
     for spec in GOOD_POLICIES:
         RoutingPolicySpec.model_validate(spec)
+
+
+@pytest.mark.parametrize("plural", [plural for plural, _ in PAIRS])
+def test_every_field_is_in_the_documentation(plural: str) -> None:
+    text = (CRDS.parent / "docs" / "resources.md").read_text()
+    names = {
+        path.rstrip("[]{}").rpartition(".")[2] for path, _ in walk(crd_schema(plural)["properties"]["spec"]) if path
+    }
+
+    assert [name for name in sorted(names) if name not in text] == []
