@@ -19,7 +19,7 @@ help: ## list the commands
 
 .PHONY: demo
 demo: .venv/.synced ## a real Kubernetes on this machine, routers, engines, a real trace, two policies (root)
-	$(PYTHON) -m llmrouter.testbed.demo $(if $(CONTEXT),--context '$(CONTEXT)')
+	$(PYTHON) -m llmrouter.testbed.demo $(if $(CONTEXT),--context '$(CONTEXT)') $(DEMO_ARGS)
 
 .PHONY: demo-down
 demo-down: .venv/.synced ## take everything of the demo's cluster away

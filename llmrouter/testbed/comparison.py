@@ -122,6 +122,11 @@ def notes(values: Mapping[str, Any]) -> list[str]:
         ),
         f"The client itself was at most {show(client['lateness_p99_s'], 'ms')} late (p99).",
     ]
+    if kill := values.get("router_kill"):
+        lines.append(
+            f"Router {kill['pod']} was killed under traffic: {kill['failed']} of {kill['requests']} requests failed, "
+            f"{kill['retries']} retried; its replacement was at work after {kill['replacement_acknowledged_s']:.1f} s."
+        )
     if values["apply_to_acknowledged_s"] is not None:
         lines.insert(0, f"From apply to acknowledged by every router: {values['apply_to_acknowledged_s']:.2f} s.")
     late_s = client["lateness_p99_s"]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from llmrouter.testbed.demo_target import Switch
     from llmrouter.testbed.replay_events import ReplayState
 
 TIMING = Timing(window_s=50.0, disturbed_s=20.0)
@@ -52,9 +53,13 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A router pod that was killed, and how long its replacement took to acknowledge the policy."""
+    """A router pod that was killed, and how long its replacement took to acknowledge the policy.
+
+    ``crashed`` says whether its process was killed outright, which only a pod of this machine can be.
+    """
 
     pod: str
+    crashed: bool
     replacement_acknowledged_s: float
 
 
@@ -65,7 +70,7 @@ class Actions:
         self._target = target
         self._executor = executor
         self._view = view
-        self.switch: Future[float] | None = None
+        self.switch: Future[Switch] | None = None
         self.kill: Future[Kill] | None = None
 
     def on_stretch(self, name: str) -> None:
@@ -82,21 +87,24 @@ class Actions:
         name = pod["metadata"]["name"]
         self._view.say(f"killing router {name}, while traffic flows")
         began_s = time.monotonic()
-        kill_processes(pod["metadata"]["uid"])
+        crashed = kill_processes(pod["metadata"]["uid"]) > 0
         self._target.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
         self._target.wait_replaced(name)
-        return Kill(name, time.monotonic() - began_s)
+        return Kill(name, crashed, time.monotonic() - began_s)
 
 
-def kill_processes(pod_uid: str) -> None:
-    """SIGKILLs what runs in a pod, where the pod runs on this machine: a crash, which no drain softens."""
+def kill_processes(pod_uid: str) -> int:
+    """SIGKILLs the router in a pod, if the pod runs on this machine: a crash, which no drain softens."""
+    killed = 0
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             mine = pod_uid in (entry / "cgroup").read_text() and b"router_grpc" in (entry / "cmdline").read_bytes()
             if mine:
                 os.kill(int(entry.name), signal.SIGKILL)
-        except (OSError, ValueError):  # it ended while it was looked at
+                killed += 1
+        except OSError:  # it ended while it was looked at
             continue
+    return killed
 
 
 def replay(target: DemoTarget, timing: Timing, folder: Path, view: LiveView) -> tuple[ReplayState, Actions]:
@@ -125,7 +133,7 @@ def deploy(target: DemoTarget, progress: Progress) -> None:
     """Installs the release and applies the demo's objects; returns when every part serves."""
     with progress.part("helm install: CRDs, operator, Redis", usually_s=3):
         target.install()
-    with progress.part("kubectl apply: eight engines, two policies' worth of routers", usually_s=25):
+    with progress.part("kubectl apply: eight engines, a policy, two routers", usually_s=10):
         target.apply(engines(target.router_image()))
         target.apply([*manifest("policies/round-robin.yaml"), *manifest("cluster/router.yaml")])
         target.wait_ready()
@@ -184,13 +192,16 @@ def _values(state: ReplayState, actions: Actions, ready_s: float) -> dict[str, A
         kill, outcomes = actions.kill.result(), state.of(DISTURBED)
         more["router_kill"] = {
             "pod": kill.pod,
+            "crashed": kill.crashed,
             "requests": len(outcomes),
             "failed": sum(outcome.failed for outcome in outcomes),
             "retries": sum(outcome.retries for outcome in outcomes),
             "replacement_acknowledged_s": round(kill.replacement_acknowledged_s, 3),
         }
-    switched_s = actions.switch.result() if actions.switch is not None else None
-    return summary(state, Facts(ready_s, switched_s, more))
+    switched = actions.switch.result() if actions.switch is not None else None
+    if switched is not None:
+        more["kubectl_apply_s"] = round(switched.kubectl_apply_s, 3)
+    return summary(state, Facts(ready_s, switched.apply_to_acknowledged_s if switched else None, more))
 
 
 def _collect_logs(target: DemoTarget, logs: Path, *, own: bool) -> None:

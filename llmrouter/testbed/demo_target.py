@@ -46,6 +46,14 @@ class ImageChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Switch:
+    """How long ``kubectl apply`` took, and how long it took from its start until every router acknowledged."""
+
+    kubectl_apply_s: float
+    apply_to_acknowledged_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class DemoTarget:
     """Where the demo runs. ``access`` are the words that tell kubectl which cluster, ``helm_access`` those for helm."""
 
@@ -133,15 +141,16 @@ class DemoTarget:
             child.kill()
             child.communicate()
 
-    def switch_policy(self, policy: str, *, within_s: float = 60.0) -> float:
-        """Applies another RoutingPolicy; the seconds from there until every router acknowledged it."""
+    def switch_policy(self, policy: str, *, within_s: float = 60.0) -> Switch:
+        """Applies another RoutingPolicy and waits until every router acknowledged it."""
         documents = manifest(f"policies/{policy}.yaml")
         before = self.status()["activePolicy"]["digest"]
         with self.acknowledgements() as watch:
             began_s = time.monotonic()
             self.apply(documents)
+            applied_s = time.monotonic()
             watch.wait_for_other(before, within_s=within_s)
-            return time.monotonic() - began_s
+            return Switch(applied_s - began_s, time.monotonic() - began_s)
 
     def wait_replaced(self, pod: str, *, within_s: float = 120.0) -> None:
         """Returns once ``pod`` is gone and all its successors acknowledged."""

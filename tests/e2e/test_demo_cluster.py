@@ -65,8 +65,9 @@ def test_traffic_survives_a_policy_switch_and_a_router_kill(target: DemoTarget, 
     assert len(state.of(BEFORE)) == len(state.of(AFTER)) > 0
     assert [state.decided_by[BEFORE], state.decided_by[AFTER]] == [{decider} for decider in DECIDERS]
     assert actions.switch is not None
-    assert actions.switch.result() > 0
+    assert actions.switch.result().apply_to_acknowledged_s > 0
     assert actions.kill is not None
+    assert actions.kill.result().crashed
     assert actions.kill.result().pod not in {pod["metadata"]["name"] for pod in target.router_pods()}
     assert max(outcome.retries for outcome in state.of(DISTURBED)) <= 1
     assert state.end is not None

@@ -185,8 +185,9 @@ def remove_traces(layout: Layout) -> None:
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and str(link.readlink()).startswith(str(layout.logs)):
             link.unlink()
-    for result in Path("/var/lib/cni/results").glob("llmrouter-*"):
-        result.unlink()
+    for result in Path("/var/lib/cni/results").glob("*"):
+        if f'"{layout.state}/' in result.read_text(errors="replace"):  # the network namespace that the result is about
+            result.unlink()
 
 
 def _kill_all(folders: Iterable[Path]) -> bool:

@@ -135,7 +135,7 @@ class Images:
         target = next(target for target in TARGETS if name == getattr(self.names, target))
         runtime = self._runtime(target)
         with self._progress.part(f"build the image {target}", usually_s=5):
-            self._bud_target(name, target, {f"{target.upper()}_RUNTIME": runtime})
+            self._bud_target(name, target, "--build-context", f"{target}-runtime=container-image://{runtime}")
 
     def _runtime_name(self, target: str) -> str:
         sources = (self._root / name for name in ("Dockerfile", "pyproject.toml", "uv.lock"))
@@ -148,14 +148,14 @@ class Images:
         name = self._runtime_name(target)
         if not self._known(name):
             with self._progress.part(f"build the dependencies of the image {target}", usually_s=25):
-                self._bud_target(name, f"{target}-runtime", {})
+                self._bud_target(name, f"{target}-runtime")
         return name
 
-    def _bud_target(self, name: str, target: str, more: Mapping[str, str]) -> None:
+    def _bud_target(self, name: str, target: str, *more: str) -> None:
         with self._bases:
-            arguments = {"BASE": self._base(), "BUILDER_BASE": self._builder_base(), "CUDA": "0", **more}
+            arguments = {"BASE": self._base(), "BUILDER_BASE": self._builder_base(), "CUDA": "0"}
         words = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
-        self._bud(name, self._root, "--layers", "--target", target, *words, *self._mounts())
+        self._bud(name, self._root, "--layers", "--target", target, *words, *more, *self._mounts())
 
     def _build_redis(self) -> None:
         if self._known(self.names.redis):
