@@ -4,11 +4,9 @@
 #
 # BASE needs python3 (3.11 to 3.13) and CA certificates; BUILDER_BASE in addition uv, or pip to fetch it with.
 # CUDA=0 leaves out the GPU libraries of onnxruntime, a quarter of a gigabyte that a machine without a GPU never loads.
-# OPERATOR_RUNTIME and ROUTER_RUNTIME may name images built before from the stages of those names, to build on them.
+# To build on a dependency stage made before, name its image: `--build-context router-runtime=container-image://IMAGE`.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG BUILDER_BASE=${BASE}
-ARG OPERATOR_RUNTIME=operator-runtime
-ARG ROUTER_RUNTIME=router-runtime
 
 FROM ${BUILDER_BASE} AS builder
 ARG UV_VERSION=0.13.8
@@ -62,8 +60,8 @@ ENTRYPOINT ["python", "-m", "router_grpc"]
 COPY --from=router-dependencies /opt/llmrouter /opt/llmrouter
 
 # The code comes last in both images: a changed source is one new small layer.
-FROM ${OPERATOR_RUNTIME} AS operator
+FROM operator-runtime AS operator
 COPY --from=code /code /app
 
-FROM ${ROUTER_RUNTIME} AS router
+FROM router-runtime AS router
 COPY --from=code /code /app
