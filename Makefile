@@ -13,7 +13,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/operator
 
 .PHONY: help
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 25
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 25
 	@echo
 	@echo '  CONTEXT=NAME uses an existing cluster in make demo; DEMO_KEEP=1 leaves the demo up.'
 
