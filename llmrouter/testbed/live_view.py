@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llmrouter.testbed.replay_events import ReplayState
 
 LINE_INTERVAL_S = 5.0
-BAR_WIDTH = 24
+ID_LENGTH = 15
 DIGEST_LENGTH = 10
 LIVE_REFRESH_PER_SECOND = 2.0
 
@@ -103,24 +104,24 @@ def _policy_line(progress: dict[str, Any]) -> Text:
 
 
 def _instances(instances: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, expand=True)
     for name in ("instance", "pool"):
-        table.add_column(name)
-    for name in ("requests", "running", "waiting", "KV", "tokens"):
-        table.add_column(name, justify="right")
-    table.add_column("in flight")
+        table.add_column(name, no_wrap=True)
+    for name in ("reqs", "run", "wait", "KV", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("in flight", ratio=1)
     most = max((instance["in_flight_context_tokens"] for instance in instances), default=0)
     for instance in sorted(instances, key=lambda one: (one["pool"], one["instance_id"])):
         tokens = instance["in_flight_context_tokens"]
         table.add_row(
-            instance["instance_id"],
+            _ending(instance["instance_id"]),
             instance["pool"],
             str(instance["in_flight_requests"]),
             _or_dash(instance["running"]),
             _or_dash(instance["waiting"]),
             _percent(instance["kv_usage_fraction"]),
             f"{tokens:,}",
-            "█" * round(BAR_WIDTH * tokens / most) if most else "",
+            ProgressBar(total=max(most, 1), completed=tokens, complete_style="green", finished_style="green"),
         )
     return table
 
@@ -138,6 +139,11 @@ def print_table(console: Console, rows: Sequence[tuple[str, ...]]) -> None:
 
 def _values(progress: dict[str, Any], key: str) -> list[str]:
     return sorted({str(router[key]) for router in progress["routers"].values()})
+
+
+def _ending(instance_id: str) -> str:
+    """The part of a long name that tells it from its siblings."""
+    return instance_id if len(instance_id) <= ID_LENGTH else f"…{instance_id[1 - ID_LENGTH :]}"
 
 
 def _or_dash(value: int | None) -> str:
