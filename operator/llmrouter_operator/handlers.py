@@ -17,6 +17,7 @@ from llmrouter_operator.models import (
     key_of,
     metadata_of,
 )
+from llmrouter_operator.news import News
 
 if TYPE_CHECKING:
     from llmrouter_operator.controller import Controller
@@ -28,6 +29,7 @@ OWNED_SELECTOR = f"{MANAGED_BY_LABEL}={MANAGER},{ROUTER_LABEL}"
 
 def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     """Puts the handlers into ``registry``. They store nothing in objects and add no finalizer."""
+    news = News()
 
     async def router_event(body: kopf.Body, **_: object) -> None:
         controller.nudge(key_of(dict(body)))
@@ -35,9 +37,10 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     async def policy_event(body: kopf.Body, **_: object) -> None:
         controller.nudge_namespace(key_of(dict(body)).namespace)
 
-    async def owned_event(body: kopf.Body, **_: object) -> None:
-        metadata = metadata_of(dict(body))
-        controller.nudge(ObjectKey(metadata["namespace"], metadata["labels"][ROUTER_LABEL]))
+    async def owned_event(body: kopf.Body, event: kopf.RawEvent, resource: kopf.Resource, **_: object) -> None:
+        if news.in_event(str(resource.kind), dict(body), deleted=event["type"] == "DELETED"):
+            metadata = metadata_of(dict(body))
+            controller.nudge(ObjectKey(metadata["namespace"], metadata["labels"][ROUTER_LABEL]))
 
     kopf.on.event(LLM_ROUTER.group, LLM_ROUTER.version, LLM_ROUTER.plural, registry=registry)(router_event)
     kopf.on.event(ROUTING_POLICY.group, ROUTING_POLICY.version, ROUTING_POLICY.plural, registry=registry)(policy_event)

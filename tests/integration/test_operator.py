@@ -332,6 +332,17 @@ def test_a_spec_that_only_the_library_refuses_changes_nothing(space: Space) -> N
     space.wait(lambda: space.condition("fleet", "Ready")["reason"] != "UnknownProfile", "it is over")
 
 
+def test_what_the_api_server_refuses_is_told_and_tried_again(space: Space) -> None:
+    too_much = {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}
+    space.apply(llm_router("fleet", router={"replicas": 2, "resources": too_much}))
+
+    space.wait(lambda: space.condition("fleet", "Ready")["reason"] == "ApplyFailed", "the condition")
+    assert "must be less than or equal to cpu limit" in space.condition("fleet", "Ready")["message"]
+    assert space.status("fleet")["observedGeneration"] == 1
+    space.apply(llm_router("fleet", router={"replicas": 2, "resources": {"requests": {"cpu": "1"}}}))
+    space.wait(lambda: space.status("fleet")["observedGeneration"] == 3, "it goes on")
+
+
 def model_config_map(model: bytes, manifest: bytes) -> dict[str, Any]:
     return {
         "apiVersion": "v1",

@@ -17,6 +17,7 @@ from llmrouter_operator.handlers import register
 from llmrouter_operator.leadership import Leadership
 from llmrouter_operator.metrics import OperatorMetrics
 from llmrouter_operator.models import OWNED_KINDS, ObjectKey
+from llmrouter_operator.news import News
 from llmrouter_operator.reconcile import Outcome
 from llmrouter_operator.startup import kopf_settings
 
@@ -258,3 +259,26 @@ def test_bad_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         read_options(["--all-namespaces"], {})
     assert "LLMROUTER_ROUTER_IMAGE must name" in capsys.readouterr().err
+
+
+def acknowledgements(**data: str) -> Object:
+    metadata = {"name": "fleet-routers", "namespace": "team", "labels": {"llmrouter.dev/router": "fleet"}}
+    return {"metadata": metadata, "data": data}
+
+
+def test_what_routers_only_repeat_is_no_news() -> None:
+    news = News()
+
+    def tells(kind: str = "ConfigMap", *, deleted: bool = False, **data: str) -> bool:
+        return news.in_event(kind, acknowledgements(**data), deleted=deleted)
+
+    assert tells(a='{"configDigest":"x","atS":1,"inFlight":1}')
+    assert not tells(a='{"configDigest":"x","atS":6,"inFlight":9}')
+    assert tells(a='{"configDigest":"y","atS":6}')
+    assert tells(a="{")
+    assert not tells(a="{")
+    assert tells(a="{", b="[]")
+    assert tells(deleted=True)
+    assert tells(a="{", b="[]")
+    assert tells("Deployment")
+    assert tells("Deployment")
