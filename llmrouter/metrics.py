@@ -41,7 +41,7 @@ class RouterMetrics:
         self.reservations = counter(
             "reservations_total",
             "Reservations by event: committed, existing, moved, full, finished, failed, cancelled, orphaned, "
-            "unclaimed, expired.",
+            "unclaimed, withdrawn, expired.",
             ["event"],
         )
         self.reports = counter(

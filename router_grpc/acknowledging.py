@@ -21,7 +21,7 @@ def acknowledgement_of(
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger."""
     ready, total = instances
-    policy = runtime.config.policy
+    policy, policy_now = runtime.config.policy, runtime.policy_now
     state_reason = {None: "NotConfigured", True: "Connected", False: "Unreachable"}[shared_state_ready]
     return RouterAcknowledgement(
         router_id=router_id,
@@ -32,9 +32,9 @@ def acknowledgement_of(
         policy_type=policy.type,
         policy_digest=runtime.policy_digest,
         deciding=runtime.deciding,
-        policy_ready=runtime.policy_readiness.ready,
-        policy_reason=runtime.policy_readiness.reason,
-        policy_message=runtime.policy_readiness.message[:1024],
+        policy_ready=policy_now.ready,
+        policy_reason=policy_now.reason,
+        policy_message=policy_now.message[:1024],
         provider=runtime.provider,
         predictor_ready=runtime.predictor_readiness.ready,
         predictor_reason=runtime.predictor_readiness.reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from router_grpc.ports import Ledger
 
 REDIS_TIMEOUT_S = 0.25
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,12 @@ def compose(
     metrics = RouterMetrics(registry)
     changes = Changes()
 
-    def count_error(part: str) -> Callable[[Exception], None]:
-        return lambda _error: metrics.errors.labels(part).inc()
+    def watch_failed(error: Exception) -> None:
+        metrics.errors.labels("instances").inc()
+        _log.warning("following pods failed", extra={"error": f"{type(error).__name__}: {error}"[:500]})
 
     ledger, is_degraded = _ledger(settings, state, metrics, changes)
-    directory = InstanceDirectory(
-        core, namespace=settings.namespace, on_change=changes.tell, on_error=count_error("instances")
-    )
+    directory = InstanceDirectory(core, namespace=settings.namespace, on_change=changes.tell, on_error=watch_failed)
     rng = random.Random(settings.seed)
     world = World(
         ledger=ledger,

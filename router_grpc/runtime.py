@@ -65,6 +65,13 @@ class Runtime:
         """Name of the policy that decides now."""
         return self.guard.fallback.name if self.guard.resting else self.guard.primary.name
 
+    @property
+    def policy_now(self) -> Readiness:
+        """Whether the policy decides as declared; it does not while it rests."""
+        if self.policy_readiness.ready and self.guard.resting:
+            return Readiness(ready=False, reason="TooSlow", message=f"{self.deciding} decides while the policy rests")
+        return self.policy_readiness
+
     def refusing(self, digest: str, readiness: Readiness) -> Runtime:
         """The same runtime, saying that a newer configuration was refused and why."""
         return replace(self, refused_digest=digest, policy_readiness=readiness)

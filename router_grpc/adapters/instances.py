@@ -76,7 +76,10 @@ class InstanceDirectory:
         return sum(map(len, self._declared.values())) + sum(map(len, self._pods.values()))
 
     def apply(self, config: RouterConfig) -> None:
-        """Follows the pools of a configuration from now on; pools that did not change go on undisturbed."""
+        """Follows the pools of a configuration from now on; pools that did not change go on undisturbed.
+
+        A pool whose selector changed keeps its instances until those of the new one are listed.
+        """
         pools = {pool.name: pool for pool in config.pools}
         for name in set(self._pools) - set(pools):
             self._drop(name)
@@ -85,10 +88,10 @@ class InstanceDirectory:
             self._pools[name] = pool
             if pool.endpoints is not None:
                 self._stop_watch(name)
+                self._pods.pop(name, None)
                 self._declared[name] = _declared_instances(pool)
             elif known is None or known.match_labels != pool.match_labels:
-                self._drop(name)
-                self._pools[name] = pool
+                self._stop_watch(name)
                 self._start_watch(pool)
         self._refresh()
 
@@ -120,7 +123,6 @@ class InstanceDirectory:
         task = self._watches.pop(name, None)
         if task is not None:
             task.cancel()
-        self._pods.pop(name, None)
 
     def _start_watch(self, pool: PoolConfig) -> None:
         if self._core is None:
@@ -138,6 +140,7 @@ class InstanceDirectory:
 
     def _take(self, name: str, event: Listed | Changed) -> None:
         if isinstance(event, Listed):
+            self._declared.pop(name, None)
             self._pods[name] = {pod.metadata.name: pod for pod in event.items}
         elif event.deleted:
             self._pods.get(name, {}).pop(event.item.metadata.name, None)

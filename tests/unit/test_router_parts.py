@@ -20,6 +20,7 @@ from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.metrics import RouterMetrics
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S, Lateness
 from router_grpc.__main__ import main, settings_from
+from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.engine_metrics import MAX_SCRAPE_BYTES, UNREACHABLE_AFTER, EngineScraper, parse_signal
 from router_grpc.adapters.file_source import FileSource, compile_file
 from router_grpc.adapters.instances import InstanceDirectory, endpoint_of
@@ -327,6 +328,16 @@ class TestRuntime:
         assert (runtime.deciding, runtime.policy_readiness.ready) == ("LeastInFlight", False)
         assert runtime.policy_readiness.reason == error.value.reason
         return runtime
+
+    def test_a_policy_that_rests_is_acknowledged_so(self) -> None:
+        runtime = self.builder.build(self.bundle())
+        for _ in range(LATE_IN_A_ROW):
+            runtime.guard._lateness.note(1.0)
+        said = acknowledgement_of(
+            runtime, router_id="r", shared_state_ready=None, instances=(1, 2), in_flight=0, at_s=0.0
+        )
+        assert (said.policy_ready, said.policy_reason, said.deciding) == (False, "TooSlow", "LeastInFlight")
+        assert (said.config_digest, said.instances_ready, said.state_backend_ready) == (runtime.digest, 1, None)
 
     def test_half_a_model_is_refused(self) -> None:
         self.refused(self.bundle(model=self.model[: len(self.model) // 2]))
