@@ -164,6 +164,9 @@ def start(
             env=None if env is None else dict(env),
             start_new_session=True,
         )
+    if tied:
+        # Until setpriv has become the program, the kernel does not know yet that the two are to die together.
+        poll(lambda: not _is_setpriv(child.pid), within_s=10, what=f"{name} started", every_s=0.001)
     if pid_file is not None:
         pid_file.write_text(f"{child.pid} {_started_ticks(child.pid)} {log}\n")
     return Process(name, child.pid, log, child)
@@ -194,6 +197,13 @@ def _dying_with_caller() -> list[str]:
     if setpriv is None:
         raise ClusterError("setpriv (of util-linux) is not installed")
     return [setpriv, "--pdeathsig", "KILL", "--"]
+
+
+def _is_setpriv(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name == "setpriv"
+    except OSError:  # it ended already, which the caller will see
+        return False
 
 
 def _started_ticks(pid: int) -> int:
