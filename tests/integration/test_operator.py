@@ -384,10 +384,10 @@ def test_a_model_that_must_not_run_is_named_with_the_reason(space: Space) -> Non
     sha256 = hashlib.sha256(model).hexdigest()
     features = [*json.loads(manifest)["featureNames"], "extra"]
     extra_bounds = json.loads(manifest)["bounds"] | {"extra": {"min": 0, "max": 1}}
-    cases = {
+    cases = {  # at no moment between two of them can the model run
         "ModelNotFound": (None, sha256),
         "ManifestInvalid": ((model, manifest[: len(manifest) // 2]), sha256),
-        "DigestMismatch": ((model, manifest), "0" * 64),
+        "DigestMismatch": ((model, spoiled_manifest(manifest, featureVersion=999)), "0" * 64),
         "ShapeMismatch": ((model, spoiled_manifest(manifest, featureNames=features, bounds=extra_bounds)), sha256),
         "FeatureVersionMismatch": ((model, spoiled_manifest(manifest, featureVersion=999)), sha256),
         "ModelCorrupt": ((model, spoiled_manifest(manifest, sha256="1" * 64)), sha256),

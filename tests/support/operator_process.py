@@ -181,9 +181,10 @@ def running_operator(
 
 
 def make_namespace(control_plane: ControlPlane, name: str) -> Space:
-    """A namespace of its own."""
+    """A namespace of its own, where only pods of the restricted profile may be made."""
+    metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
     control_plane.api.apply(
-        f"/api/v1/namespaces/{name}", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        f"/api/v1/namespaces/{name}", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
     )
     return Space(control_plane.api, name)
 
