@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llmrouter.testbed.cluster.containers import remove_strays
 from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
+from llmrouter.testbed.cluster.node import Layout
 from llmrouter.testbed.cluster.processes import free_port, poll, recorded, run, start, tail_of
 from llmrouter.testbed.cluster.progress import Progress, spoken
 
@@ -89,6 +92,25 @@ def test_a_stubborn_program_is_killed(tmp_path: Path) -> None:
     process.stop(grace_s=0.1, first=signal.SIGTERM)
 
     assert not process.alive
+
+
+def test_strays_of_our_state_directory_are_found_and_no_others(tmp_path: Path) -> None:
+    kubelet = tmp_path / "kubelet"
+    kubelet.symlink_to(shutil.which("sh") or "/bin/sh")
+    started = {
+        state: start(
+            "kubelet", [kubelet, "-c", "sleep 600; :", tmp_path / state / "kubelet.json"], log=tmp_path / "log"
+        )
+        for state in ("ours", "ours-too")
+    }
+    try:
+        remove_strays(Layout(state=tmp_path / "ours", images=tmp_path), ["kubelet"])
+
+        poll(lambda: not started["ours"].alive, within_s=10, what="ours gone")
+        assert started["ours-too"].alive
+    finally:
+        for process in started.values():
+            process.stop(grace_s=0)
 
 
 def test_free_ports_are_ports() -> None:

@@ -158,7 +158,7 @@ def _remove(progress: Progress) -> None:
             with contextlib.suppress(ClusterError):  # a containerd that answers no more is ended below
                 Containerd(layout).clear()
         _stop(layout, "containerd")
-        containers.remove_shims(layout.containerd_socket)
+        containers.remove_strays(layout, (*STOPPED_IN_ORDER, "containerd"))
         containers.remove_mounts((layout.state, layout.images))
         containers.remove_traces(layout)
         network.remove()

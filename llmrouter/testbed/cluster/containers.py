@@ -171,12 +171,16 @@ def mounts_below(mounts: str, roots: tuple[str, ...]) -> list[str]:
     return sorted((path for path in targets if any(path.startswith(f"{root}/") for root in roots)), reverse=True)
 
 
-def remove_shims(socket: Path) -> None:
-    """Kills the shims of our containerd that an abrupt end left behind: those started with its socket's name."""
+def remove_strays(layout: Layout, names: Iterable[str]) -> None:
+    """Kills what no pid file speaks of: shims after an abrupt end, programs whose state directory was deleted by hand.
+
+    They are told by their name and by our state directory among their arguments.
+    """
+    known = (*names, "containerd-shim-runc-v2")
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended while we looked
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"containerd-shim" in words[0] and str(socket).encode() in words:
+            words = (entry / "cmdline").read_text(errors="replace").split("\0")
+            if Path(words[0]).name in known and any(f"{layout.state}/" in word for word in words[1:]):
                 os.kill(int(entry.name), signal.SIGKILL)
 
 
