@@ -128,7 +128,8 @@ def notes(values: Mapping[str, Any]) -> list[str]:
             f"{kill['retries']} retried; its replacement was at work after {kill['replacement_acknowledged_s']:.1f} s."
         )
     if values["apply_to_acknowledged_s"] is not None:
-        lines.insert(0, f"From apply to acknowledged by every router: {values['apply_to_acknowledged_s']:.2f} s.")
+        own = f", kubectl's own {values['kubectl_apply_s']:.2f} s included" if "kubectl_apply_s" in values else ""
+        lines.insert(0, f"From apply to acknowledged by every router: {values['apply_to_acknowledged_s']:.2f} s{own}.")
     late_s = client["lateness_p99_s"]
     if late_s is not None and late_s > 0.1:  # noqa: PLR2004 - a tenth of a second shows in a TTFT
         lines.append("That is late enough to colour the figures: this machine was too busy.")

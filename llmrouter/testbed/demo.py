@@ -142,13 +142,7 @@ def deploy(target: DemoTarget, progress: Progress) -> None:
 def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> DemoTarget:
     """The existing cluster, or a new one of this machine; ``stack`` takes away what was made here."""
     if options.context is not None:
-        programs = Binaries(progress=progress).provide(("kubectl", "helm"))
-        access, helm_access = ("--context", options.context), ("--kube-context", options.context)
-        target = DemoTarget(programs["kubectl"], programs["helm"], access, helm_access, options.images)
-        target.uninstall()
-        if not options.keep:
-            stack.callback(target.uninstall)
-        return target
+        return _open_context(options, options.context, progress, stack)
     owner = stack.enter_context(Guard())
     cluster = Cluster.up(progress)
     if options.keep:
@@ -162,6 +156,20 @@ def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> D
         access,
         ImageChoice(operator=names.operator, router=names.router, redis=names.redis),
     )
+
+
+def _open_context(options: DemoOptions, context: str, progress: Progress, stack: ExitStack) -> DemoTarget:
+    programs = Binaries(progress=progress).provide(("kubectl", "helm"))
+    access, helm_access = ("--context", context), ("--kube-context", context)
+    target = DemoTarget(programs["kubectl"], programs["helm"], access, helm_access, options.images, shared=True)
+    ours = not target.crds()
+    with progress.part("remove what an earlier demo left"):
+        target.uninstall()
+    if not options.keep:
+        if ours:
+            stack.callback(target.remove_crds)
+        stack.callback(target.uninstall)
+    return target
 
 
 def compare(options: DemoOptions, console: Console) -> int:

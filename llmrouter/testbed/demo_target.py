@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from llmrouter.resources import GROUP
 from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
 from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import poll, run
@@ -62,6 +63,8 @@ class DemoTarget:
     access: tuple[str, ...]
     helm_access: tuple[str, ...]
     images: ImageChoice
+    shared: bool = False
+    """Whether others use the cluster: then the operator looks after the demo's namespace alone."""
     namespace: str = NAMESPACE
 
     def kubectl_words(self, *words: str) -> list[str]:
@@ -98,7 +101,8 @@ class DemoTarget:
     def install(self) -> None:
         """Installs the chart in the demo's namespace, with the CRDs if they are not there."""
         chart = str(repository_root() / "charts" / "llmrouter")
-        self.helm("install", RELEASE, chart, "--create-namespace", *self.images.helm_values())
+        scope = ["--set", f"watchNamespaces={{{self.namespace}}}"] if self.shared else []
+        self.helm("install", RELEASE, chart, "--create-namespace", *scope, *self.images.helm_values())
 
     def router_image(self) -> str:
         """Image that carries engines and replay too."""
@@ -176,13 +180,24 @@ class DemoTarget:
         with suppress(ClusterError):  # a container that never began has no log
             (into / f"{pod}.log").write_text(self.kubectl("logs", pod, "--all-containers", "--prefix=false"))
 
+    def crds(self) -> list[str]:
+        """Those of our resource definitions that the cluster has."""
+        names = self.kubectl("get", "customresourcedefinitions", "--output", "name").split()
+        return [name for name in names if name.endswith(f".{GROUP}")]
+
     def uninstall(self) -> None:
         """Removes the demo: the LLMRouter first, while its operator still runs, then release and namespace."""
-        if self.namespace not in self.kubectl("get", "namespaces", "--output", "name"):
+        if f"namespace/{self.namespace}" not in self.kubectl("get", "namespaces", "--output", "name").split():
             return
-        self.kubectl("delete", "llmrouters,routingpolicies", "--all", "--wait", "--timeout=60s", within_s=90)
+        if self.crds():
+            self.kubectl("delete", "llmrouters,routingpolicies", "--all", "--wait", "--timeout=60s", within_s=90)
         self.helm("uninstall", RELEASE, "--wait", "--ignore-not-found")
         self.kubectl("delete", "namespace", self.namespace, "--wait", f"--timeout={GONE_TIMEOUT_S:g}s", within_s=120)
+
+    def remove_crds(self) -> None:
+        """Removes our resource definitions, which helm leaves."""
+        if found := self.crds():
+            self.kubectl("delete", *found, "--wait", within_s=90)
 
 
 class AcknowledgementWatch:

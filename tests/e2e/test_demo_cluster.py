@@ -91,4 +91,6 @@ def test_uninstalling_leaves_nothing_in_the_namespace_or_the_cluster(target: Dem
     kinds = f"{OWNED},secrets,leases,networkpolicies,clusterroles,clusterrolebindings"
     poll(lambda: not names_of(target, kinds, OF_RELEASE), within_s=60, what="the release gone", every_s=0.5)
     target.uninstall()
+    target.remove_crds()
+    assert target.crds() == []
     assert target.namespace not in target.kubectl("get", "namespaces", "--output", "name")
