@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 AGAIN_SOON_S = 2.0
 """When something is awaited that no watch tells of: a model, or an object of the same name going away."""
+MODEL_AGAIN_S = 5.0
+"""How often a model in a ConfigMap is read again: people's own ConfigMaps are not watched, there may be thousands."""
 _KINDS = {kind.kind: kind for kind in OWNED_KINDS}
 
 
@@ -78,7 +80,9 @@ class Reconciler:
             raise
         await self._report(observed, _in_force(plan, owned), owned)
         troubled = plan.problem is not None or (plan.choice is not None and plan.choice.problem is not None)
-        return Outcome(again_after_s=AGAIN_SOON_S if troubled else None)
+        if troubled:
+            return Outcome(again_after_s=AGAIN_SOON_S)
+        return Outcome(again_after_s=None if observed.model is None else MODEL_AGAIN_S)
 
     async def _observe(self, key: ObjectKey) -> Observed | None:
         router = await self._cluster.get(LLM_ROUTER, *key)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "llmrouter"
 SYSTEM = "llmrouter-system"
 ACCOUNT = "llmrouter-operator"
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 Object = dict[str, Any]
 
 PLURALS = {
