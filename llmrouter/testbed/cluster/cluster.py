@@ -70,6 +70,7 @@ class Cluster:
                 return cls._start(progress, images=images)
             except BaseException:
                 end_commands()
+                _keep_logs(progress)
                 _remove(progress)
                 raise
 
@@ -163,6 +164,15 @@ def _remove(progress: Progress) -> None:
         containers.remove_traces(layout)
         network.remove()
         shutil.rmtree(layout.state, ignore_errors=True)
+
+
+def _keep_logs(progress: Progress) -> None:
+    """Puts the logs of a cluster that did not come up where they outlive it; those of the time before go."""
+    logs, kept = layout_of(state_directory()).logs, cache_directory() / "logs-of-last-failure"
+    if logs.is_dir():
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(logs, kept, ignore=shutil.ignore_patterns("pods"))
+        progress.note(f"the logs are kept in {kept}")
 
 
 def _stop(layout: Layout, name: str) -> None:

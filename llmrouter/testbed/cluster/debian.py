@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from llmrouter.testbed.cluster.errors import ClusterError
 from llmrouter.testbed.cluster.places import cache_directory
 from llmrouter.testbed.cluster.processes import run
 
@@ -31,8 +32,25 @@ def fetch(packages: Iterable[str], into: Path, *, alone: bool) -> list[Path]:
         "-o",
         f"Dir::Cache::srcpkgcache={into / 'srcpkgcache.bin'}",
     ]
-    run(["apt-get", *options, "install", "-y", "--download-only", "--no-install-recommends", "--reinstall", *packages])
-    return sorted(into.glob("*.deb"))
+    wanted = tuple(packages)
+    try:
+        return _download(wanted, into, options)
+    except ClusterError:  # the machine has no lists of packages, or old ones: fetched here; a second failure is raised
+        (into / "lists" / "partial").mkdir(parents=True)
+        options += ["-o", f"Dir::State::lists={into / 'lists'}"]
+        run(["apt-get", *options, "update"])
+        return _download(wanted, into, options)
+
+
+def _download(packages: tuple[str, ...], into: Path, options: list[str]) -> list[Path]:
+    said = run(
+        ["apt-get", *options, "install", "-y", "--download-only", "--no-install-recommends", "--reinstall", *packages]
+    )
+    archives = sorted(into.glob("*.deb"))
+    absent = set(packages) - {archive.name.partition("_")[0] for archive in archives}
+    if absent:
+        raise ClusterError(f"apt-get gave no archive of {', '.join(sorted(absent))}:\n{said.strip()}")
+    return archives
 
 
 def unpack(archives: Iterable[Path], into: Path, *, without: Iterable[str] = ()) -> None:

@@ -73,7 +73,16 @@ def install_packages(progress: Progress) -> None:
         raise UnsuitableMachineError(f"Missing, and no apt-get to install it: {', '.join(missing)}. {WAYS_OUT}")
     with progress.part(f"install {', '.join(missing)}", usually_s=15):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
+        install = [
+            "apt-get",
+            "-o",
+            "DPkg::Lock::Timeout=120",
+            "install",
+            "-y",
+            "-q",
+            "--no-install-recommends",
+            *missing,
+        ]
         try:
             run(install, env=environment)
         except ClusterError as error:
