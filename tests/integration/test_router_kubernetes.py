@@ -10,6 +10,7 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -108,6 +109,23 @@ class Space:
                 yield live
         finally:
             await api.close()
+            port = int(self.control_plane.server.rsplit(":", 1)[1])
+            await until(lambda: not is_connected(port), what="TLS connections have said goodbye")
+
+
+def is_connected(port: int) -> bool:
+    """Whether this process has a connection to a loopback port."""
+    remote = f"0100007F:{port:04X}"
+    rows = (line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:])
+    inodes = {f"socket:[{row[9]}]" for row in rows if row[2] == remote}
+    return any(link in inodes for link in map(link_of, Path("/proc/self/fd").iterdir()))
+
+
+def link_of(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:  # closed since it was listed
+        return ""
 
 
 @pytest.fixture
@@ -141,6 +159,7 @@ async def test_policies_are_swapped_under_load_without_a_failed_request(space: S
                 n += 1
 
         drivers = [asyncio.create_task(drive(name)) for name in ("a", "b", "c")]
+        await until(lambda: bool(policies), what="requests flow")
         for policy in ("RoundRobin", "PowerOfTwo", "Random"):
             digest = await asyncio.to_thread(space.configure, plain(policy))
             said = await space.says(configDigest=digest, policyReady=True, deciding=policy)
