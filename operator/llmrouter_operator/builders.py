@@ -227,6 +227,7 @@ def _pod(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
     pod: Object = {
         "serviceAccountName": owner.names.workload,
         "automountServiceAccountToken": True,
+        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
