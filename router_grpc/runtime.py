@@ -78,10 +78,19 @@ class Runtime:
 
 
 class RuntimeBuilder:
-    """Makes runtimes; ``count_predictor_failure`` is told the reason whenever the constant stands in."""
+    """Makes runtimes; ``count_predictor_failure`` is told the reason whenever the constant stands in.
 
-    def __init__(self, clock: Callable[[], float], count_predictor_failure: Callable[[str], None]) -> None:
+    ``find_model`` brings a shipped artefact by kind and name.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        count_predictor_failure: Callable[[str], None],
+        find_model: Callable[[str, str], tuple[bytes, bytes]] = builtin_model,
+    ) -> None:
         self._clock = clock
+        self._find_model = find_model
         self._count_predictor_failure = count_predictor_failure
 
     def build(self, bundle: ConfigBundle) -> Runtime:
@@ -133,9 +142,9 @@ class RuntimeBuilder:
         if config.predictor.type == "Constant":
             return constant, Readiness(ready=True, reason="Constant")
         try:
-            model, manifest = builtin_model("output_length", OUTPUT_LENGTH_MODEL)
+            model, manifest = self._find_model("output_length", OUTPUT_LENGTH_MODEL)
             forest = load_predictor(model, manifest, expected_sha256=None)
-        except ModelRejectedError as error:
+        except (InvalidConfigError, ModelRejectedError) as error:
             self._count_predictor_failure(error.reason)
             return constant, Readiness(ready=False, reason=error.reason, message=str(error))
         guarded = FallbackPredictor(

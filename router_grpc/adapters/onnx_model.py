@@ -125,6 +125,7 @@ def _open(model: bytes) -> onnxruntime.InferenceSession:
 
 
 def _session(model: bytes, providers: list[str]) -> onnxruntime.InferenceSession:
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

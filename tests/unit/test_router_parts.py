@@ -355,6 +355,18 @@ class TestRuntime:
         bundle = self.bundle()
         self.refused(ConfigBundle(bundle.content, bundle.declared_digest))
 
+    def test_without_a_length_model_the_constant_answers_and_is_counted(self) -> None:
+        counted: list[str] = []
+
+        def find(kind: str, name: str) -> tuple[bytes, bytes]:
+            if kind == "output_length":
+                raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
+            return builtin_model(kind, name)
+
+        runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(bundle_of(config_of()))
+        assert (runtime.predictor_readiness.ready, runtime.predictor_readiness.reason) == (False, "ModelNotFound")
+        assert (runtime.predictor.name, counted) == ("constant", ["ModelNotFound"])
+
     def test_a_configuration_that_is_not_what_its_digest_says_is_refused(self) -> None:
         bundle = bundle_of(config_of())
         with pytest.raises(InvalidConfigError, match="edited by hand") as refusal:
