@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from llmrouter.testbed.cluster.api import Api, ApiError
 from llmrouter.testbed.cluster.control_plane import ControlPlane
 from llmrouter.testbed.cluster.processes import poll

@@ -363,7 +363,7 @@ class TestRuntime:
                 raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
             return builtin_model(kind, name)
 
-        runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(bundle_of(config_of()))
+        runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(bundle_of(config_of(predictor={"type": "RandomForest"})))
         assert (runtime.predictor_readiness.ready, runtime.predictor_readiness.reason) == (False, "ModelNotFound")
         assert (runtime.predictor.name, counted) == ("constant", ["ModelNotFound"])
 
