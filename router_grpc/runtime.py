@@ -113,9 +113,19 @@ class RuntimeBuilder:
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
         if config.policy.type != "Onnx":
             return _plain(config.policy.type, config), ""
-        model, manifest = _model_bytes(config.policy, bundle)
+        model, manifest = self._model_bytes(config.policy, bundle)
         scorer = load_scorer(model, manifest, expected_sha256=config.policy.model_sha256)
         return Scored(_room_rule(config), scorer, config.policy.weights), scorer.provider
+
+    def _model_bytes(self, policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:
+        if policy.model_builtin is not None:
+            try:
+                return self._find_model("policy", policy.model_builtin)
+            except InvalidConfigError as error:  # the configuration is good: it is the model that is missing
+                raise ModelRejectedError(error.reason, str(error)) from error
+        if bundle.model is None or bundle.manifest is None:
+            raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest for its policy")
+        return bundle.model, bundle.manifest
 
     def _assemble(
         self, config: RouterConfig, digest: str, primary: Policy, provider: str, readiness: Readiness
@@ -166,14 +176,6 @@ def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:
             reason="DigestMismatch",
         )
     return parse_router_config(bundle.content), digest
-
-
-def _model_bytes(policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:
-    if policy.model_builtin is not None:
-        return builtin_model("policy", policy.model_builtin)
-    if bundle.model is None or bundle.manifest is None:
-        raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest for its policy")
-    return bundle.model, bundle.manifest
 
 
 def _plain(name: str, config: RouterConfig) -> Policy:

@@ -363,9 +363,20 @@ class TestRuntime:
                 raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
             return builtin_model(kind, name)
 
-        runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(bundle_of(config_of(predictor={"type": "RandomForest"})))
+        forest = config_of(predictor={"type": "RandomForest"})
+        runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(
+            bundle_of(config_of(predictor={"type": "RandomForest"}))
+        )
         assert (runtime.predictor_readiness.ready, runtime.predictor_readiness.reason) == (False, "ModelNotFound")
         assert (runtime.predictor.name, counted) == ("constant", ["ModelNotFound"])
+
+    def test_a_shipped_policy_model_that_is_missing_is_stood_in_for(self) -> None:
+        def find(_kind: str, name: str) -> tuple[bytes, bytes]:
+            raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
+
+        self.builder = RuntimeBuilder(FakeClock(), lambda _reason: None, find)
+        policy = {"type": "Onnx", "model": {"builtin": "marginal-cost"}}
+        self.refused(bundle_of(config_of(policy=policy)))
 
     def test_a_configuration_that_is_not_what_its_digest_says_is_refused(self) -> None:
         bundle = bundle_of(config_of())
