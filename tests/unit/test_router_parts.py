@@ -363,7 +363,6 @@ class TestRuntime:
                 raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
             return builtin_model(kind, name)
 
-        forest = config_of(predictor={"type": "RandomForest"})
         runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(
             bundle_of(config_of(predictor={"type": "RandomForest"}))
         )
