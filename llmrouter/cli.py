@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 FORWARDED = {
-    "replay": "send a recorded trace through routers and engines, and measure",
+    "traffic": "send a recorded trace through routers and engines, and measure",
     "engine": "run simulated engines with vLLM's HTTP API",
 }
 """Commands whose options a module of their own declares."""
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
     try:
         match options.command:
-            case "replay":
-                return _replay(rest)
+            case "traffic":
+                return _traffic(rest)
             case "engine":
                 return _engine(rest)
         if rest:
@@ -67,10 +67,10 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(rest: Sequence[str]) -> int:
+def _traffic(rest: Sequence[str]) -> int:
     from llmrouter.testbed import replay
 
-    return replay.main(rest, prog="llmrouter replay")
+    return replay.main(rest, prog="llmrouter traffic")
 
 
 def _engine(rest: Sequence[str]) -> int:

@@ -367,10 +367,10 @@ def execute(options: argparse.Namespace) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run(plan, resolve=resolve, trace=trace, emit=emit))
     except (InvalidInputError, FileNotFoundError) as error:
-        print(f"llmrouter replay: {error}", file=sys.stderr)
+        print(f"llmrouter traffic: {error}", file=sys.stderr)
         return 2
     except TimeoutError:
-        print(f"llmrouter replay: no router answered within {CONNECT_TIMEOUT_S:g} s", file=sys.stderr)
+        print(f"llmrouter traffic: no router answered within {CONNECT_TIMEOUT_S:g} s", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

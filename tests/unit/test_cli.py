@@ -16,10 +16,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("serve", "replay", "engine"))
+    assert all(command in shown for command in ("serve", "traffic", "engine"))
 
 
-@pytest.mark.parametrize("command", ["serve", "replay", "engine"])
+@pytest.mark.parametrize("command", ["serve", "traffic", "engine"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
