@@ -7,7 +7,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Self
 
-from llmrouter.testbed.cluster.places import repository_root
+from llmrouter.testbed.cluster.places import cache_directory, repository_root
 
 _KEEP = b"k"
 
@@ -19,14 +19,17 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        self._waiting = subprocess.Popen(
-            [sys.executable, "-m", "llmrouter.testbed.cluster", "guard"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(repository_root())},
-        )
+        self._log = cache_directory() / "guard.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as log:
+            self._waiting = subprocess.Popen(
+                [sys.executable, "-m", "llmrouter.testbed.cluster", "guard"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(repository_root())},
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -41,9 +44,10 @@ class Guard:
         self._close(_KEEP)
 
     def release(self) -> None:
-        """Lets the guard take down what is still there now, and waits until it has."""
+        """Lets the guard take down what is still there now, and waits until it has; says so where it could not."""
         self._close(b"")
-        self._waiting.wait(timeout=120)
+        if self._waiting.wait(timeout=120) != 0:
+            print(f"the cluster was not taken down whole: {self._log} says why, make demo-down tries again")
 
     def _close(self, last_words: bytes) -> None:
         pipe = self._waiting.stdin
