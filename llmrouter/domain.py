@@ -106,7 +106,10 @@ class EngineSignal:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance as a policy sees it: its exact in-flight load, and what else it seems to carry."""
+    """An instance as a policy sees it: its exact in-flight load, and what else it seems to carry.
+
+    A ``foreign`` load without requests counts as none.
+    """
 
     instance: Instance
     load: Load
@@ -116,7 +119,7 @@ class InstanceView:
     @property
     def total(self) -> Load:
         """Load in the ledger plus the estimate of what reached the engine past the routers."""
-        return self.load.plus(self.foreign)
+        return self.load.plus(self.foreign) if self.foreign.requests else self.load
 
 
 @dataclass(frozen=True, slots=True)
