@@ -216,7 +216,8 @@ class RouterApp:
         limits = runtime.config.limits
         for router_id, count in (await world.ledger.expire()).items():
             world.metrics.reservations.labels("expired").inc(count)
-            _log.warning("reservations of a lost router released", extra={"router": router_id, "reservations": count})
+            level = logging.WARNING if count else logging.INFO
+            _log.log(level, "a lost router's reservations released", extra={"router": router_id, "reservations": count})
         lost = world.open_requests.given_up(
             now_s=world.clock(), claim_timeout_s=limits.claim_timeout_seconds, grace_s=limits.report_grace_seconds
         )
