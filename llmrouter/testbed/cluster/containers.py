@@ -190,16 +190,17 @@ def remove_traces(layout: Layout) -> None:
         if link.is_symlink() and str(link.readlink()).startswith(str(layout.logs)):
             link.unlink()
     for result in Path("/var/lib/cni/results").glob("*"):
-        if f'"{layout.state}/' in result.read_text(errors="replace"):  # the network namespace that the result is about
-            result.unlink()
+        with contextlib.suppress(FileNotFoundError):  # its plugin took it away first
+            if f'"{layout.state}/' in result.read_text(errors="replace"):  # the network namespace that it is about
+                result.unlink()
 
 
 def _kill_all(folders: Iterable[Path]) -> bool:
     found = False
     for folder in folders:
-        for file in folder.rglob("cgroup.procs"):
+        for path, _folders, _files in os.walk(folder):  # which passes over what goes while it looks
             with contextlib.suppress(OSError):  # the cgroup went with its last process
-                for pid in file.read_text().split():
+                for pid in (Path(path) / "cgroup.procs").read_text().split():
                     found = True
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
