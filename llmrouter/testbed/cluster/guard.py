@@ -7,6 +7,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Self
 
+from llmrouter.testbed.cluster import machine
 from llmrouter.testbed.cluster.places import cache_directory, repository_root
 
 _KEEP = b"k"
@@ -16,9 +17,11 @@ class Guard:
     """A process that waits for this one to end and then takes the cluster down, unless `keep` was called.
 
     It learns of the end from a pipe that the kernel closes, so that not even SIGKILL leaves a cluster behind.
+    Raises `UnsuitableMachineError` where there can be no cluster to guard.
     """
 
     def __init__(self) -> None:
+        machine.check()
         self._log = cache_directory() / "guard.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
