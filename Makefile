@@ -56,6 +56,10 @@ models: .venv/.synced ## rebuild models/ from the data in it, to the same bytes
 stubs: .venv/.synced ## generate the Python code of router.proto
 	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
+.PHONY: bench
+bench: .venv/.synced binaries ## all benchmarks, each writing JSON to build/bench/ (about half an hour)
+	for script in burst models engine_server capacity policies; do $(PYTHON) bench/$$script.py; done
+
 .PHONY: bench-burst
 bench-burst: .venv/.synced binaries ## how bursts spread over idle instances, with and without reserve
 	$(PYTHON) bench/burst.py

@@ -28,8 +28,9 @@ class Bid:
 class ReserveAsk:
     """Candidates best first. ``moved_tolerance`` is how many requests a candidate may have gained since it was seen.
 
-    With ``moved_tolerance=None`` the first candidate with room is committed whatever it gained. With ``final=True`` the
-    candidate with room that gained least is committed (ties: the better rank), so that the call never answers *moved*.
+    The first candidate with room and within the tolerance is committed; with ``moved_tolerance=None`` the first with
+    room. Where none is within it, ``final=True`` commits the one with room that gained least (ties: the better rank), so
+    that the call never answers *moved*.
     """
 
     request_id: str
