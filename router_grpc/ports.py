@@ -29,8 +29,8 @@ class ReserveAsk:
     """Candidates best first. ``moved_tolerance`` is how many requests a candidate may have gained since it was seen.
 
     The first candidate with room and within the tolerance is committed; with ``moved_tolerance=None`` the first with
-    room. Where none is within it, ``final=True`` commits the one with room that gained least (ties: the better rank), so
-    that the call never answers *moved*.
+    room. Where none is within it, ``final=True`` commits the one with room that gained least (ties: the better rank),
+    so that the call never answers *moved*.
     """
 
     request_id: str
