@@ -21,7 +21,7 @@ def acknowledgement_of(
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger."""
     ready, total = instances
-    policy, policy_now = runtime.config.policy, runtime.policy_now
+    policy, policy_now, predictor_now = runtime.config.policy, runtime.policy_now, runtime.predictor_now
     state_reason = {None: "NotConfigured", True: "Connected", False: "Unreachable"}[shared_state_ready]
     return RouterAcknowledgement(
         router_id=router_id,
@@ -36,8 +36,8 @@ def acknowledgement_of(
         policy_reason=policy_now.reason,
         policy_message=policy_now.message[:1024],
         provider=runtime.provider,
-        predictor_ready=runtime.predictor_readiness.ready,
-        predictor_reason=runtime.predictor_readiness.reason,
+        predictor_ready=predictor_now.ready,
+        predictor_reason=predictor_now.reason,
         state_backend_ready=shared_state_ready,
         state_backend_reason=state_reason,
         instances_ready=ready,

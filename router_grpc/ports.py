@@ -129,6 +129,11 @@ class Predictor(Protocol):
     name: str
     digest: str
 
+    @property
+    def resting(self) -> bool:
+        """Whether another answers in its place for a while, because it was too slow."""
+        ...
+
     def predict(self, prompt_tokens: Sequence[int], applications: Sequence[str]) -> list[Prediction]:
         """One prediction per request of the batch."""
         ...

@@ -72,6 +72,13 @@ class Runtime:
             return Readiness(ready=False, reason="TooSlow", message=f"{self.deciding} decides while the policy rests")
         return self.policy_readiness
 
+    @property
+    def predictor_now(self) -> Readiness:
+        """Whether the declared predictor answers; it does not while it rests."""
+        if self.predictor_readiness.ready and self.predictor.resting:
+            return Readiness(ready=False, reason="TooSlow", message="a constant answers while the predictor rests")
+        return self.predictor_readiness
+
     def refusing(self, digest: str, readiness: Readiness) -> Runtime:
         """The same runtime, saying that a newer configuration was refused and why."""
         return replace(self, refused_digest=digest, policy_readiness=readiness)

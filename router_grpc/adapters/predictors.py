@@ -28,6 +28,7 @@ class ConstantPredictor:
 
     name = "constant"
     digest = ""
+    resting = False
     provider = "none"
 
     def __init__(self, tokens: float) -> None:
@@ -42,6 +43,8 @@ class ConstantPredictor:
 
 class OnnxPredictor:
     """An output-length model. An application that the manifest does not list is predicted from the prompt alone."""
+
+    resting = False
 
     def __init__(self, model: OnnxModel) -> None:
         self.manifest = model.manifest

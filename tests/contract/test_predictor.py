@@ -127,6 +127,8 @@ class Scripted:
     name = "scripted"
     digest = "d"
 
+    resting = False
+
     def __init__(self) -> None:
         self.now_s = 0.0
         self.takes_s = 0.0

@@ -24,6 +24,7 @@ from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.engine_metrics import MAX_SCRAPE_BYTES, UNREACHABLE_AFTER, EngineScraper, parse_signal
 from router_grpc.adapters.file_source import FileSource, compile_file
 from router_grpc.adapters.instances import InstanceDirectory, endpoint_of
+from router_grpc.adapters.predictors import FallbackPredictor
 from router_grpc.replica import FOREIGN_WINDOW, SIGNAL_LIFETIME_S, LoadReplica
 from router_grpc.runtime import ConfigBundle, RuntimeBuilder, read_config
 from router_grpc.unbroken import Unbroken
@@ -338,6 +339,21 @@ class TestRuntime:
         )
         assert (said.policy_ready, said.policy_reason, said.deciding) == (False, "TooSlow", "LeastInFlight")
         assert (said.config_digest, said.instances_ready, said.state_backend_ready) == (runtime.digest, 1, None)
+
+    def test_a_predictor_that_rests_is_acknowledged_so(self) -> None:
+        clock = FakeClock()
+        runtime = RuntimeBuilder(clock, lambda _reason: None).build(
+            bundle_of(config_of(predictor={"type": "RandomForest"}))
+        )
+        assert isinstance(runtime.predictor, FallbackPredictor)
+        for _ in range(LATE_IN_A_ROW):
+            runtime.predictor._lateness.note(1.0)
+        said = acknowledgement_of(
+            runtime, router_id="r", shared_state_ready=None, instances=(1, 2), in_flight=0, at_s=0.0
+        )
+        assert (said.predictor_ready, said.predictor_reason) == (False, "TooSlow")
+        clock.now_s += REST_S
+        assert runtime.predictor_now.ready
 
     def test_half_a_model_is_refused(self) -> None:
         self.refused(self.bundle(model=self.model[: len(self.model) // 2]))
