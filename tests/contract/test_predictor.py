@@ -126,7 +126,6 @@ class Scripted:
 
     name = "scripted"
     digest = "d"
-
     resting = False
 
     def __init__(self) -> None:
