@@ -151,7 +151,7 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
 
 def transitions(old: Object, new: Object) -> list[Note]:
     """Events for what changed between two statuses: what is only not known yet makes none."""
-    before = {condition["type"]: condition for condition in old.get("conditions", [])}
+    before = {condition["type"]: condition for condition in old.get("conditions") or ()}
     notes: list[Note] = []
     old_policy, policy = old.get("activePolicy"), new.get("activePolicy")
     if policy and (old_policy or {}).get("digest") != policy["digest"]:
@@ -176,7 +176,7 @@ def transitions(old: Object, new: Object) -> list[Note]:
 
 
 def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
-    before = {condition["type"]: condition for condition in old.get("conditions", [])}
+    before = {condition["type"]: condition for condition in old.get("conditions") or ()}
     parts = {
         "PolicyReady": policy_ready(facts),
         "PredictorReady": predictor_ready(facts),

@@ -7,7 +7,13 @@ import pytest
 from llmrouter.testbed.cluster import certificates, machine, network, node
 from llmrouter.testbed.cluster.api import kubeconfig
 from llmrouter.testbed.cluster.containers import blobs_of, cgroup_folders, index_of, mounts_below, superseded
-from llmrouter.testbed.cluster.control_plane import Settings, api_server_arguments, etcd_arguments, make_credentials
+from llmrouter.testbed.cluster.control_plane import (
+    Settings,
+    api_server_arguments,
+    etcd_arguments,
+    is_established,
+    make_credentials,
+)
 from llmrouter.testbed.cluster.errors import ClusterError
 from llmrouter.testbed.cluster.network import Network
 
@@ -164,3 +170,10 @@ def test_old_images_go_with_their_second_names() -> None:
     images = [("router:1", "old"), ("sha256:1", "old"), ("router:2", "new"), ("sha256:2", "new")]
 
     assert superseded(images, keep={"router:2"}) == ["router:1", "sha256:1"]
+
+
+@pytest.mark.parametrize("status", [None, {}, {"conditions": None}, {"conditions": []}])
+def test_a_definition_that_was_just_made_is_not_established(status: dict[str, object] | None) -> None:
+    assert not is_established({"status": status})
+    assert not is_established({})
+    assert is_established({"status": {"conditions": [{"type": "Established", "status": "True"}]}})

@@ -247,7 +247,7 @@ def _node_ready(plane: ControlPlane) -> bool:
     if not plane.api.exists(path):
         return False
     found = plane.api.get(path)
-    ready = any(it["type"] == "Ready" and it["status"] == "True" for it in found["status"].get("conditions", []))
+    ready = any(it["type"] == "Ready" and it["status"] == "True" for it in found["status"].get("conditions") or ())
     return ready and not found["spec"].get("taints")
 
 

@@ -221,7 +221,7 @@ class ControlPlane:
         for crd in crds:
             self.api.apply(base + crd["metadata"]["name"], crd)
         for name in names:
-            poll(lambda name=name: _established(self.api.get(base + name)), within_s=30, what=f"{name} established")  # type: ignore[misc]
+            poll(lambda name=name: is_established(self.api.get(base + name)), within_s=30, what=f"{name} established")  # type: ignore[misc]
 
     def user_kubeconfig(self, user: str) -> Path:
         """The kubeconfig file of one of `USERS`."""
@@ -267,6 +267,7 @@ class ControlPlane:
         return process
 
 
-def _established(crd: Mapping[str, Any]) -> bool:
-    conditions = crd.get("status", {}).get("conditions", [])
+def is_established(crd: Mapping[str, Any]) -> bool:
+    """Whether the API server serves the kind; its status, and the conditions in it, are null at first."""
+    conditions = (crd.get("status") or {}).get("conditions") or []
     return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
