@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.domain import EngineMode
+from llmrouter.domain import Instance, InstanceView, Load, Request
 from llmrouter.feature_set import FEATURE_NAMES, FEATURE_VERSION, WEIGHT_NAMES
 from llmrouter.manifest import Bounds, Manifest, ModelKind, Tensor
 from llmrouter.profiles import PROFILES
+from llmrouter.routing.features import features_of
 from llmrouter.routing.marginal_cost import marginal_cost
 from llmrouter.training.cards import marginal_cost_card
 from llmrouter.training.marginal_cost_graph import OPSET, marginal_cost_model
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from llmrouter.domain import EngineProfile
 
 SEED = 20_261_121
 RELATIVE_TOLERANCE = 1e-5
@@ -104,30 +107,22 @@ def probe_inputs(rng: np.random.Generator) -> Iterator[tuple[NDArray[np.float32]
 
 
 def _pool(rng: np.random.Generator, *, instances: int) -> NDArray[np.float32]:
-    prompt_tokens = float(np.ceil(rng.lognormal(6.0, 2.0)))
-    output_tokens = float(rng.lognormal(5.0, 1.5))
+    request = Request(
+        request_id="",
+        model="",
+        prompt_tokens=int(np.ceil(rng.lognormal(6.0, 2.0))),
+        predicted_output_tokens=float(rng.lognormal(5.0, 1.5)),
+        arrived_at_s=0.0,
+    )
     profiles = list(PROFILES.values())
-    rows = []
-    for profile in (profiles[index] for index in rng.integers(0, len(profiles), instances)):
-        requests = 0.0 if rng.random() < 0.2 else float(rng.integers(1, int(1.5 * profile.max_sequences)))  # noqa: PLR2004
-        context = requests * float(np.ceil(rng.lognormal(6.0, 1.0)))
-        queued = 0.0 if rng.random() < 0.5 else float(np.ceil(rng.random() * context))  # noqa: PLR2004
-        rows.append(
-            (
-                requests,
-                context,
-                queued,
-                requests * float(rng.lognormal(4.5, 1.0)),
-                prompt_tokens,
-                output_tokens,
-                profile.kv_tokens,
-                profile.max_sequences,
-                profile.base_decode_s,
-                profile.prefill_s_per_token,
-                profile.prefill_s_per_token_squared,
-                profile.context_s_per_token,
-                profile.sequence_s,
-                1.0 if profile.mode is EngineMode.PREFILL_FIRST else 0.0,
-            )
-        )
-    return np.array(rows, dtype=np.float32)
+    drawn = [profiles[index] for index in rng.integers(0, len(profiles), instances)]
+    return features_of(request, [_busy(rng, profile) for profile in drawn])
+
+
+def _busy(rng: np.random.Generator, profile: EngineProfile) -> InstanceView:
+    requests = 0 if rng.random() < 0.2 else int(rng.integers(1, int(1.5 * profile.max_sequences)))  # noqa: PLR2004
+    context = requests * int(np.ceil(rng.lognormal(6.0, 1.0)))
+    queued = 0 if rng.random() < 0.5 else int(np.ceil(rng.random() * context))  # noqa: PLR2004
+    remaining = requests * float(rng.lognormal(4.5, 1.0))
+    instance = Instance(instance_id="", endpoint="", pool="", profile=profile, models=frozenset())
+    return InstanceView(instance, Load(requests, context, queued, remaining))
