@@ -14,6 +14,7 @@ from router_grpc.listeners.native import NativeListener, RouterServicer
 from router_grpc.reports import ReportService
 from router_grpc.runtime import ConfigBundle, Readiness, Runtime
 from router_grpc.service import RouterService
+from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -111,9 +112,7 @@ class RouterApp:
         await asyncio.sleep(settle_s)
         await self.listener.drain(grace_s)
         await self.world.unbroken.settled()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self._outside.directory.close()
         await self._outside.scraper.close()
         if not len(self.world.open_requests):

@@ -1,4 +1,4 @@
-"""Steps that end once they have begun: a caller that leaves must not leave a reservation behind that nobody knows."""
+"""Steps that end once they have begun, though their caller leaves; and tasks that end when they are told to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Collection, Coroutine
 
 T = TypeVar("T")
+
+CANCEL_AGAIN_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -48,3 +50,12 @@ async def _finish(task: asyncio.Task[T], abandoned: Callable[[T], Awaitable[None
             await abandoned(result)
     except Exception:  # noqa: BLE001 - nobody waits for it any more: the log is where it can be seen
         _log.exception("a step that its caller left failed")
+
+
+async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancels tasks until all have ended: where a library swallows one cancellation, a loop would go on."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _ended, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)

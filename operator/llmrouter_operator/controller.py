@@ -80,7 +80,8 @@ class Controller:
             failures = failures + 1 if outcome is None else 0
             wait_s = pause_s(failures) if outcome is None else outcome.again_after_s or self._resync_s
             try:
-                await asyncio.wait_for(nudged.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await nudged.wait()
             except TimeoutError:
                 continue  # nothing happened: look again all the same
         del self._nudges[key]

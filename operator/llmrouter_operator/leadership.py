@@ -113,7 +113,8 @@ class Leadership:
         """Takes or renews the Lease where that is allowed; a conflict means that another replica was faster."""
         began_s = self._clock_s()
         try:
-            held = await asyncio.wait_for(self._take(), self._lease_s / 2)
+            async with asyncio.timeout(self._lease_s / 2):
+                held = await self._take()
         except (ClusterError, TimeoutError) as error:
             if not (isinstance(error, ClusterError) and error.reason == "Conflict"):
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)

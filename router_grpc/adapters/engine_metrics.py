@@ -13,6 +13,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmrouter.domain import EngineSignal
+from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
     import random
@@ -116,10 +117,7 @@ class EngineScraper:
 
     async def close(self) -> None:
         """Ends the scrapes under way."""
-        tasks = list(self._under_way.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(list(self._under_way.values()))
 
     async def _scrape(self, instance: Instance, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

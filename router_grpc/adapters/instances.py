@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmrouter.domain import Instance
 from router_grpc.adapters.kube import Changed, Listed, follow
+from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,7 +112,7 @@ class InstanceDirectory:
         tasks = list(self._watches.values())
         for name in list(self._watches):
             self._stop_watch(name)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
 
     def _drop(self, name: str) -> None:
         self._stop_watch(name)

@@ -45,12 +45,15 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,252}")
 
 
 def redis_client(url: str, *, password: str | None = None, timeout_s: float = 0.25, max_connections: int = 32) -> Redis:
-    """A client that gives up rather than stalls: a bounded pool, a timeout on every step, and no retries.
+    """A client that gives up rather than stalls: a bounded pool, bounded waits for connections, and no retries.
+
+    An answer is bounded by the ledger's own timeout around each call. The client's would be ``asyncio.wait_for`` around
+    each write, which on Python 3.11 can swallow the cancellation of its caller.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``; nothing is connected yet.
         password: used where the URL has none.
-        timeout_s: for a connection, for an answer, and for a free connection of the pool, each.
+        timeout_s: for a connection, and for a free connection of the pool, each.
         max_connections: the bound of the pool.
 
     Raises:
@@ -62,7 +65,7 @@ def redis_client(url: str, *, password: str | None = None, timeout_s: float = 0.
             url,
             max_connections=max_connections,
             timeout=timeout_s,
-            socket_timeout=timeout_s,
+            socket_timeout=None,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,

@@ -27,7 +27,7 @@ from router_grpc.adapters.instances import InstanceDirectory, endpoint_of
 from router_grpc.adapters.predictors import FallbackPredictor
 from router_grpc.replica import FOREIGN_WINDOW, SIGNAL_LIFETIME_S, LoadReplica
 from router_grpc.runtime import ConfigBundle, RuntimeBuilder, read_config
-from router_grpc.unbroken import Unbroken
+from router_grpc.unbroken import Unbroken, end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -469,3 +469,22 @@ def test_metrics_have_the_products_prefix() -> None:
     registry = CollectorRegistry()
     RouterMetrics(registry)
     assert all(family.name.startswith("llmrouter_") for family in registry.collect())
+
+
+async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
+    swallowed = asyncio.Event()
+
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if swallowed.is_set():
+                    raise
+                swallowed.set()
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await end_tasks([task])
+    assert swallowed.is_set()
+    assert task.cancelled()
