@@ -77,10 +77,6 @@ class LoadReplica:
         """What is in flight on an instance, as last known."""
         return self._loads.get(instance_id, Load())
 
-    def signal_of(self, instance_id: str) -> EngineSignal | None:
-        """The last report of an engine, however old."""
-        return self._signals.get(instance_id)
-
     def note_signal(self, instance: Instance, signal: EngineSignal) -> None:
         """Takes an engine's report, and estimates the foreign load from it."""
         self._signals[instance.instance_id] = signal

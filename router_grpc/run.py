@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import start_http_server
 
 from llmrouter.errors import InvalidConfigError
+from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -63,8 +64,6 @@ async def _first_of(*steps: Coroutine[Any, Any, Any]) -> None:
     """Returns when one has ended, the others cancelled; raises what the one raised."""
     tasks = [asyncio.create_task(step) for step in steps]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
+    await end_tasks(rest)
     for task in done:
         task.result()
