@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,19 +40,29 @@ def parser() -> argparse.ArgumentParser:
 FORWARDED = {
     "traffic": "send a recorded trace through routers and engines, and measure",
     "engine": "run simulated engines with vLLM's HTTP API",
+    "simulate": "run one policy on one workload, simulated",
+    "bench": "compare policies, paired and with intervals, over cells and loads",
+    "validate-engine": "hold the engine model against measured engines, or fit it to one's own",
 }
-"""Commands whose options a module of their own declares."""
+"""Commands whose options a module of their own declares, and what they do."""
+
+MODULES = {
+    "traffic": "llmrouter.testbed.replay",
+    "engine": "llmrouter.testbed.engine_server",
+    "simulate": "llmrouter.study.simulate_command",
+    "bench": "llmrouter.study.bench_command",
+    "validate-engine": "llmrouter.validation.command",
+}
+"""Where the ``main(rest)`` of such a command is; imported when it runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 2 with one line on bad input."""
     options, rest = parser().parse_known_args(arguments)
     try:
-        match options.command:
-            case "traffic":
-                return _traffic(rest)
-            case "engine":
-                return _engine(rest)
+        if options.command in MODULES:
+            module = importlib.import_module(MODULES[options.command])
+            return int(module.main(rest))
         if rest:
             parser().error(f"unrecognized arguments: {' '.join(rest)}")
         return _serve(options)
@@ -65,18 +76,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     serve(options.config, host=options.host)
     return 0
-
-
-def _traffic(rest: Sequence[str]) -> int:
-    from llmrouter.testbed import replay
-
-    return replay.main(rest, prog="llmrouter traffic")
-
-
-def _engine(rest: Sequence[str]) -> int:
-    from llmrouter.testbed import engine_server
-
-    return engine_server.main(rest)
 
 
 if __name__ == "__main__":

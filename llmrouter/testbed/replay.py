@@ -377,7 +377,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m llmrouter.testbed.replay") -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "llmrouter traffic") -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add_arguments(parser)

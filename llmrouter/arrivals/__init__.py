@@ -1,0 +1,1 @@
+"""Workloads: recorded traces, synthetic arrivals, the cells of the benchmark."""

@@ -1,0 +1,1 @@
+"""The simulator's inner loop over plain records: interpreted as it stands, or compiled; written once."""

@@ -1,0 +1,92 @@
+"""What a simulated run is made of: engines, the routers before them, and how old their views are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from llmrouter.routing.rules import Rule
+    from llmrouter.sim.model import EngineModel
+
+MAX_ROUTERS = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSide:
+    """The routers: how many, what they see and how old it is, how long a dispatch takes, how long they hold.
+
+    Attributes:
+        routers: arrivals go to them in turn.
+        shared: whether the loads they see count everyone's dispatches, or each only its own.
+        refresh_s: seconds between refreshes of a router's view; 0 where it always sees the loads of now.
+        counts_own: whether a router adds its own dispatches to its view at once.
+        reserves: whether a dispatch is compared with the loads of now, as the ledger's reserve call does: candidates
+            that are full or gained more than one request are passed over, and the policy is asked once more.
+        dispatch_s: seconds from the decision to the engine's front end.
+        decision_every_s: above 0 a router decides only at multiples of it, one request each time (the paper's 0.02 s).
+        max_wait_s: longest hold; after it a request is shed.
+        max_held: longest queue of one router; beyond it a request is shed.
+    """
+
+    routers: int = 1
+    shared: bool = True
+    refresh_s: float = 0.0
+    counts_own: bool = True
+    reserves: bool = True
+    dispatch_s: float = 0.0
+    decision_every_s: float = 0.0
+    max_wait_s: float = math.inf
+    max_held: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.routers <= MAX_ROUTERS:
+            raise InvalidInputError(f"routers must be 1 to {MAX_ROUTERS}, not {self.routers}")
+        for name in ("refresh_s", "dispatch_s", "decision_every_s"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise InvalidInputError(f"{name} must be finite and at least 0, not {value}")
+        if not self.max_wait_s > 0:
+            raise InvalidInputError(f"max_wait_s must be above 0, not {self.max_wait_s}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Engines and routers of one run. Instance i is named ``f"{i:03d}"``.
+
+    Attributes:
+        engines: one per instance.
+        routers: see ``RouterSide``.
+        serves: for each instance the models it serves; empty: every instance serves every model of the workload.
+    """
+
+    engines: tuple[EngineModel, ...]
+    routers: RouterSide = field(default_factory=RouterSide)
+    serves: tuple[frozenset[str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.engines:
+            raise InvalidInputError("a run needs at least one engine")
+        if self.serves and len(self.serves) != len(self.engines):
+            raise InvalidInputError(f"serves names {len(self.serves)} instances, not {len(self.engines)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledPolicy:
+    """A rule of ``routing/rules.py`` run by the compiled simulator: the same formula and room, far faster.
+
+    Attributes:
+        rule: the score, or one of the rules that the simulator itself follows (round-robin, random, power of two).
+        weights: of the objective, in the order of ``WEIGHT_NAMES``; only the marginal cost reads them.
+        max_requests: bound of the requests in flight on an instance; ``None`` takes the profile's ``max_sequences``.
+        kv_fraction: share of an engine's KV that may be committed (the KV gate); ``None`` where KV is not bounded.
+        decode_reserve_fraction: r of the gate.
+    """
+
+    rule: Rule
+    weights: tuple[float, float, float] = (0.25, 2.0, 1.0)
+    max_requests: int | None = 512
+    kv_fraction: float | None = None
+    decode_reserve_fraction: float = 0.15
