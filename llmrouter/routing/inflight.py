@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from llmrouter.domain import EngineProfile, Reservation, Room
 
 
+UNBOUNDED = -1
+"""A KV limit that bounds nothing."""
+
+
 def contribution(reservation: Reservation) -> Load:
     """What a reservation adds to the load of its instance (tokens)."""
     return Load(
@@ -25,15 +29,42 @@ def contribution(reservation: Reservation) -> Load:
 
 
 def has_room(load: Load, room: Room, *, prompt_tokens: int, predicted_output_tokens: float) -> bool:
-    """Whether one more request fits: ``n < max`` and ``C + p + r·(R + d) ≤ limit``; an idle instance always fits."""
-    if load.requests <= 0:
+    """Whether one more request fits: see ``fits``."""
+    limit = room.kv_limit_tokens
+    return fits(
+        load.requests,
+        load.context_tokens,
+        load.remaining_decode_tokens,
+        room.max_requests,
+        UNBOUNDED if limit is None else max(0, limit),
+        room.decode_reserve_fraction,
+        prompt_tokens,
+        predicted_output_tokens,
+    )
+
+
+def fits(  # noqa: PLR0917 - compiled by the simulator, which passes by position
+    requests: float,
+    context_tokens: float,
+    remaining_decode_tokens: float,
+    max_requests: float,
+    kv_limit_tokens: float,
+    decode_reserve_fraction: float,
+    prompt_tokens: float,
+    predicted_output_tokens: float,
+) -> bool:
+    """Whether one more request fits: ``n < max`` and ``C + p + r·(R + d) ≤ limit``; an idle instance always fits.
+
+    A limit below 0 bounds nothing.
+    """
+    if requests <= 0:
         return True
-    if load.requests >= room.max_requests:
+    if requests >= max_requests:
         return False
-    if room.kv_limit_tokens is None:
+    if kv_limit_tokens < 0:
         return True
-    expected = room.decode_reserve_fraction * (load.remaining_decode_tokens + predicted_output_tokens)
-    return load.context_tokens + prompt_tokens + expected <= room.kv_limit_tokens
+    expected = decode_reserve_fraction * (remaining_decode_tokens + predicted_output_tokens)
+    return context_tokens + prompt_tokens + expected <= kv_limit_tokens
 
 
 def foreign_load(signal: EngineSignal | None, counted: Load, profile: EngineProfile) -> Load:

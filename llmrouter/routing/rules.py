@@ -1,7 +1,11 @@
 """Rules: policies that are one formula over an instance's features, the smallest score first.
 
 Every formula is written once, over a row ``x`` of features in the order of ``FEATURE_NAMES``: the router calls it as it
-stands, the simulator compiles it. So these functions use numbers and the columns below, and nothing else.
+stands, the simulator compiles it. So these functions use numbers and the constants below, and nothing else.
+
+In the formulas the request has p prompt tokens and d predicted output tokens; the instance n requests in flight with C
+context tokens, Q of them still to prefill, and R predicted tokens to decode; K tokens of KV; step time
+``b + g3·n + g2·C``, prefill ``g1·p + g1b·p²``.
 """
 
 from __future__ import annotations
@@ -27,6 +31,18 @@ CONTEXT_S = 11
 SEQUENCE_S = 12
 PREFILL_FIRST = 13
 
+DECODE_RESERVE_FRACTION = 0.15
+"""r: the share of the predicted tokens to come that is counted against KV now; most of it is freed before it fills."""
+
+TOKEN_LOAD_THRESHOLD = 4_194_304.0
+"""Prompt tokens at which the token-load term is full: 128 requests of 32 Ki tokens, llm-d's default."""
+
+MIXING_PREFILL_S = 3.2e-4
+MIXING_CONTEXT_S = 3.3e-5
+MIXING_ALPHA = 0.5
+MIXING_EPSILON_S = 0.5
+"""Constants of the mixing penalty for a V100 (arXiv 2408.13510); ε, which is not printed, is its heavy prompt."""
+
 
 class Rule(IntEnum):
     """The rules by number, as the compiled simulator knows them; the first three are no scores but procedures."""
@@ -38,47 +54,186 @@ class Rule(IntEnum):
     MARGINAL_COST = 4
     LEAST_KV_TOKENS = 5
     LMETRIC = 6
+    TOKEN_LOAD = 7
+    PAPER_JSQ = 8
+    MIN_MIN = 9
+    MIXING_PENALTY = 10
+    OWN_LATENCY = 11
+    DECODE_BALANCER = 12
+    PREFILL_LOAD = 13
+    MIXING_PENALTY_SCALED = 14
+
+
+def score(rule: int, x: Sequence[float], weights: Sequence[float]) -> float:  # noqa: C901, PLR0911 - one line per rule
+    """The score of one instance under a rule that has one; lower is better. Numbers are those of ``Rule``."""
+    if rule == 4:  # noqa: PLR2004
+        return marginal_cost_row(x, weights)
+    if rule == 5:  # noqa: PLR2004
+        return least_kv_tokens(x)
+    if rule == 6:  # noqa: PLR2004
+        return lmetric(x)
+    if rule == 7:  # noqa: PLR2004
+        return token_load(x)
+    if rule == 8:  # noqa: PLR2004
+        return tokens_left(x)
+    if rule == 9:  # noqa: PLR2004
+        return min_min(x)
+    if rule == 10:  # noqa: PLR2004
+        return mixing_penalty(x)
+    if rule == 11:  # noqa: PLR2004
+        return own_latency(x)
+    if rule == 12:  # noqa: PLR2004
+        return decode_left(x)
+    if rule == 13:  # noqa: PLR2004
+        return prefill_load(x)
+    if rule == 14:  # noqa: PLR2004
+        return mixing_penalty_scaled(x)
+    return least_in_flight(x)
 
 
 def least_in_flight(x: Sequence[float]) -> float:
-    """Requests in flight."""
+    """Requests in flight: n."""
     return x[REQUESTS]
 
 
 def least_kv_tokens(x: Sequence[float]) -> float:
-    """Context tokens in flight: what the KV cache holds or is about to."""
+    """Context tokens in flight, what the KV cache holds or is about to: C."""
     return x[CONTEXT]
 
 
 def lmetric(x: Sequence[float]) -> float:
-    """Prefill tokens including the request's own, times the batch size with it: ``(Q + p)·(n + 1)``."""
+    """Prefill tokens including the request's own, times the batch size with it: ``(Q + p)·(n + 1)``.
+
+    LMetric (arXiv 2603.15202): the new prefill tokens of an instance times its batch size. The request itself is
+    counted in both, so that idle instances do not all score 0.
+    """
     return (x[QUEUED] + x[PROMPT]) * (x[REQUESTS] + 1.0)
 
 
-def score(rule: int, x: Sequence[float], weights: Sequence[float]) -> float:
-    """The score of one instance under a rule that has one; lower is better."""
-    if rule == 4:  # noqa: PLR2004 - Rule.MARGINAL_COST
-        return marginal_cost_row(x, weights)
-    if rule == 5:  # noqa: PLR2004 - Rule.LEAST_KV_TOKENS
-        return least_kv_tokens(x)
-    if rule == 6:  # noqa: PLR2004 - Rule.LMETRIC
-        return lmetric(x)
-    return least_in_flight(x)
+def prefill_load(x: Sequence[float]) -> float:
+    """Prompt tokens that wait for their first token, the request's own with them, over a threshold: ``min(1, (Q + p)/T)``.
+
+    llm-d's token-load-scorer (llm-d-router, ``scorer/tokenload``) over its in-flight-load producer, which by default
+    counts prompt tokens until the first token of the answer.
+    """
+    return min(1.0, (x[QUEUED] + x[PROMPT]) / TOKEN_LOAD_THRESHOLD)
+
+
+def token_load(x: Sequence[float]) -> float:
+    """Token load and KV usage in equal parts: ``2·min(1, (Q + p)/T) + 2·min(1, C/K)``.
+
+    llm-d's weights for prefix, token load and KV utilisation are 3 : 2 : 2; without a prefix index the first term is
+    the same for all instances, and this is what remains.
+    """
+    return 2.0 * prefill_load(x) + 2.0 * min(1.0, x[CONTEXT] / x[KV])
+
+
+def tokens_left(x: Sequence[float]) -> float:
+    """Prompt and decode tokens left: ``Q + R``. The JSQ of arXiv 2408.13510."""
+    return x[QUEUED] + x[REMAINING]
+
+
+def decode_left(x: Sequence[float]) -> float:
+    """Predicted tokens still to decode: R. The decode balancer of arXiv 2408.13510, which knows true lengths."""
+    return x[REMAINING]
+
+
+def bucket_bound(tokens: float) -> float:
+    """Upper bound of the output-length bucket of arXiv 2408.13510 that holds ``tokens``: 250, 1000 or 4000."""
+    if tokens <= 250.0:  # noqa: PLR2004
+        return 250.0
+    if tokens <= 1000.0:  # noqa: PLR2004
+        return 1000.0
+    return max(tokens, 4000.0)
+
+
+def min_min(x: Sequence[float]) -> float:
+    """Earliest completion: ``g1·(Q + p) + g1b·p² + U(d)·(b + g3·(n + 1) + g2·(C + p))``, U the bound of d's bucket.
+
+    The min-min of arXiv 2408.13510, which estimates completion from the upper bound of the predicted bucket; how it
+    counts those in flight is not printed: here they prefill first and then share every step.
+    """
+    p = x[PROMPT]
+    step_s = x[BASE] + x[SEQUENCE_S] * (x[REQUESTS] + 1.0) + x[CONTEXT_S] * (x[CONTEXT] + p)
+    return x[PREFILL] * x[QUEUED] + prefill_s(x) + bucket_bound(x[PREDICTED]) * step_s
+
+
+def mixing_penalty(x: Sequence[float]) -> float:
+    """The paper's penalty of mixing, as it prints it for a V100: see ``mixing``."""
+    return mixing(x, MIXING_PREFILL_S, MIXING_CONTEXT_S)
+
+
+def mixing_penalty_scaled(x: Sequence[float]) -> float:
+    """The penalty of mixing with its two costs scaled to the engine's own prefill cost: see ``mixing``."""
+    return mixing(x, x[PREFILL], x[PREFILL] * (MIXING_CONTEXT_S / MIXING_PREFILL_S))
+
+
+def mixing(x: Sequence[float], prefill_token_s: float, context_token_s: float) -> float:
+    """Minus the mixing reward of arXiv 2408.13510, greedily: ``α·[T > ε]·T + (1 − α)·g2·n·(p + d)``.
+
+    ``T = g1·p + g2·Σ(p_j + d_j)``; the sum over those in flight is ``C + R``.
+    """
+    p = x[PROMPT]
+    stall_s = prefill_token_s * p + context_token_s * (x[CONTEXT] + x[REMAINING])
+    counted_s = stall_s if stall_s > MIXING_EPSILON_S else 0.0
+    slowdown_s = context_token_s * x[REQUESTS] * (p + x[PREDICTED])
+    return MIXING_ALPHA * counted_s + (1.0 - MIXING_ALPHA) * slowdown_s
+
+
+def prefill_s(x: Sequence[float]) -> float:
+    """Seconds of the request's own prefill: ``g1·p + g1b·p²``."""
+    p = x[PROMPT]
+    return x[PREFILL] * p + x[PREFILL_SQUARED] * p * p
+
+
+def overflow_s(x: Sequence[float]) -> float:
+    """Seconds until KV and a batch slot are free for the request, 0 where they are; see ``marginal_cost_row``."""
+    n, context, remaining = x[REQUESTS], x[CONTEXT], x[REMAINING]
+    kv_deficit = context + x[PROMPT] + DECODE_RESERVE_FRACTION * (remaining + x[PREDICTED]) - x[KV]
+    slot_deficit = n + 1.0 - x[SLOTS]
+    if kv_deficit <= 0.0 and slot_deficit <= 0.0:
+        return 0.0
+    n_or_1 = max(n, 1.0)
+    drain_s = (x[BASE] + x[SEQUENCE_S] * n + x[CONTEXT_S] * context) * (remaining / n_or_1)
+    return drain_s * (max(0.0, kv_deficit) / max(context, 1.0) + max(0.0, slot_deficit) / n_or_1)
+
+
+def own_s(x: Sequence[float], overflow: float) -> float:
+    """Seconds of the request itself after ``overflow`` seconds of waiting; see ``marginal_cost_row``."""
+    p, d = x[PROMPT], x[PREDICTED]
+    g2, g3 = x[CONTEXT_S], x[SEQUENCE_S]
+    crowd_s = g3 * x[REQUESTS] + g2 * x[CONTEXT]
+    return overflow + x[PREFILL] * x[QUEUED] + d * crowd_s + d * (x[BASE] + g3 + g2 * p) + prefill_s(x)
+
+
+def own_latency(x: Sequence[float]) -> float:
+    """The least predicted latency of the request itself, whatever it costs others: ``own`` of the marginal cost."""
+    return own_s(x, overflow_s(x))
+
+
+def imposed_s(x: Sequence[float]) -> float:
+    """Seconds that the request costs the others in the batch, summed over them; see ``marginal_cost_row``."""
+    n, p, g2 = x[REQUESTS], x[PROMPT], x[CONTEXT_S]
+    overlap = min(x[PREDICTED], x[REMAINING] / max(n, 1.0))
+    return n * (prefill_s(x) + overlap * (x[SEQUENCE_S] + g2 * (p + 0.5 * overlap)))
 
 
 def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
-    """See ``routing/marginal_cost.py``, which explains the formula; seconds."""
-    n, context, remaining, p, d = x[REQUESTS], x[CONTEXT], x[REMAINING], x[PROMPT], x[PREDICTED]
-    b, g2, g3 = x[BASE], x[CONTEXT_S], x[SEQUENCE_S]
-    n_or_1 = max(n, 1.0)
-    left = remaining / n_or_1
-    kv_deficit = max(0.0, context + p + 0.15 * (remaining + d) - x[KV])
-    slot_deficit = max(0.0, n + 1.0 - x[SLOTS])
-    drain_s = (b + g3 * n + g2 * context) * left
-    overflow_s = drain_s * (kv_deficit / max(context, 1.0) + slot_deficit / n_or_1)
-    prefill_s = x[PREFILL] * p + x[PREFILL_SQUARED] * p * p
-    own_s = overflow_s + x[PREFILL] * x[QUEUED] + d * (g3 * n + g2 * context) + d * (b + g3 + g2 * p) + prefill_s
-    overlap = min(d, left)
-    imposed_s = n * prefill_s + n * overlap * (g3 + g2 * (p + 0.5 * overlap))
-    coalesce_s = n * b * x[PREFILL_FIRST] if x[QUEUED] <= 0.0 else 0.0
-    return own_s + weights[0] * imposed_s + weights[1] * coalesce_s + weights[2] * overflow_s
+    """Seconds that a request takes on an instance, and costs everyone else there.
+
+    With weights (imposed, coalesce, overflow)::
+
+        step     = b + g3·n + g2·C
+        drain    = step · R / n                      seconds until the mean request in flight ends (0 if idle)
+        overflow = drain · (max(0, C + p + r·(R + d) − K) / C + max(0, n + 1 − max) / n)
+        own      = overflow + g1·Q + d·(g3·n + g2·C) + d·(b + g3 + g2·p) + g1·p + g1b·p²
+        imposed  = n·(g1·p + g1b·p²) + n·v·(g3 + g2·(p + v/2)),    v = min(d, R/n)
+        coalesce = n·b if the engine runs prefill-only steps and has no queued prefill, else 0
+        cost     = own + w_imposed·imposed + w_coalesce·coalesce + w_overflow·overflow
+
+    ``imposed`` is the slowdown of the n requests that share the batch: the prompt stalls each of them once, and for v
+    steps (while the mean one still runs) every step is longer by the new sequence and its growing context.
+    """
+    overflow = overflow_s(x)
+    coalesce_s = x[REQUESTS] * x[BASE] * x[PREFILL_FIRST] if x[QUEUED] <= 0.0 else 0.0
+    return own_s(x, overflow) + weights[0] * imposed_s(x) + weights[1] * coalesce_s + weights[2] * overflow
