@@ -1,130 +1,230 @@
-"""A discrete-event run: arrivals are placed on engines by a callback, engines step, everything is timed.
-
-Same-instant order: step ends come before arrivals, lower instances before higher ones, arrivals in the order given; an
-idle engine begins its step only once all arrivals of that instant are placed.
-"""
+"""A simulated run: engines, routers and a workload, driven by the policies that serve."""
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import random
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from llmrouter.domain import Hold, Instance, InstanceView, Load, Placement, PoolSnapshot, Request
 from llmrouter.errors import InvalidInputError
-from llmrouter.sim.engine import Engine, EngineRequest
+from llmrouter.routing.rules import Rule
+from llmrouter.sim import compiled
+from llmrouter.sim.arrays import MAX_BIDS, lay_out
+from llmrouter.sim.kernel.records import DECIDE, DONE, LOAD_FIELDS, NO_CANDIDATE, NONE, REPORT, SAMPLE
+from llmrouter.sim.model import Role
+from llmrouter.sim.outcomes import Outcomes, Timeline
+from llmrouter.sim.setup import CompiledPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from llmrouter.domain import EngineProfile, Request
+    from llmrouter.routing.policies import Policy
+    from llmrouter.sim.kernel.records import World
+    from llmrouter.sim.setup import Setup
+    from llmrouter.sim.workload import Workload
 
+REPORT_EVERY = 20_000
+"""Requests between two calls of ``on_progress``."""
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request as a router sees it, and as the engine will."""
-
-    request: Request
-    work: EngineRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """When one request arrived, where it went, and when its tokens came."""
-
-    request_id: str
-    application: str
-    instance: int
-    arrived_at_s: float
-    first_token_at_s: float
-    finished_at_s: float
-    tokens: int
-
-    @property
-    def ttft_s(self) -> float:
-        """Time to first token."""
-        return self.first_token_at_s - self.arrived_at_s
-
-    @property
-    def e2e_s(self) -> float:
-        """Arrival to last token."""
-        return self.finished_at_s - self.arrived_at_s
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Mean time between tokens; ``None`` where there is only one."""
-        return (self.finished_at_s - self.first_token_at_s) / (self.tokens - 1) if self.tokens > 1 else None
-
-
-class _Pool:
-    """The engines, the ends of their steps, and what is known of each request."""
-
-    def __init__(self, profiles: Sequence[EngineProfile]) -> None:
-        self.engines = [Engine(profile) for profile in profiles]
-        self.step_ends: list[tuple[float, int]] = []
-        self.outcomes: list[Outcome] = []
-        self._idle = dict.fromkeys(range(len(profiles)))
-        self._placed: dict[str, Arrival] = {}
-        self._first_token_at_s: dict[str, float] = {}
-
-    def place(self, arrival: Arrival, instance: int) -> None:
-        self.engines[instance].add(arrival.work)
-        self._placed[arrival.work.request_id] = arrival
-
-    def end_step(self, instance: int, now_s: float) -> None:
-        result = self.engines[instance].finish_step()
-        for request_id in result.first_tokens:
-            self._first_token_at_s[request_id] = now_s
-        for request_id, tokens in result.finished.items():
-            arrival = self._placed.pop(request_id)
-            self.outcomes.append(
-                Outcome(
-                    request_id=request_id,
-                    application=arrival.request.application,
-                    instance=instance,
-                    arrived_at_s=arrival.request.arrived_at_s,
-                    first_token_at_s=self._first_token_at_s.pop(request_id),
-                    finished_at_s=now_s,
-                    tokens=tokens,
-                )
-            )
-        self._idle[instance] = None
-
-    def begin_steps(self, now_s: float) -> None:
-        started = [instance for instance in self._idle if self.engines[instance].has_work]
-        for instance in started:
-            del self._idle[instance]
-            heapq.heappush(self.step_ends, (now_s + self.engines[instance].begin_step().duration_s, instance))
+_COUNT_RULES = frozenset(
+    {Rule.ROUND_ROBIN, Rule.RANDOM, Rule.POWER_OF_TWO, Rule.LEAST_IN_FLIGHT, Rule.LEAST_KV_TOKENS, Rule.LMETRIC}
+)
+"""Rules that never look at the tokens still to come, which cost the most to count."""
 
 
 def simulate(
-    profiles: Sequence[EngineProfile], arrivals: Sequence[Arrival], choose: Callable[[Request, float], int]
-) -> tuple[Outcome, ...]:
-    """Runs to the end of the last request; outcomes are in the order of finishing.
+    setup: Setup,
+    workload: Workload,
+    policy: Policy | CompiledPolicy,
+    *,
+    seed: int = 0,
+    sample_every_s: float | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Outcomes:
+    """Runs until every request has ended. Equal arguments give equal bytes.
 
     Args:
-        profiles: one engine each.
-        arrivals: in order of arrival.
-        choose: the request and now, in seconds, to the index of an engine.
+        setup: engines and routers.
+        workload: the requests.
+        policy: one of ``routing/policies.py``, asked for every decision, or a rule compiled into the simulator.
+        seed: of the routers' randomness: ties and draws.
+        sample_every_s: seconds between samples of ``Outcomes.timeline``; ``None`` takes none.
+        on_progress: called with the number of requests that have ended, every ``REPORT_EVERY``.
 
     Raises:
-        InvalidInputError: arrivals are out of order, an engine refuses one, or ``choose`` names no engine.
+        InvalidInputError: setup and workload do not fit each other.
     """
-    pool = _Pool(profiles)
-    position = 0
-    now_s = float("-inf")
-    while pool.step_ends or position < len(arrivals):
-        arrival_at_s = arrivals[position].request.arrived_at_s if position < len(arrivals) else float("inf")
-        if arrival_at_s < now_s:
-            raise InvalidInputError(f"request {arrivals[position].request.request_id} arrives before the one before it")
-        now_s = min(arrival_at_s, pool.step_ends[0][0]) if pool.step_ends else arrival_at_s
-        while pool.step_ends and pool.step_ends[0][0] == now_s:
-            pool.end_step(heapq.heappop(pool.step_ends)[1], now_s)
-        while position < len(arrivals) and arrivals[position].request.arrived_at_s == now_s:
-            request = arrivals[position].request
-            instance = choose(request, now_s)
-            if not 0 <= instance < len(profiles):
-                raise InvalidInputError(f"choose named engine {instance} of {len(profiles)}")
-            pool.place(arrivals[position], instance)
-            position += 1
-        pool.begin_steps(now_s)
-    return tuple(pool.outcomes)
+    world = lay_out(setup, workload, seed=seed)
+    return play(
+        world,
+        setup,
+        workload,
+        policy,
+        advance=compiled.advance(),
+        seed=seed,
+        sample_every_s=sample_every_s,
+        on_progress=on_progress,
+    )
+
+
+def play(
+    world: World,
+    setup: Setup,
+    workload: Workload,
+    policy: Policy | CompiledPolicy,
+    *,
+    advance: Callable[[Any], int],
+    seed: int = 0,
+    sample_every_s: float | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Outcomes:
+    """Runs a laid out world with an ``advance``, compiled or interpreted; see ``simulate``."""
+    run = world.run
+    _configure(world, setup, policy)
+    if sample_every_s is not None:
+        if not sample_every_s > 0:
+            raise InvalidInputError(f"sample_every_s must be above 0, not {sample_every_s}")
+        run["sample_every_s"] = sample_every_s
+    run["report_every"] = run["next_report"] = REPORT_EVERY if on_progress else 0
+    asked = None if isinstance(policy, CompiledPolicy) else _Asked(world, setup, workload, policy, seed)
+    samples = _Samples(world)
+    while (code := advance(world)) != DONE:
+        if code == DECIDE and asked is not None:
+            asked.answer()
+        elif code == SAMPLE:
+            samples.take()
+        elif code == REPORT and on_progress is not None:
+            on_progress(int(run["ended"][0]))
+    return _outcomes(world, workload, samples.timeline() if sample_every_s is not None else None)
+
+
+def _configure(world: World, setup: Setup, policy: Policy | CompiledPolicy) -> None:
+    run = world.run
+    if isinstance(policy, CompiledPolicy):
+        run["rule"] = int(policy.rule)
+        run["needs_remaining"] = int(policy.kv_fraction is not None or policy.rule not in _COUNT_RULES)
+        run["max_requests"] = NONE if policy.max_requests is None else policy.max_requests
+        run["kv_fraction"] = -1.0 if policy.kv_fraction is None else policy.kv_fraction
+        run["decode_reserve_fraction"] = policy.decode_reserve_fraction
+        world.weights[:] = policy.weights
+    else:
+        run["rule"] = NONE
+        run["needs_remaining"] = 1
+    side = setup.routers
+    if side.refresh_s > 0:
+        count = side.routers
+        for router in range(count):  # spread over the period, in the order of a heap
+            world.event_at[router] = side.refresh_s * router / count
+            world.event_kind[router] = 2
+            world.event_subject[router] = router
+            world.event_order[router] = router
+        run["events"], run["event_order"] = count, count
+
+
+class _Asked:
+    """Puts the simulator's questions to a policy, as a router would, and its answers into the arrays."""
+
+    def __init__(self, world: World, setup: Setup, workload: Workload, policy: Policy, seed: int) -> None:
+        self._world = world
+        self._workload = workload
+        self._policy = policy
+        self._rng = random.Random(seed)
+        self._refresh_s = setup.routers.refresh_s
+        every = frozenset(workload.models)
+        self._instances = [
+            (
+                row,
+                Instance(
+                    instance_id=f"{row:03d}",
+                    endpoint=f"{row:03d}:8000",
+                    pool=engine.profile.name,
+                    profile=engine.profile,
+                    models=setup.serves[row] if setup.serves else every,
+                ),
+            )
+            for row, engine in enumerate(setup.engines)
+            if engine.role is not Role.DECODE
+        ]
+        self._row_of = {instance.instance_id: row for row, instance in self._instances}
+
+    def answer(self) -> None:
+        run = self._world.run[0]
+        row = int(run["asking"])
+        decision = self._policy.decide(self._request(row), self._snapshot(float(run["now"])), self._rng)
+        run["answered"] = 1
+        if isinstance(decision, Placement):
+            chosen = [self._row_of[candidate.instance_id] for candidate in decision.candidates[:MAX_BIDS]]
+            self._world.bids[: len(chosen)] = chosen
+            run["bids"] = len(chosen)
+        else:
+            run["bids"] = 0 if isinstance(decision, Hold) else NO_CANDIDATE
+
+    def _request(self, row: int) -> Request:
+        workload = self._workload
+        return Request(
+            request_id=f"r{row}",
+            model=workload.models[workload.model[row]],
+            prompt_tokens=int(workload.prompt_tokens[row]),
+            predicted_output_tokens=float(workload.predicted_output_tokens[row]),
+            arrived_at_s=float(self._world.pool.sequences["arrived_at"][row]),
+            application=workload.applications[workload.application[row]],
+        )
+
+    def _snapshot(self, now_s: float) -> PoolSnapshot:
+        loads = self._world.asked_loads.tolist()
+        views = []
+        for row, instance in self._instances:
+            requests, context, queued, remaining = loads[row * LOAD_FIELDS : row * LOAD_FIELDS + LOAD_FIELDS]
+            views.append(InstanceView(instance, Load(int(requests), int(context), int(queued), remaining)))
+        return PoolSnapshot(tuple(views), now_s)
+
+
+class _Samples:
+    """The timeline as it grows."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rows: list[tuple[float, list[int], list[int], list[float], int]] = []
+
+    def take(self) -> None:
+        run, pool = self._world.run[0], self._world.pool
+        instances = int(run["instances"])
+        kv = pool.engines["blocks_used"] / pool.engines["blocks_total"]
+        sizes = pool.sizes[: 2 * instances]
+        held = int(self._world.routers["held"].sum())
+        self._rows.append((float(run["next_sample_at"]), sizes[1::2].tolist(), sizes[0::2].tolist(), kv.tolist(), held))
+        run["next_sample_at"] += run["sample_every_s"]
+
+    def timeline(self) -> Timeline:
+        instances = len(self._world.pool.engines)
+        at_s, running, waiting, kv, held = zip(*self._rows, strict=True) if self._rows else ((), (), (), (), ())
+        return Timeline(
+            at_s=np.array(at_s, np.float64),
+            running=np.array(running, np.int64).reshape(-1, instances),
+            waiting=np.array(waiting, np.int64).reshape(-1, instances),
+            kv_usage_fraction=np.array(kv, np.float64).reshape(-1, instances),
+            held=np.array(held, np.int64),
+        )
+
+
+def _outcomes(world: World, workload: Workload, timeline: Timeline | None) -> Outcomes:
+    rows = world.pool.sequences
+    came = rows["arrived_at"].copy()
+    came[(workload.after >= 0) & (rows["status"] == 0)] = np.nan
+    return Outcomes(
+        workload=workload,
+        status=rows["status"].astype(np.int64),
+        instance=rows["instance"].astype(np.int64),
+        decode_instance=rows["decode_instance"].astype(np.int64),
+        arrived_at_s=came,
+        dispatched_at_s=rows["dispatched_at"].copy(),
+        first_token_at_s=rows["first_token_at"].copy(),
+        finished_at_s=rows["finished_at"].copy(),
+        preemptions=rows["preemptions"].astype(np.int64),
+        recomputed_tokens=rows["recomputed"].astype(np.int64),
+        cached_tokens=rows["cached"].astype(np.int64),
+        engine_busy_s=world.pool.engines["busy_s"].copy(),
+        timeline=timeline,
+    )

@@ -1,0 +1,210 @@
+"""The arrays of a run, laid out from a setup and a workload for the compiled kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmrouter.errors import InvalidInputError
+from llmrouter.sim.kernel import records
+from llmrouter.sim.kernel.records import (
+    ENGINE_FIELDS,
+    LINKS,
+    LOAD_FIELDS,
+    NONE,
+    ROUTER_FIELDS,
+    RUN_FIELDS,
+    SEQUENCE_FIELDS,
+    Pool,
+    World,
+)
+from llmrouter.sim.kernel.world import INFINITY
+from llmrouter.sim.model import Admission, QueueOrder, Role, Schedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llmrouter.sim.model import EngineModel
+    from llmrouter.sim.setup import Setup
+    from llmrouter.sim.workload import Workload
+
+ADMISSION_WATERMARK_FRACTION = 0.01
+"""Share of the KV blocks that an admission leaves free for the sequences already running."""
+
+MAX_BIDS = 8
+MAX_REQUESTS = 20_000_000
+FEATURES = 14
+
+SCHEDULES = {
+    Schedule.CHUNKED: records.CHUNKED,
+    Schedule.PREFILL_FIRST: records.PREFILL_FIRST,
+    Schedule.LAYERED: records.LAYERED,
+    Schedule.INTERVAL: records.INTERVAL,
+}
+ADMISSIONS = {Admission.WATERMARK: records.WATERMARK, Admission.WORST_CASE: records.WORST_CASE}
+ORDERS = {
+    QueueOrder.FIRST_COME: records.FIRST_COME,
+    QueueOrder.LEAST_WORK_LEFT: records.LEAST_WORK_LEFT,
+    QueueOrder.BIN_PACKING: records.BIN_PACKING,
+}
+ROLES = {Role.MIXED: records.MIXED_ROLE, Role.PREFILL: records.PREFILL_ROLE, Role.DECODE: records.DECODE_ROLE}
+
+EVENTS_PER_SEQUENCE = 4
+"""A sequence can be preempted, complete its prefill, finish and be cancelled within one step, each once."""
+
+
+def describe_engine(record: Any, engine: EngineModel) -> None:  # noqa: ANN401 - an object or a row of an array
+    """Writes the parameters of an engine into its record."""
+    profile = engine.profile
+    for name in (
+        *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
+        *("context_s_per_token", "sequence_s", "max_sequences", "token_budget", "block_tokens"),
+    ):
+        setattr(record, name, getattr(profile, name))
+    for name in (
+        *("front_s", "front_s_per_token", "prefill_sequence_s", "kv_bytes_per_token", "transfer_bytes_per_s"),
+        "transfer_s",
+    ):
+        setattr(record, name, getattr(engine, name))
+    record.blocks_total = profile.kv_tokens // profile.block_tokens
+    record.watermark_blocks = int(record.blocks_total * ADMISSION_WATERMARK_FRACTION)
+    record.schedule = SCHEDULES[engine.steps_as]
+    record.admission = ADMISSIONS[engine.admission]
+    record.queue_order = ORDERS[engine.queue_order]
+    record.role = ROLES[engine.role]
+    record.lag_steps = engine.scheduling_lag_steps
+    record.prefix_caching = int(engine.prefix_caching)
+    record.steps_between_prefills = engine.decode_steps_between_prefills
+
+
+def structured(fields: dict[str, str], rows: int) -> NDArray[np.void]:
+    """A structured array with every field at nothing, links at ``NONE``."""
+    array = np.zeros(rows, np.dtype(list(fields.items()), align=True))
+    for name in fields:
+        if name in LINKS:
+            array[name] = NONE
+    return array
+
+
+def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
+    """The world of a run before its first event.
+
+    Raises:
+        InvalidInputError: too many requests, or prefix blocks that are no whole number of KV blocks.
+    """
+    if len(workload) > MAX_REQUESTS:
+        raise InvalidInputError(f"a run takes at most {MAX_REQUESTS} requests, not {len(workload)}")
+    instances, routers, models = len(setup.engines), setup.routers.routers, len(workload.models)
+    pool = _pool(setup, workload)
+    run = structured(RUN_FIELDS, 1)
+    side = setup.routers
+    for name in ("refresh_s", "dispatch_s", "decision_every_s", "max_wait_s", "max_held", "routers"):
+        run[name] = getattr(side, name)
+    for name in ("shared", "counts_own", "reserves"):
+        run[name] = int(getattr(side, name))
+    run["now"], run["instances"], run["models"], run["asking"] = -1.0, instances, models, NONE
+    run["random"] = seed % 2_147_483_646 + 1
+    per_request = 1 + int(np.isfinite(side.max_wait_s)) + int(np.isfinite(workload.cancelled_after_s).any())
+    events = per_request * len(workload) + routers + 8
+    table = structured(ROUTER_FIELDS, routers)
+    table["last_instance"] = NONE
+    return World(
+        pool=pool,
+        run=run,
+        routers=table,
+        order=np.flatnonzero(workload.after < 0),
+        step_ends=np.full(instances, INFINITY),
+        serves=_serves(setup, workload),
+        dirty=np.zeros(routers * models, np.int64),
+        awake=np.zeros(2 * instances, np.int64),
+        event_at=np.zeros(events),
+        event_kind=np.zeros(events, np.int64),
+        event_order=np.zeros(events, np.int64),
+        event_subject=np.zeros(events, np.int64),
+        views=np.zeros(routers * instances * LOAD_FIELDS),
+        row=np.zeros(FEATURES),
+        weights=np.zeros(3),
+        asked_loads=np.zeros(instances * LOAD_FIELDS),
+        bids=np.zeros(MAX_BIDS, np.int64),
+    )
+
+
+def _pool(setup: Setup, workload: Workload) -> Pool:
+    engines = structured(ENGINE_FIELDS, len(setup.engines))
+    heap, growing = 0, 0
+    blocks = int(workload.prefix_blocks.max()) + 1 if len(workload.prefix_blocks) else 0
+    for row, engine in zip(engines.view(np.recarray), setup.engines, strict=True):
+        describe_engine(row, engine)
+        row.heap_start, row.growing_start = heap, growing
+        heap += engine.profile.max_sequences
+        growing += engine.profile.block_tokens
+    caching = [index for index, engine in enumerate(setup.engines) if engine.prefix_caching and blocks]
+    engines["prefix_caching"] = 0
+    for place, index in enumerate(caching):
+        engines["prefix_caching"][index] = 1
+        engines["prefix_start"][index] = place * blocks
+    lists = 2 * len(setup.engines) + setup.routers.routers * len(workload.models)
+    events = EVENTS_PER_SEQUENCE * max(engine.profile.max_sequences for engine in setup.engines) + 8
+    entries = max(1, blocks * len(caching))
+    return Pool(
+        engines=engines,
+        sequences=_sequences(workload),
+        heads=np.full(lists, NONE, np.int64),
+        tails=np.full(lists, NONE, np.int64),
+        sizes=np.zeros(lists, np.int64),
+        heap=np.zeros(heap, np.int64),
+        growing=np.zeros(growing, np.int64),
+        prefix_blocks=workload.prefix_blocks,
+        prefix_refs=np.full(entries, NONE, np.int64),
+        prefix_prev=np.full(entries, NONE, np.int64),
+        prefix_next=np.full(entries, NONE, np.int64),
+        prefix_sizes=np.array(_prefix_sizes(setup, workload, blocks, caching), np.int64),
+        event_kinds=np.zeros(events, np.int64),
+        event_sequences=np.zeros(events, np.int64),
+        event_count=np.zeros(1, np.int64),
+    )
+
+
+def _prefix_sizes(setup: Setup, workload: Workload, blocks: int, caching: list[int]) -> tuple[int, int, int]:
+    if not caching:
+        return 0, 1, 0
+    sizes = {setup.engines[index].profile.block_tokens for index in caching}
+    if len(sizes) > 1:
+        raise InvalidInputError(f"engines that cache prefixes must have one block size, not {sorted(sizes)}")
+    size = sizes.pop()
+    if workload.prefix_block_tokens < size or workload.prefix_block_tokens % size:
+        raise InvalidInputError(
+            f"prefix_block_tokens must be a multiple of the engines' {size}, not {workload.prefix_block_tokens}"
+        )
+    return blocks, workload.prefix_block_tokens, workload.prefix_block_tokens // size
+
+
+def _sequences(workload: Workload) -> NDArray[np.void]:
+    rows = structured(SEQUENCE_FIELDS, len(workload))
+    columns = {
+        "prompt": workload.prompt_tokens,
+        "output": workload.output_tokens,
+        "predicted": workload.predicted_output_tokens,
+        "arrived_at": workload.arrived_at_s,
+        "cancelled_after_s": workload.cancelled_after_s,
+        "think_s": workload.think_s,
+        "model": workload.model,
+        "prefix_at": workload.prefix_start[:-1],
+        "prefix_count": np.diff(workload.prefix_start),
+    }
+    for name, column in columns.items():
+        rows[name] = column
+    for name in ("dispatched_at", "first_token_at", "finished_at"):
+        rows[name] = np.nan
+    for turn in np.flatnonzero(workload.after >= 0)[::-1]:
+        before = workload.after[turn]
+        rows["sibling"][turn] = rows["next_turn"][before]
+        rows["next_turn"][before] = turn
+    return rows
+
+
+def _serves(setup: Setup, workload: Workload) -> NDArray[np.int64]:
+    if not setup.serves:
+        return np.ones(len(setup.engines) * len(workload.models), np.int64)
+    return np.array([int(model in served) for served in setup.serves for model in workload.models], np.int64)

@@ -1,0 +1,75 @@
+"""The kernel compiled: the very functions of ``kernel/``, as machine code that is kept between runs.
+
+Numba compiles ``advance`` and all it calls when first asked, about half a minute, and caches the result in the user's
+cache under a digest of the sources, so that no change can meet stale code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmrouter.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+_MODULES = (
+    "llmrouter.routing.inflight",
+    "llmrouter.routing.rules",
+    "llmrouter.sim.kernel.records",
+    "llmrouter.sim.kernel.lists",
+    "llmrouter.sim.kernel.prefixes",
+    "llmrouter.sim.kernel.admission",
+    "llmrouter.sim.kernel.steps",
+    "llmrouter.sim.kernel.events",
+    "llmrouter.sim.kernel.ledger",
+    "llmrouter.sim.kernel.decisions",
+    "llmrouter.sim.kernel.routers",
+    "llmrouter.sim.kernel.world",
+)
+
+
+@functools.cache
+def advance() -> Callable[[Any], int]:
+    """The compiled ``kernel.world.advance``, over structured arrays.
+
+    Raises:
+        InvalidInputError: numba is not installed.
+    """
+    try:
+        import numba  # noqa: PLC0415 - half a second, and only the simulator needs it
+        from numba.extending import register_jitable  # noqa: PLC0415 - as above
+    except ImportError as error:
+        raise InvalidInputError("the simulator needs numba: install the extra llmrouter[study]") from error
+    modules = [importlib.import_module(name) for name in _MODULES]
+    numba.config.CACHE_DIR = str(_cache_folder(modules))
+    world = modules[-1]
+    for module in modules:
+        for function in _functions(module):
+            if function is not world.advance:
+                register_jitable(function)
+    compiled: Callable[[Any], int] = numba.njit(cache=True)(world.advance)
+    return compiled
+
+
+def _functions(module: ModuleType) -> list[Callable[..., Any]]:
+    return [
+        function
+        for _, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__
+    ]
+
+
+def _cache_folder(modules: list[ModuleType]) -> Path:
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "llmrouter" / "compiled" / digest.hexdigest()[:16]

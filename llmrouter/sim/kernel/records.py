@@ -1,0 +1,291 @@
+"""The state of a run as plain records, so that the same code runs interpreted over objects and compiled over arrays.
+
+A *record* is anything with these fields: a slotted object here, a row of a structured array in the compiled simulator.
+Fields that end in ``_s`` are seconds, in ``_at`` instants in seconds, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+NONE = -1
+"""No index: the end of a list, an instance that was not chosen."""
+
+# Phases of a sequence.
+OUTSIDE, HELD, TRAVELLING, WAITING, PREFILL, DECODE, TRANSFER = 0, 1, 2, 3, 4, 5, 6
+
+# Schedules, admissions, queue orders and roles by number.
+CHUNKED, PREFILL_FIRST, LAYERED, INTERVAL = 0, 1, 2, 3
+WATERMARK, WORST_CASE = 0, 1
+FIRST_COME, LEAST_WORK_LEFT, BIN_PACKING = 0, 1, 2
+MIXED_ROLE, PREFILL_ROLE, DECODE_ROLE = 0, 1, 2
+
+# What a step says of a sequence.
+FIRST_TOKEN, RESUMED, FINISHED, CANCELLED, PREEMPTED, DETACHED = 1, 2, 3, 4, 5, 6
+
+SEQUENCE_FIELDS: dict[str, str] = {
+    # the request
+    "prompt": "i4",
+    "output": "i4",
+    "predicted": "f8",
+    "arrived_at": "f8",
+    "cancelled_after_s": "f8",
+    "think_s": "f8",
+    "model": "i4",
+    "prefix_at": "i8",
+    "prefix_count": "i4",
+    "next_turn": "i4",
+    "sibling": "i4",
+    # what came of it
+    "status": "i4",
+    "instance": "i4",
+    "decode_instance": "i4",
+    "dispatched_at": "f8",
+    "first_token_at": "f8",
+    "finished_at": "f8",
+    "preemptions": "i4",
+    "recomputed": "i4",
+    "cached": "i4",
+    # inside the engine; while a sequence decodes, its progress follows from finish_tick
+    "phase": "i4",
+    "produced": "i4",
+    "prefilled": "i4",
+    "target": "i4",
+    "blocks": "i4",
+    "shared": "i4",
+    "kv_phase": "i4",
+    "finish_tick": "i8",
+    "ticket": "i8",
+    "ready_step": "i8",
+    "heap_at": "i4",
+    "chunk": "i4",
+    "next_chunk": "i4",
+    "next_cancelled": "i4",
+    "cancelling": "i4",
+    "transferred": "i4",
+    # lists: one of waiting, running and held; and the ledger's
+    "prev": "i4",
+    "next": "i4",
+    "ledger_prev": "i4",
+    "ledger_next": "i4",
+    "router": "i4",
+}
+"""One request. ``shared`` counts its leading prefix blocks that lie in the cache, ``blocks`` the KV blocks besides."""
+
+ENGINE_FIELDS: dict[str, str] = {
+    # the model
+    "base_decode_s": "f8",
+    "base_prefill_s": "f8",
+    "prefill_s_per_token": "f8",
+    "prefill_s_per_token_squared": "f8",
+    "context_s_per_token": "f8",
+    "sequence_s": "f8",
+    "prefill_sequence_s": "f8",
+    "front_s": "f8",
+    "front_s_per_token": "f8",
+    "kv_bytes_per_token": "f8",
+    "transfer_bytes_per_s": "f8",
+    "transfer_s": "f8",
+    "max_sequences": "i8",
+    "token_budget": "i8",
+    "block_tokens": "i8",
+    "blocks_total": "i8",
+    "watermark_blocks": "i8",
+    "schedule": "i8",
+    "admission": "i8",
+    "queue_order": "i8",
+    "role": "i8",
+    "lag_steps": "i8",
+    "prefix_caching": "i8",
+    "steps_between_prefills": "i8",
+    # where its parts of the shared arrays begin
+    "heap_start": "i8",
+    "growing_start": "i8",
+    "prefix_start": "i8",
+    # load
+    "tick": "i8",
+    "steps": "i8",
+    "tickets": "i8",
+    "blocks_used": "i8",
+    "blocks_idle": "i8",
+    "context_tokens": "i8",
+    "decoding": "i8",
+    "partial": "i8",
+    "heap_size": "i8",
+    "steps_since_prefill": "i8",
+    "group_steps_left": "i8",
+    "link_free_at": "f8",
+    "lru_head": "i8",
+    "lru_tail": "i8",
+    # the step under way
+    "in_step": "i8",
+    "step_began_at": "f8",
+    "step_decodes": "i8",
+    "step_context": "i8",
+    "step_prefill_tokens": "i8",
+    "step_prefills": "i8",
+    "step_tokens": "i8",
+    "first_chunk": "i8",
+    "last_chunk": "i8",
+    "first_cancelled": "i8",
+    # the ledger's load
+    "ledger_requests": "i8",
+    "ledger_context": "i8",
+    "ledger_queued": "i8",
+    "ledger_head": "i8",
+    # totals
+    "busy_s": "f8",
+    "prompt_tokens_total": "i8",
+    "output_tokens_total": "i8",
+    "recomputed_tokens_total": "i8",
+    "preemptions_total": "i8",
+    "finished_total": "i8",
+    "cancelled_total": "i8",
+}
+"""One engine, and the ledger's load of its instance."""
+
+
+class Pool(NamedTuple):
+    """Engines, sequences and the arrays they share; I engines, N sequences, B prefix blocks.
+
+    Lists are doubly linked through the sequences: list ``2·e`` is the waiting of engine e, ``2·e + 1`` its batch in the
+    order of admission; routers' lines follow. ``heap`` files each engine's decoding sequences by the tick in which they
+    finish. ``growing`` counts, by tick modulo block size, the sequences that start a new block in such a tick.
+    ``prefix_refs`` (I·B) is -1 where a block is not cached, else the number of sequences that use it.
+    """
+
+    engines: Any
+    sequences: Any
+    heads: Any
+    tails: Any
+    sizes: Any
+    heap: Any
+    growing: Any
+    prefix_blocks: Any
+    prefix_refs: Any
+    prefix_prev: Any
+    prefix_next: Any
+    prefix_sizes: Any
+    event_kinds: Any
+    event_sequences: Any
+    event_count: Any
+
+
+class Sequence:
+    """A sequence for the interpreter."""
+
+    __slots__ = tuple(SEQUENCE_FIELDS)
+
+    def __init__(self) -> None:
+        clear(self, SEQUENCE_FIELDS)
+
+
+class EngineRecord:
+    """An engine for the interpreter."""
+
+    __slots__ = tuple(ENGINE_FIELDS)
+
+    def __init__(self) -> None:
+        clear(self, ENGINE_FIELDS)
+
+
+def clear(record: object, fields: dict[str, str]) -> None:
+    """Sets every field to nothing; links to ``NONE``."""
+    for name, kind in fields.items():
+        setattr(record, name, 0.0 if kind == "f8" else NONE if name in LINKS else 0)
+
+
+LINKS = frozenset(
+    {
+        *("prev", "next", "ledger_prev", "ledger_next", "ledger_head", "next_chunk", "first_chunk", "last_chunk"),
+        *("next_cancelled", "first_cancelled", "lru_head", "lru_tail", "next_turn", "sibling", "instance"),
+        *("decode_instance", "heap_at"),
+    }
+)
+"""Fields that name another record, or none."""
+
+RUN_FIELDS: dict[str, str] = {
+    "now": "f8",
+    "position": "i8",
+    "arrivals": "i8",
+    "ended": "i8",
+    "events": "i8",
+    "event_order": "i8",
+    "random": "i8",
+    "tick_armed": "i8",
+    "idle_turns": "i8",
+    "freed": "i8",
+    "awake": "i8",
+    "next_sample_at": "f8",
+    "next_report": "i8",
+    # the question to the caller, and its answer
+    "asking": "i8",
+    "asking_router": "i8",
+    "answered": "i8",
+    "bids": "i8",
+    "retried": "i8",
+    # the setup
+    "instances": "i8",
+    "routers": "i8",
+    "models": "i8",
+    "shared": "i8",
+    "refresh_s": "f8",
+    "counts_own": "i8",
+    "reserves": "i8",
+    "dispatch_s": "f8",
+    "decision_every_s": "f8",
+    "max_wait_s": "f8",
+    "max_held": "i8",
+    "sample_every_s": "f8",
+    "report_every": "i8",
+    # the compiled policy; rule is NONE where the caller decides
+    "rule": "i8",
+    "needs_remaining": "i8",
+    "max_requests": "i8",
+    "kv_fraction": "f8",
+    "decode_reserve_fraction": "f8",
+}
+"""The one record of a run. ``kv_fraction`` is below 0 where KV is not bounded, ``max_requests`` where the profile says."""
+
+ROUTER_FIELDS: dict[str, str] = {"last_instance": "i8", "may_decide": "i8", "held": "i8"}
+
+# Answers of ``advance``: what the caller must do before it calls again.
+DONE, DECIDE, SAMPLE, REPORT = 0, 1, 2, 3
+
+# What a decision says, and the number of bids that says that there is nothing to choose from.
+PLACE, HOLD = 1, 2
+NO_CANDIDATE = -1
+
+# How a request ended; the numbers of ``outcomes.Status``.
+ENDED_FINISHED, ENDED_SHED, ENDED_REFUSED, ENDED_CANCELLED = 1, 2, 3, 4
+
+# Events of one instant come in this order, after the ends of steps and before the trace's arrivals and the ticks.
+DELIVER, TRANSFERRED, REFRESH, TURN, EXPIRE, CANCEL, TICK = 0, 1, 2, 3, 4, 5, 6
+
+LOAD_FIELDS = 4
+"""Requests, context tokens, queued prefill tokens, remaining decode tokens: a load in the arrays."""
+
+
+class World(NamedTuple):
+    """A pool, its routers and the events to come. ``views`` is (R·I·4) loads as routers last saw them, ``row`` the
+    scratch of a feature row, ``serves`` (I·M) whether an instance serves a model, ``asked_loads`` (I·4) and ``bids``
+    what passes between the simulator and a policy outside it.
+    """
+
+    pool: Pool
+    run: Any
+    routers: Any
+    order: Any
+    step_ends: Any
+    serves: Any
+    dirty: Any
+    awake: Any
+    event_at: Any
+    event_kind: Any
+    event_order: Any
+    event_subject: Any
+    views: Any
+    row: Any
+    weights: Any
+    asked_loads: Any
+    bids: Any
