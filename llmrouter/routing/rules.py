@@ -111,7 +111,7 @@ def lmetric(x: Sequence[float]) -> float:
 
 
 def prefill_load(x: Sequence[float]) -> float:
-    """Prompt tokens that wait for their first token, the request's own with them, over a threshold: ``min(1, (Q + p)/T)``.
+    """Prompt tokens still to prefill, the request's own with them, as a share of a threshold: ``min(1, (Q + p)/T)``.
 
     llm-d's token-load-scorer (llm-d-router, ``scorer/tokenload``) over its in-flight-load producer, which by default
     counts prompt tokens until the first token of the answer.

@@ -1,4 +1,4 @@
-"""The marginal cost as an ONNX graph: ``llmrouter.routing.marginal_cost``, operator by operator, in double inside."""
+"""The marginal cost as an ONNX graph: ``routing.rules.marginal_cost_row``, operator by operator, in double inside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
-from llmrouter.routing.marginal_cost import DECODE_RESERVE_FRACTION
+from llmrouter.routing.rules import DECODE_RESERVE_FRACTION
 
 OPSET = 17
 IR_VERSION = 9
