@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from llmrouter.profiles import LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000
-from llmrouter.sim.capacity import capacity_rps, round_robin
+from llmrouter.sim.capacity import ROUND_ROBIN, capacity_rps
+from llmrouter.sim.model import EngineModel
 from llmrouter.sim.run import simulate
-from llmrouter.testbed.trace import arrivals, azure_2023
+from llmrouter.sim.setup import Setup
+from llmrouter.testbed.trace import azure_2023, workload
 
 LOAD = 0.85
 ORDERS = {
@@ -37,9 +40,9 @@ def main() -> None:
     trace = azure_2023()
     rows = []
     for order, profiles in ORDERS.items():
-        found = capacity_rps(profiles, lambda rate: arrivals(trace.scaled_to(rate)), start_rps=20, tolerance=0.005)
-        outcomes = simulate(profiles, arrivals(trace.scaled_to(LOAD * found)), round_robin(len(profiles)))
-        ttft_s = sorted(outcome.ttft_s for outcome in outcomes)
+        setup = Setup(engines=tuple(map(EngineModel, profiles)))
+        found = capacity_rps(setup, lambda rate: workload(trace.scaled_to(rate)), start_rps=20, tolerance=0.005)
+        outcomes = simulate(setup, workload(trace.scaled_to(LOAD * found)), ROUND_ROBIN)
         rows.append(
             {
                 "order_of_instances": order,
@@ -47,9 +50,9 @@ def main() -> None:
                 "rate_rps": round(LOAD * found, 2),
                 "output_tokens_per_s": round(LOAD * found * trace.mean_output_tokens),
                 "prompt_tokens_per_s": round(LOAD * found * trace.mean_prompt_tokens),
-                "ttft_p50_s": round(statistics.median(ttft_s), 3),
-                "ttft_p99_s": round(ttft_s[int(0.99 * len(ttft_s))], 3),
-                "e2e_mean_s": round(statistics.mean(outcome.e2e_s for outcome in outcomes), 3),
+                "ttft_p50_s": round(float(np.median(outcomes.ttft_s)), 3),
+                "ttft_p99_s": round(float(np.percentile(outcomes.ttft_s, 99)), 3),
+                "e2e_mean_s": round(float(outcomes.e2e_s.mean()), 3),
             }
         )
     text = json.dumps({"command": " ".join(sys.argv), "load": LOAD, "pools": rows}, indent=2)

@@ -2,57 +2,55 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llmrouter.errors import InvalidInputError
+from llmrouter.routing.rules import Rule
 from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import CompiledPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from llmrouter.domain import EngineProfile, Request
-    from llmrouter.sim.run import Arrival, Outcome
+    from llmrouter.sim.outcomes import Outcomes
+    from llmrouter.sim.setup import Setup
+    from llmrouter.sim.workload import Workload
 
 MAX_LATE_TTFT_S = 1.0
 """A rate is sustained if the mean TTFT of the last quarter of the requests stays below this."""
 
-
-def round_robin(instances: int) -> Callable[[Request, float], int]:
-    """A ``choose`` that takes the instances in turn."""
-    turn = itertools.cycle(range(instances))
-    return lambda _request, _now_s: next(turn)
+ROUND_ROBIN = CompiledPolicy(rule=Rule.ROUND_ROBIN, max_requests=1_000_000_000)
+"""Instances in turn, whatever they carry: engines queue by themselves."""
 
 
-def late_ttft_s(outcomes: Sequence[Outcome]) -> float:
-    """Mean TTFT of the last quarter of the requests by arrival."""
-    ordered = sorted(outcomes, key=lambda outcome: outcome.arrived_at_s)
-    late = ordered[len(ordered) * 3 // 4 :]
-    return sum(outcome.ttft_s for outcome in late) / len(late)
+def late_ttft_s(outcomes: Outcomes) -> float:
+    """Mean TTFT of the last quarter of the requests by arrival; infinite where one of them got no token."""
+    order = np.argsort(outcomes.arrived_at_s, kind="stable")
+    late = outcomes.ttft_s[order[len(order) * 3 // 4 :]]
+    return float("inf") if np.isnan(late).any() else float(late.mean())
 
 
 def capacity_rps(
-    profiles: Sequence[EngineProfile],
-    arrivals_at: Callable[[float], Sequence[Arrival]],
+    setup: Setup,
+    workload_at: Callable[[float], Workload],
     *,
     tolerance: float = 0.01,
     start_rps: float = 1.0,
 ) -> float:
     """The highest rate that round-robin sustains, found by doubling and bisection to a relative ``tolerance``.
 
-    ``arrivals_at`` makes a long run of arrivals at a rate; its arrivals should be the same but for their times.
+    ``workload_at`` makes a long run of arrivals at a rate; its requests should be the same but for their times.
 
     Raises:
-        InvalidInputError: no engine, a bad bound, or nothing down to a thousandth of the start is sustained.
+        InvalidInputError: a bad bound, or nothing down to a thousandth of the start is sustained.
     """
-    if not profiles:
-        raise InvalidInputError("a pool without engines has no capacity")
     if not (start_rps > 0 and 0 < tolerance < 1):
         raise InvalidInputError(f"start_rps {start_rps} must be positive and tolerance {tolerance} between 0 and 1")
 
     def sustained(rate_rps: float) -> bool:
-        outcomes = simulate(profiles, arrivals_at(rate_rps), round_robin(len(profiles)))
-        return late_ttft_s(outcomes) < MAX_LATE_TTFT_S
+        return late_ttft_s(simulate(setup, workload_at(rate_rps), ROUND_ROBIN)) < MAX_LATE_TTFT_S
 
     low_rps = start_rps
     while not sustained(low_rps):

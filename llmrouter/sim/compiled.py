@@ -35,6 +35,9 @@ _MODULES = (
     "llmrouter.sim.kernel.world",
 )
 
+_OPTIONS = {"error_model": "numpy", "_nrt": False}
+"""Division without checks, and no reference counts: the kernel divides by what is never 0 and allocates nothing."""
+
 
 @functools.cache
 def advance() -> Callable[[Any], int]:
@@ -54,8 +57,8 @@ def advance() -> Callable[[Any], int]:
     for module in modules:
         for function in _functions(module):
             if function is not world.advance:
-                register_jitable(function)
-    compiled: Callable[[Any], int] = numba.njit(cache=True)(world.advance)
+                register_jitable(**_OPTIONS)(function)
+    compiled: Callable[[Any], int] = numba.njit(cache=True, **_OPTIONS)(world.advance)
     return compiled
 
 

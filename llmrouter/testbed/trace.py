@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Request
 from llmrouter.errors import InvalidInputError
-from llmrouter.sim.engine import EngineRequest
-from llmrouter.sim.run import Arrival
+from llmrouter.sim.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,21 +85,16 @@ class Trace:
         return Trace(scaled, self.duration_s * factor)
 
 
-def arrivals(trace: Trace, model: str = "") -> tuple[Arrival, ...]:
-    """The trace for a simulated run: each request as a router sees it (unpredicted: 0) and as the engine gets it."""
-    return tuple(
-        Arrival(
-            Request(
-                request_id=f"r{index}",
-                model=model,
-                prompt_tokens=request.prompt_tokens,
-                predicted_output_tokens=0.0,
-                arrived_at_s=request.arrived_at_s,
-                application=request.application,
-            ),
-            EngineRequest(f"r{index}", request.prompt_tokens, request.output_tokens),
-        )
-        for index, request in enumerate(trace.requests)
+def workload(trace: Trace, model: str = "") -> Workload:
+    """The trace for a simulated run, its lengths unpredicted."""
+    names = sorted({request.application for request in trace.requests})
+    return Workload.of(
+        [request.arrived_at_s for request in trace.requests],
+        [request.prompt_tokens for request in trace.requests],
+        [request.output_tokens for request in trace.requests],
+        application=[names.index(request.application) for request in trace.requests],
+        applications=tuple(names),
+        models=(model,),
     )
 
 

@@ -15,6 +15,7 @@ from llmrouter.domain import EngineMode, EngineProfile
 from llmrouter.errors import InvalidRequestError
 from llmrouter.profiles import PROFILES
 from llmrouter.sim.engine import Engine, EngineRequest, StepPlan, StepResult
+from llmrouter.sim.kernel.records import DECODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,15 +74,16 @@ class Run:
         assert counters.running <= engine.profile.max_sequences
         context = 0
         blocks = 0
-        pending = 1 if engine.in_step and engine._plan and engine._plan.decode_sequences else 0
-        for sequence in engine._running.values():
-            if sequence.request.request_id in engine._decoding:
-                left = sequence.finish_tick - engine._tick
-                held = sequence.request.prompt_tokens + sequence.request.output_tokens - left - 1
+        pending = 1 if engine.in_step and engine._record.step_decodes else 0
+        for sequence in (engine._pool.sequences[slot] for slot in engine._batch()):
+            if sequence.phase == DECODE:
+                left = sequence.finish_tick - engine._record.tick
+                held = sequence.prompt + sequence.output - left - 1
                 context += held
                 blocks += -(-(held + pending) // block)
             else:
-                blocks += -(-sequence.target // block)
+                assert -(-sequence.prefilled // block) <= sequence.blocks <= -(-sequence.target // block)
+                blocks += sequence.blocks
         assert counters.context_tokens == context
         assert counters.kv_blocks_used == blocks
 
@@ -163,8 +165,8 @@ def test_cancellation_frees_everything_and_harms_nobody(
     counters = run.engine.counters
     assert counters.cancelled_total == len(gone)
     assert (counters.kv_blocks_used, counters.context_tokens, counters.running, counters.waiting) == (0, 0, 0, 0)
-    assert not run.engine._finishing
-    assert not any(run.engine._growing)
+    assert run.engine._record.heap_size == 0
+    assert not any(run.engine._pool.growing)
 
 
 @MODES

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from llmrouter.profiles import LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000
-from llmrouter.sim.capacity import MAX_LATE_TTFT_S, late_ttft_s, round_robin
+from llmrouter.sim.capacity import MAX_LATE_TTFT_S, ROUND_ROBIN, late_ttft_s
+from llmrouter.sim.model import EngineModel
 from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import Setup
 from llmrouter.testbed.comparison import CAPACITY_RPS
-from llmrouter.testbed.trace import arrivals, azure_2023
+from llmrouter.testbed.trace import azure_2023, workload
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK_AND_CHANCE = ("time", "random", "asyncio")
@@ -39,6 +41,6 @@ def test_the_operators_folder_is_a_place_and_no_package() -> None:
 @pytest.mark.parametrize(("fraction", "sustained"), [(0.97, True), (1.03, False)])
 def test_the_demos_capacity_is_what_the_simulator_says(*, fraction: float, sustained: bool) -> None:
     profiles = [LLAMA_31_8B_RTX_4090] * 4 + [LLAMA_31_8B_RTX_PRO_6000] * 4
-    load = arrivals(azure_2023().scaled_to(fraction * CAPACITY_RPS))
-    late_s = late_ttft_s(simulate(profiles, load, round_robin(len(profiles))))
+    load = workload(azure_2023().scaled_to(fraction * CAPACITY_RPS))
+    late_s = late_ttft_s(simulate(Setup(engines=tuple(map(EngineModel, profiles))), load, ROUND_ROBIN))
     assert (late_s < MAX_LATE_TTFT_S) == sustained
