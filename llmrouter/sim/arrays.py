@@ -42,7 +42,11 @@ SCHEDULES = {
     Schedule.LAYERED: records.LAYERED,
     Schedule.INTERVAL: records.INTERVAL,
 }
-ADMISSIONS = {Admission.WATERMARK: records.WATERMARK, Admission.WORST_CASE: records.WORST_CASE}
+ADMISSIONS = {
+    Admission.WATERMARK: records.WATERMARK,
+    Admission.WORST_CASE: records.WORST_CASE,
+    Admission.FIRST_CHUNK: records.FIRST_CHUNK,
+}
 ORDERS = {
     QueueOrder.FIRST_COME: records.FIRST_COME,
     QueueOrder.LEAST_WORK_LEFT: records.LEAST_WORK_LEFT,

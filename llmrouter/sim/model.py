@@ -19,7 +19,8 @@ class Schedule(StrEnum):
 
     ``CHUNKED``: decodes first, then chunks of prompts up to the token budget (vLLM V1, Sarathi-Serve).
     ``PREFILL_FIRST``: whole prompts alone while any waits and fits, else decodes (vLLM V0).
-    ``LAYERED``: a batch of prompts runs beside all decodes, one group of layers a step, ``ceil(P / budget)`` steps in all.
+    ``LAYERED``: a batch of prompts runs beside all decodes, one group of layers a step, ``ceil(P / budget)``
+    steps in all.
     ``INTERVAL``: prompts alone after every ``decode_steps_between_prefills`` decode steps (S-LoRA, LightLLM).
     """
 
@@ -30,10 +31,16 @@ class Schedule(StrEnum):
 
 
 class Admission(StrEnum):
-    """When a waiting request may join the batch: its prompt fits, or all running could grow to their ends besides."""
+    """When a waiting request may join the batch.
+
+    ``WATERMARK``: its whole prompt fits and the watermark stays free (vLLM, with ``scheduler_reserve_full_isl``).
+    ``WORST_CASE``: besides, all running could grow to their ends (S-LoRA, LightLLM).
+    ``FIRST_CHUNK``: its first chunk fits (vLLM V1 without that setting, which can thrash where KV is short).
+    """
 
     WATERMARK = "Watermark"
     WORST_CASE = "WorstCase"
+    FIRST_CHUNK = "FirstChunk"
 
 
 class QueueOrder(StrEnum):

@@ -8,6 +8,7 @@ from llmrouter.sim.kernel.records import (
     BIN_PACKING,
     CHUNKED,
     DECODE,
+    FIRST_CHUNK,
     FIRST_COME,
     LEAST_WORK_LEFT,
     NONE,
@@ -59,7 +60,11 @@ def admit_next(pool: Pool, e: int, budget: int) -> int:
         return NONE
     tokens = sequence.target if whole else min(sequence.target, computed + budget)
     blocks = blocks_for(tokens, engine.block_tokens) - cached * pool.prefix_sizes[2]
-    needed = blocks + idle_among(pool, e, s, cached) * pool.prefix_sizes[2]
+    idle = idle_among(pool, e, s, cached)
+    needed = blocks
+    if engine.admission != FIRST_CHUNK:
+        needed = blocks_for(sequence.target, engine.block_tokens) - cached * pool.prefix_sizes[2]
+    needed += idle * pool.prefix_sizes[2]
     reserve = 0 if alone else engine.watermark_blocks
     if needed + reserve > free_blocks(pool, e):
         return NONE
