@@ -1,0 +1,95 @@
+"""``llmrouter bench``: the benchmark protocol, from a command line to tables, JSON and a report."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+import importlib.util
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from llmrouter.study.bench_options import parse
+from llmrouter.study.plan import all_tasks, capacity_task
+from llmrouter.study.pool import do_tasks
+from llmrouter.study.progress import progress
+from llmrouter.study.result import capacities, result_of
+from llmrouter.study.seeds import ledger_path, record_opening
+from llmrouter.study.store import Store
+from llmrouter.study.table import print_comparison
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmrouter.study.bench_options import Options
+
+INTERRUPTED = 130
+_REPORT = "llmrouter.study.report"
+_MIN_WIDTH = 150
+
+
+def main(rest: Sequence[str]) -> int:
+    """Runs or goes on with a comparison; returns the exit status.
+
+    Raises:
+        InvalidInputError: the command line, or a file that it names, is wrong.
+    """
+    options = parse(rest)
+    command = shlex.join(["llmrouter", "bench", *rest])
+    if options.final:
+        _open_final(options, command)
+    with Store(options.out, fresh=options.fresh) as store:
+        try:
+            result = compare(options, store, command)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped: the same command goes on from here")
+            return INTERRUPTED
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    (options.out / "bench.json").write_text(text, encoding="utf-8")
+    _write_report(options, result)
+    if options.as_json:
+        sys.stdout.write(text)
+    else:
+        console = Console()
+        console.width = max(console.width, _MIN_WIDTH)
+        print_comparison(result, console)
+    return 0
+
+
+def compare(options: Options, store: Store, command: str) -> dict[str, Any]:
+    """Does what is missing in the store and puts the comparison together."""
+    plan = options.plan
+    searches = [capacity_task(cell) for cell in plan.cells]
+    with progress("capacity", len(searches), unit="cells") as advance:
+        do_tasks(searches, store, jobs=options.jobs, on_done=lambda _task: advance(1))
+    tasks = all_tasks(plan, capacities(plan, store))
+    with progress("runs", len(tasks)) as advance:
+        do_tasks(tasks, store, jobs=options.jobs, on_done=lambda _task: advance(1))
+    return result_of(plan, store, command=command)
+
+
+def _open_final(options: Options, command: str) -> None:
+    plan = options.plan
+    path = ledger_path(options.out)
+    opening = {
+        "opened_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "cells": [cell.name for cell in plan.cells],
+        "loads": list(plan.loads),
+        "policies": list(plan.policies),
+        "first_seed": plan.first_seed,
+        "seeds": plan.seeds,
+    }
+    count = record_opening(path, opening)
+    Console(stderr=True).print(f"opening {count} of the final seeds is recorded in {path}")
+
+
+def _write_report(options: Options, result: dict[str, Any]) -> None:
+    """Writes ``bench.html`` beside the JSON where the report's room is there."""
+    if importlib.util.find_spec(_REPORT) is None:
+        return
+    html: str = importlib.import_module(_REPORT).render(result)
+    (options.out / "bench.html").write_text(html, encoding="utf-8")

@@ -1,0 +1,131 @@
+"""The policies that are compared: a name, what it does in a line, how to make it, and who predicts for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from llmrouter.domain import ObjectiveWeights
+from llmrouter.errors import InvalidInputError
+from llmrouter.routing.marginal_cost import FormulaScorer
+from llmrouter.routing.policies import Scored, kv_gate
+from llmrouter.routing.rules import Rule
+from llmrouter.sim.setup import CompiledPolicy
+from llmrouter.study.predictors import Predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmrouter.routing.policies import Policy
+
+BASE = "RoundRobin"
+"""What every change in percent is against."""
+
+DEFAULT = "MarginalCost"
+"""The product's default: the calibrated marginal cost behind the KV gate."""
+
+
+class Kind(StrEnum):
+    """``BASELINE``: known from others, claims are against the best of them. ``BOUND``: knows true lengths. ``OURS``."""
+
+    BASELINE = "baseline"
+    OURS = "ours"
+    BOUND = "bound"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A policy under comparison.
+
+    Attributes:
+        name: as ``--policies`` takes it.
+        kind: see ``Kind``.
+        description: one line.
+        make: a fresh policy for a run: nothing is carried from one run to the next.
+        predictor: who predicts for it; ``None`` takes the run's.
+        in_all: whether ``all`` names it.
+    """
+
+    name: str
+    kind: Kind
+    description: str
+    make: Callable[[], Policy | CompiledPolicy]
+    predictor: Predictor | None = None
+    in_all: bool = True
+
+
+def _bounded(rule: Rule) -> Callable[[], CompiledPolicy]:
+    return lambda: CompiledPolicy(rule=rule)
+
+
+def _gated(rule: Rule) -> Callable[[], CompiledPolicy]:
+    return lambda: CompiledPolicy(rule=rule, max_requests=None, kv_fraction=1.0)
+
+
+def _as_served() -> Policy:
+    return Scored(kv_gate(1.0), FormulaScorer(), ObjectiveWeights())
+
+
+def _baseline(name: str, rule: Rule, description: str) -> Contender:
+    return Contender(name, Kind.BASELINE, description, _bounded(rule))
+
+
+def _bound(name: str, description: str, make: Callable[[], Policy | CompiledPolicy]) -> Contender:
+    return Contender(name, Kind.BOUND, description, make, Predictor.ORACLE)
+
+
+_CONTENDERS = (
+    _baseline(BASE, Rule.ROUND_ROBIN, "one instance after the other"),
+    _baseline("Random", Rule.RANDOM, "any instance"),
+    _baseline("PowerOfTwo", Rule.POWER_OF_TWO, "the emptier of two drawn at random"),
+    _baseline("LeastInFlight", Rule.LEAST_IN_FLIGHT, "fewest requests in flight: JSQ by requests"),
+    _baseline("LeastKvTokens", Rule.LEAST_KV_TOKENS, "fewest context tokens in flight"),
+    _baseline("LMetric", Rule.LMETRIC, "prefill tokens times batch size, its own included"),
+    _baseline("PrefillLoad", Rule.PREFILL_LOAD, "fewest prompt tokens still to prefill: llm-d's token load"),
+    _baseline("TokenLoad", Rule.TOKEN_LOAD, "token load and KV usage in equal parts: llm-d's weights"),
+    _baseline("PaperJsq", Rule.PAPER_JSQ, "fewest prompt and decode tokens left"),
+    _baseline("MinMin", Rule.MIN_MIN, "earliest completion by the bucket's upper bound"),
+    _baseline("MixingPenalty", Rule.MIXING_PENALTY, "the paper's mixing penalty, greedily, with its V100 constants"),
+    _baseline("MixingPenaltyScaled", Rule.MIXING_PENALTY_SCALED, "the same with the engine's own prefill cost"),
+    _baseline("OwnLatency", Rule.OWN_LATENCY, "least predicted latency of the request itself"),
+    Contender("KvGate", Kind.BASELINE, "LeastInFlight; waits where KV is full", _gated(Rule.LEAST_IN_FLIGHT)),
+    Contender("KvGateRandom", Kind.BASELINE, "Random; waits where KV is full", _gated(Rule.RANDOM)),
+    Contender(DEFAULT, Kind.OURS, "marginal cost behind the KV gate: the default", _gated(Rule.MARGINAL_COST)),
+    Contender("MarginalCost-as-served", Kind.OURS, "the same by the serving code: slow", _as_served, in_all=False),
+    _bound("DecodeBalancer-oracle", "fewest true tokens still to decode", _bounded(Rule.DECODE_BALANCER)),
+    _bound("PaperJsq-oracle", "PaperJsq with true lengths", _bounded(Rule.PAPER_JSQ)),
+    _bound("OwnLatency-oracle", "OwnLatency with true lengths", _bounded(Rule.OWN_LATENCY)),
+    _bound("MarginalCost-oracle", "the default with true lengths", _gated(Rule.MARGINAL_COST)),
+)
+
+CONTENDERS = {contender.name: contender for contender in _CONTENDERS}
+"""By name, in the order of every table; ``BASE`` comes first."""
+
+QUICK = (BASE, "LeastInFlight", "LMetric", "KvGate", DEFAULT)
+"""What a quick comparison compares."""
+
+
+def contender(name: str) -> Contender:
+    """The contender of a name, as it is written or in another case; raises InvalidInputError listing all names."""
+    known = {one.casefold(): found for one, found in CONTENDERS.items()}
+    found = known.get(name.strip().casefold())
+    if found is None:
+        raise InvalidInputError(f"no policy {name!r}; there is: {', '.join(CONTENDERS)}")
+    return found
+
+
+def chosen_contenders(names: str) -> tuple[Contender, ...]:
+    """Contenders of a comma-separated list, of ``quick`` or of ``all``; the base is always among them, first.
+
+    Raises:
+        InvalidInputError: a name is none, or the list is empty.
+    """
+    wanted: Sequence[str] = [name for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise InvalidInputError("--policies names none")
+    if names == "all":
+        return tuple(one for one in CONTENDERS.values() if one.in_all)
+    if names == "quick":
+        wanted = QUICK
+    return tuple(dict.fromkeys((CONTENDERS[BASE], *(contender(name) for name in wanted))))

@@ -1,0 +1,84 @@
+"""Who says how long an answer will be, by the name that ``--predictor`` takes."""
+
+from __future__ import annotations
+
+import functools
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmrouter.arrivals import predictions
+from llmrouter.artefacts import builtin_model
+from llmrouter.errors import InvalidInputError
+from llmrouter.manifest import ModelKind, parse_manifest
+from llmrouter.routing.lengths import application_columns, length_features
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llmrouter.manifest import Manifest
+    from llmrouter.sim.workload import Workload
+
+FOREST = "random-forest"
+
+
+class Predictor(StrEnum):
+    """Who says how long an answer will be.
+
+    ``NONE``: one mean for everybody. ``TASK_MEAN``: the mean of the request's application; both learned from the cell's
+    history. ``FOREST``: the shipped model, from prompt length and application. ``ORACLE``: the truth, for bounds.
+    """
+
+    NONE = "none"
+    TASK_MEAN = "task-mean"
+    FOREST = "forest"
+    ORACLE = "oracle"
+
+
+def predicted(workload: Workload, predictor: Predictor, history: Workload) -> Workload:
+    """The workload with its predictions; ``history`` is what the means are learned from."""
+    if predictor is Predictor.ORACLE:
+        tokens_N = predictions.oracle(workload)
+    elif predictor is Predictor.TASK_MEAN:
+        tokens_N = predictions.task_mean(workload, history)
+    elif predictor is Predictor.FOREST:
+        tokens_N = predictions.forest(workload, forest_tokens)
+    else:
+        tokens_N = predictions.none(workload, history)
+    return workload.with_predictions(tokens_N)
+
+
+def forest_tokens(workload: Workload) -> NDArray[np.float64]:
+    """What the shipped output-length model says, shape (N,), clipped to its manifest's bounds as routers do.
+
+    Raises:
+        InvalidInputError: onnxruntime is not installed.
+    """
+    session, manifest = _forest()
+    names = [workload.applications[index] for index in workload.application.tolist()]
+    features_NF = length_features(workload.prompt_tokens.tolist(), names, application_columns(manifest.applications))
+    (tokens_N,) = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: features_NF})
+    bounds = manifest.bounds.get("output_tokens")
+    low, high = (bounds.min, bounds.max) if bounds else (1.0, np.inf)
+    clipped_N: NDArray[np.float64] = np.clip(tokens_N.astype(np.float64), max(1.0, low), max(1.0, high))
+    return clipped_N
+
+
+@functools.cache
+def _forest() -> tuple[Any, Manifest]:
+    try:
+        import onnxruntime  # noqa: PLC0415 - heavy, and only this predictor needs it
+    except ImportError as error:
+        raise InvalidInputError("--predictor forest needs onnxruntime: pip install 'llmrouter[router]'") from error
+    model, manifest = builtin_model(ModelKind.OUTPUT_LENGTH, FOREST)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session, parse_manifest(manifest)
+
+
+def unknown_applications(workload: Workload) -> list[str]:
+    """Applications of the workload that the shipped model has no column for: it reads their prompt length alone."""
+    _, manifest_bytes = builtin_model(ModelKind.OUTPUT_LENGTH, FOREST)
+    return sorted(set(workload.applications) - set(parse_manifest(manifest_bytes).applications))
