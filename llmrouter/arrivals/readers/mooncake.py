@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 BLOCK_TOKENS = 512
 FIELDS = ("timestamp", "input_length", "output_length")
-MIN_TICK_MS = 1_000
+MIN_TICK_S = 1.0
+MIN_PER_TICK = 2.0
 
 
 def read(source: Source, name: str, rng: Generator | None = None) -> Workload:
@@ -51,11 +52,15 @@ def read(source: Source, name: str, rng: Generator | None = None) -> Workload:
 def spread(workload: Workload, rng: Generator) -> Workload:
     """Arrivals moved evenly into the span from their tick to the next, in their order.
 
-    The tick is the greatest common divisor of the times; below one second nothing is moved.
+    Times are taken to be ticks where distinct ones are typically a second or more apart and hold two requests or more
+    on average; else nothing is moved.
     """
-    ticks_ms = np.rint(workload.arrived_at_s * 1_000).astype(np.int64)
-    tick_ms = int(np.gcd.reduce(ticks_ms))
-    if tick_ms < MIN_TICK_MS:
+    at_s = workload.arrived_at_s
+    ticks, tick_of, counts = np.unique(at_s, return_inverse=True, return_counts=True)
+    if len(ticks) < 2 or counts.mean() < MIN_PER_TICK:  # noqa: PLR2004
         return workload
-    moved = workload.arrived_at_s + rng.random(len(workload)) * tick_ms / 1_000
-    return replace(workload, arrived_at_s=np.sort(moved))
+    gaps = np.diff(ticks)
+    if (typical_s := float(np.median(gaps))) < MIN_TICK_S:
+        return workload
+    spans = np.minimum(np.append(gaps, typical_s), typical_s)
+    return replace(workload, arrived_at_s=np.sort(at_s + rng.random(len(workload)) * spans[tick_of]))

@@ -1,17 +1,9 @@
-"""Step-time profiles of known engine classes, by name.
-
-Each says where its numbers come from. Fits are weakly identified coefficient by coefficient: use one as a whole.
-"""
+"""The profiles that the demo, the shipped models and the benchmark's cells use."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING
-
 from llmrouter.domain import EngineMode, EngineProfile
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from llmrouter.profiles.source import Basis, KnownProfile
 
 LLAMA_31_8B_RTX_4090 = EngineProfile(
     name="llama-3.1-8b-rtx4090",
@@ -98,9 +90,56 @@ H100_MIX = EngineProfile(
 )
 """An 8B model on an H100, synthetic: rounded from kernel times of microsoft/vidur (7d47513363ec, MIT)."""
 
-PROFILES: Mapping[str, EngineProfile] = MappingProxyType(
-    {
-        profile.name: profile
-        for profile in (LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000, OPT_13B_A100, PAPER_V100, H100_MIX)
-    }
+FIRST = (
+    KnownProfile(
+        profile=LLAMA_31_8B_RTX_4090,
+        model="Llama-3.1-8B",
+        gpu="RTX 4090 24GB",
+        engine="vLLM 0.19",
+        basis=Basis.FITTED,
+        source="casys-kaist/LLMServingSim 5daddb21a545",
+        licence="MIT",
+        note="one overloaded run of 300 requests",
+    ),
+    KnownProfile(
+        profile=LLAMA_31_8B_RTX_PRO_6000,
+        model="Llama-3.1-8B",
+        gpu="RTX PRO 6000 96GB",
+        engine="vLLM 0.19, asynchronous scheduling",
+        basis=Basis.FITTED,
+        source="casys-kaist/LLMServingSim 5daddb21a545",
+        licence="MIT",
+        note="one overloaded run of 300 requests",
+    ),
+    KnownProfile(
+        profile=OPT_13B_A100,
+        model="OPT-13B",
+        gpu="A100 80GB",
+        engine="the vLLM of the DistServe paper",
+        basis=Basis.FITTED,
+        source="LLMServe/DistServe 20a1633",
+        licence="Apache-2.0",
+        note="runs of 1 and 1.5 requests a second",
+    ),
+    KnownProfile(
+        profile=PAPER_V100,
+        model="Llama-2-7b",
+        gpu="V100 32GB",
+        engine="the vLLM of the paper",
+        basis=Basis.PRINTED,
+        source="arXiv 2408.13510 v2",
+        licence="",
+        note="synthetic",
+    ),
+    KnownProfile(
+        profile=H100_MIX,
+        model="Llama-3-8B",
+        gpu="H100 80GB",
+        engine="vLLM V1",
+        basis=Basis.ROUNDED,
+        source="microsoft/vidur 7d47513363ec",
+        licence="MIT",
+        note="synthetic",
+    ),
 )
+"""The same with their origin."""
