@@ -106,8 +106,8 @@ class Workload:
 
     @property
     def duration_s(self) -> float:
-        """From 0 to the last arrival."""
-        return float(self.arrived_at_s[-1])
+        """From 0 to the last arrival; later turns are left out."""
+        return float(self.arrived_at_s[self.after < 0].max())
 
     @property
     def rate_rps(self) -> float:
@@ -151,9 +151,22 @@ def _check(workload: Workload) -> None:
     _refuse(predicted, ~np.isfinite(predicted) | (predicted < 0), "predicted_output_tokens")
     _refuse(workload.think_s, ~np.isfinite(workload.think_s) | (workload.think_s < 0), "think_s")
     _refuse(workload.after, workload.after >= np.arange(count), "after", "an earlier row")
+    cancelled = workload.cancelled_after_s
+    _refuse(cancelled, ~(cancelled >= 0), "cancelled_after_s", "at least 0")
+    _check_prefixes(workload)
     for name, names in (("application", "applications"), ("model", "models"), ("tenant", "tenants")):
         index = getattr(workload, name)
         _refuse(index, (index < 0) | (index >= len(getattr(workload, names))), name, f"an index into {names}")
+
+
+def _check_prefixes(workload: Workload) -> None:
+    blocks = np.diff(workload.prefix_start)
+    if workload.prefix_start[0] != 0 or (blocks < 0).any():
+        raise InvalidInputError("prefix_start must begin with 0 and not decrease")
+    if len(workload.prefix_blocks) and not (workload.prefix_block_tokens >= 1 and workload.prefix_blocks.min() >= 0):
+        raise InvalidInputError("prefix blocks need prefix_block_tokens of at least 1 and ids of at least 0")
+    whole = blocks * workload.prefix_block_tokens
+    _refuse(blocks, whole > workload.prompt_tokens, "prefix blocks", "no more than the prompt's whole blocks")
 
 
 def _refuse(
