@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import InvalidInputError
-from llmrouter.routing.marginal_cost import FormulaScorer
-from llmrouter.routing.policies import Scored, kv_gate
+from llmrouter.routing import rooms
+from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.setup import CompiledPolicy
 from llmrouter.study.predictors import Predictor
@@ -22,8 +21,11 @@ if TYPE_CHECKING:
 BASE = "RoundRobin"
 """What every change in percent is against."""
 
-DEFAULT = "MarginalCost"
-"""The product's default: the calibrated marginal cost behind the KV gate."""
+DEFAULT = "WorkloadImpact"
+"""The product's default: the calibrated marginal cost behind the KV gate, as type Onnx runs it too."""
+
+MAX_REQUESTS = 512
+"""Bound of the requests in flight on an instance where KV is not bounded: ``spec.limits.maxInFlightPerInstance``."""
 
 
 class Kind(StrEnum):
@@ -56,15 +58,11 @@ class Contender:
 
 
 def _bounded(rule: Rule) -> Callable[[], CompiledPolicy]:
-    return lambda: CompiledPolicy(rule=rule)
+    return lambda: CompiledPolicy(rule=rule, max_requests=MAX_REQUESTS)
 
 
 def _gated(rule: Rule) -> Callable[[], CompiledPolicy]:
     return lambda: CompiledPolicy(rule=rule, max_requests=None, kv_fraction=1.0)
-
-
-def _as_served() -> Policy:
-    return Scored(kv_gate(1.0), FormulaScorer(), ObjectiveWeights())
 
 
 def _baseline(name: str, rule: Rule, description: str) -> Contender:
@@ -73,6 +71,13 @@ def _baseline(name: str, rule: Rule, description: str) -> Contender:
 
 def _bound(name: str, description: str, make: Callable[[], Policy | CompiledPolicy]) -> Contender:
     return Contender(name, Kind.BOUND, description, make, Predictor.ORACLE)
+
+
+def _served(name: str, description: str, *, kind: Kind, gated: bool, in_all: bool) -> Contender:
+    """A policy that no rule of the compiled simulator stands for: the code that serves is asked at every decision."""
+    room = rooms.kv_gate(1.0) if gated else rooms.request_bound(MAX_REQUESTS)
+    policy = name.removesuffix("-as-served")
+    return Contender(name, kind, description, lambda: make_policy(policy, room), in_all=in_all)
 
 
 _CONTENDERS = (
@@ -84,19 +89,27 @@ _CONTENDERS = (
     _baseline("LMetric", Rule.LMETRIC, "prefill tokens times batch size, its own included"),
     _baseline("PrefillLoad", Rule.PREFILL_LOAD, "fewest prompt tokens still to prefill: llm-d's token load"),
     _baseline("TokenLoad", Rule.TOKEN_LOAD, "token load and KV usage in equal parts: llm-d's weights"),
-    _baseline("PaperJsq", Rule.PAPER_JSQ, "fewest prompt and decode tokens left"),
-    _baseline("MinMin", Rule.MIN_MIN, "earliest completion by the bucket's upper bound"),
+    _baseline("LeastTokensLeft", Rule.PAPER_JSQ, "fewest prompt and decode tokens left: the paper's JSQ"),
+    _served("MaxCapacity", "largest free KV, once a second: the paper's", kind=Kind.BASELINE, gated=False, in_all=True),
+    _baseline("MinMin", Rule.MIN_MIN, "earliest completion by the bucket's upper bound: the paper's"),
     _baseline("MixingPenalty", Rule.MIXING_PENALTY, "the paper's mixing penalty, greedily, with its V100 constants"),
     _baseline("MixingPenaltyScaled", Rule.MIXING_PENALTY_SCALED, "the same with the engine's own prefill cost"),
     _baseline("OwnLatency", Rule.OWN_LATENCY, "least predicted latency of the request itself"),
     Contender("KvGate", Kind.BASELINE, "LeastInFlight; waits where KV is full", _gated(Rule.LEAST_IN_FLIGHT)),
     Contender("KvGateRandom", Kind.BASELINE, "Random; waits where KV is full", _gated(Rule.RANDOM)),
-    Contender(DEFAULT, Kind.OURS, "marginal cost behind the KV gate: the default", _gated(Rule.MARGINAL_COST)),
-    Contender("MarginalCost-as-served", Kind.OURS, "the same by the serving code: slow", _as_served, in_all=False),
-    _bound("DecodeBalancer-oracle", "fewest true tokens still to decode", _bounded(Rule.DECODE_BALANCER)),
-    _bound("PaperJsq-oracle", "PaperJsq with true lengths", _bounded(Rule.PAPER_JSQ)),
+    _served(
+        "Dedicated",
+        "half of the instances for long answers: the paper's",
+        kind=Kind.BASELINE,
+        gated=False,
+        in_all=False,
+    ),
+    Contender(DEFAULT, Kind.OURS, "marginal cost; waits where KV is full: the default", _gated(Rule.MARGINAL_COST)),
+    _served(f"{DEFAULT}-as-served", "the same by the serving code", kind=Kind.OURS, gated=True, in_all=False),
+    _bound("DecodeBalancer-oracle", "fewest true tokens still to decode: the paper's", _bounded(Rule.DECODE_BALANCER)),
+    _bound("LeastTokensLeft-oracle", "LeastTokensLeft with true lengths", _bounded(Rule.PAPER_JSQ)),
     _bound("OwnLatency-oracle", "OwnLatency with true lengths", _bounded(Rule.OWN_LATENCY)),
-    _bound("MarginalCost-oracle", "the default with true lengths", _gated(Rule.MARGINAL_COST)),
+    _bound(f"{DEFAULT}-oracle", "the default with true lengths", _gated(Rule.MARGINAL_COST)),
 )
 
 CONTENDERS = {contender.name: contender for contender in _CONTENDERS}
