@@ -14,8 +14,23 @@ GROUP = "llmrouter.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
-PlainPolicyType = Literal["RoundRobin", "Random", "LeastInFlight", "PowerOfTwo"]
-PolicyType = Literal["Onnx", "RoundRobin", "Random", "LeastInFlight", "PowerOfTwo"]
+PlainPolicyType = Literal[
+    "RoundRobin", "Random", "LeastInFlight", "PowerOfTwo", "LeastKvTokens", "LMetric", "PrefillLoad", "TokenLoad"
+]
+"""Policies that need neither model nor prediction."""
+
+PredictingPolicyType = Literal[
+    "WorkloadImpact",
+    "OwnLatency",
+    "LeastTokensLeft",
+    "DecodeBalancer",
+    "MinMin",
+    "MixingPenalty",
+    "MixingPenaltyScaled",
+]
+"""Policies that are a formula over predicted output lengths."""
+
+PolicyType = Literal["Onnx", PlainPolicyType, PredictingPolicyType]
 
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
@@ -240,9 +255,10 @@ class ObjectiveSpec(Resource):
 
 
 class HoldSpec(Resource):
-    """Whether requests wait at the router for KV room, and for how long at most."""
+    """What counts as room, whether requests wait at the router for it, and for how long at most."""
 
     enabled: bool = True
+    room: Literal["Kv", "Requests"] | None = None
     max_wait_seconds: float = Field(default=10.0, ge=0, le=600)
     kv_fraction: float = Field(default=1.0, ge=0.1, le=1.0)
 

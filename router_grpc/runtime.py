@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from llmrouter.artefacts import builtin_model
 from llmrouter.config import digest_of, parse_router_config
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.guard import Guard
-from llmrouter.routing.policies import PLAIN_POLICIES, PowerOfTwo, Scored, kv_gate, request_bound
+from llmrouter.routing.policies import PowerOfTwo, Scored
+from llmrouter.routing.rooms import kv_gate, request_bound
 from router_grpc.adapters.onnx_model import load_scorer
 from router_grpc.adapters.predictors import ConstantPredictor, FallbackPredictor, load_predictor
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 OUTPUT_LENGTH_MODEL = "random-forest"
 PREDICTION_BUDGET_S = 0.01
+POLICIES_BY_COST = frozenset({"Onnx", "WorkloadImpact"})
+"""Types whose room is KV where ``hold.room`` does not say and requests may be held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +118,16 @@ class RuntimeBuilder:
     def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
         """A runtime whose declared fallback decides, for a router that never had a good policy."""
         config, digest = read_config(bundle)
-        primary = _plain(config.policy.guard.fallback, config)
+        primary = _fallback(config)
         return self._assemble(config, digest, primary, "", Readiness(ready=False, reason=why.reason, message=str(why)))
 
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
-        if config.policy.type != "Onnx":
-            return _plain(config.policy.type, config), ""
-        model, manifest = self._model_bytes(config.policy, bundle)
-        scorer = load_scorer(model, manifest, expected_sha256=config.policy.model_sha256)
-        return Scored(_room_rule(config), scorer, config.policy.weights), scorer.provider
+        policy = config.policy
+        if policy.type != "Onnx":
+            return make_policy(policy.type, _room_rule(config), policy.weights), ""
+        model, manifest = self._model_bytes(policy, bundle)
+        scorer = load_scorer(model, manifest, expected_sha256=policy.model_sha256)
+        return Scored(_room_rule(config), scorer, policy.weights), scorer.provider
 
     def _model_bytes(self, policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:
         if policy.model_builtin is not None:
@@ -139,7 +144,7 @@ class RuntimeBuilder:
     ) -> Runtime:
         guard = config.policy.guard
         budget_s = guard.decision_budget_milliseconds / 1000
-        fallback = _plain(guard.fallback, config)
+        fallback = _fallback(config)
         predictor, predictor_readiness = self._predictor(config)
         return Runtime(
             config=config,
@@ -185,8 +190,8 @@ def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:
     return parse_router_config(bundle.content), digest
 
 
-def _plain(name: str, config: RouterConfig) -> Policy:
-    return PLAIN_POLICIES[name](_bound(config))
+def _fallback(config: RouterConfig) -> Policy:
+    return make_policy(config.policy.guard.fallback, _bound(config))
 
 
 def _bound(config: RouterConfig) -> Callable[[InstanceView], Room]:
@@ -194,5 +199,6 @@ def _bound(config: RouterConfig) -> Callable[[InstanceView], Room]:
 
 
 def _room_rule(config: RouterConfig) -> Callable[[InstanceView], Room]:
-    hold = config.policy.hold
-    return kv_gate(hold.kv_fraction) if hold.enabled else _bound(config)
+    policy, hold = config.policy, config.policy.hold
+    by_cost = "Kv" if policy.type in POLICIES_BY_COST and hold.enabled else "Requests"
+    return kv_gate(hold.kv_fraction) if (hold.room or by_cost) == "Kv" else _bound(config)

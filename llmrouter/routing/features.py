@@ -11,38 +11,71 @@ from llmrouter.errors import ModelRejectedError
 from llmrouter.feature_set import FEATURE_NAMES, FEATURE_VERSION, WEIGHT_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from llmrouter.domain import InstanceView, ObjectiveWeights, Request
+    from llmrouter.domain import EngineProfile, InstanceView, Load, ObjectiveWeights, Request
 
-__all__ = ["FEATURE_NAMES", "FEATURE_VERSION", "WEIGHT_NAMES", "check_score_shapes", "features_of", "weights_of"]
+__all__ = [
+    "FEATURE_NAMES",
+    "FEATURE_VERSION",
+    "WEIGHT_NAMES",
+    "FeatureTail",
+    "check_score_shapes",
+    "feature_row",
+    "features_of",
+    "profile_features",
+    "weights_of",
+]
 
 
-def features_of(request: Request, views: Sequence[InstanceView]) -> NDArray[np.float32]:
-    """Features of every instance for one request: shape (I, F), in the order of ``FEATURE_NAMES``, SI units."""
-    rows = []
-    for view in views:
-        load, profile = view.total, view.instance.profile
-        rows.append(
-            (
-                load.requests,
-                load.context_tokens,
-                load.queued_prefill_tokens,
-                load.remaining_decode_tokens,
-                request.prompt_tokens,
-                request.predicted_output_tokens,
-                profile.kv_tokens,
-                profile.max_sequences,
-                profile.base_decode_s,
-                profile.prefill_s_per_token,
-                profile.prefill_s_per_token_squared,
-                profile.context_s_per_token,
-                profile.sequence_s,
-                1.0 if profile.mode is EngineMode.PREFILL_FIRST else 0.0,
-            )
-        )
+FeatureTail = tuple[float, float, float, float, float, float, float, float]
+"""The features that an engine profile alone decides: ``kv_tokens`` and all after it."""
+
+
+def profile_features(profile: EngineProfile) -> FeatureTail:
+    """The last features of every row of an instance with this profile."""
+    return (
+        profile.kv_tokens,
+        profile.max_sequences,
+        profile.base_decode_s,
+        profile.prefill_s_per_token,
+        profile.prefill_s_per_token_squared,
+        profile.context_s_per_token,
+        profile.sequence_s,
+        1.0 if profile.mode is EngineMode.PREFILL_FIRST else 0.0,
+    )
+
+
+def feature_row(request: Request, load: Load, tail: FeatureTail) -> tuple[float, ...]:
+    """Features of one instance for one request, in the order of ``FEATURE_NAMES``, SI units."""
+    return (
+        load.requests,
+        load.context_tokens,
+        load.queued_prefill_tokens,
+        load.remaining_decode_tokens,
+        request.prompt_tokens,
+        request.predicted_output_tokens,
+        *tail,
+    )
+
+
+def tail_of_view(view: InstanceView) -> FeatureTail:
+    """``profile_features`` of an instance."""
+    return profile_features(view.instance.profile)
+
+
+def features_of(
+    request: Request,
+    views: Sequence[InstanceView],
+    tail_of: Callable[[InstanceView], FeatureTail] = tail_of_view,
+) -> NDArray[np.float32]:
+    """Features of every instance for one request: shape (I, F), in the order of ``FEATURE_NAMES``, SI units.
+
+    ``tail_of`` gives ``profile_features`` of an instance, and may remember them.
+    """
+    rows = [feature_row(request, view.total, tail_of(view)) for view in views]
     return np.array(rows, dtype=np.float32).reshape(len(rows), len(FEATURE_NAMES))
 
 

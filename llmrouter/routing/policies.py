@@ -1,29 +1,49 @@
 """The policies. Each answers one question: where does this request go, or does it wait? And says why.
 
-A policy sees only a request, a snapshot and a random stream. ``RoundRobin`` alone keeps something between decisions:
-its cursor.
+A policy sees only a request, a snapshot and a random stream. ``RoundRobin`` keeps its cursor between decisions; the
+other policies of this module keep nothing. Policies that are one formula are in ``formulas.py``, all by name in
+``catalogue.py``.
 """
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from llmrouter.domain import Candidate, Decision, Hold, NoCandidate, Placement, Room
-from llmrouter.routing.features import features_of, weights_of
-from llmrouter.routing.inflight import has_room
+from llmrouter.routing.features import feature_row, features_of, profile_features, weights_of
+from llmrouter.routing.inflight import UNBOUNDED, fits
+from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
+from llmrouter.routing.rules import FORMULAS, Rule
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from llmrouter.domain import InstanceView, ObjectiveWeights, PoolSnapshot, Request
 
+__all__ = [
+    "MAX_CANDIDATES",
+    "LeastInFlight",
+    "NonFiniteScoreError",
+    "Policy",
+    "PowerOfTwo",
+    "Random",
+    "RoundRobin",
+    "Ruled",
+    "Scored",
+    "ScorerLike",
+    "kv_gate",
+    "request_bound",
+]
+
 MAX_CANDIDATES = 8
 """How many instances, best first, a decision names; the reserve call walks them in order."""
+
+Ranked = list[tuple[float, "InstanceView"]]
 
 
 class ScorerLike(Protocol):
@@ -49,30 +69,10 @@ class Policy(Protocol):
 
 
 class NonFiniteScoreError(ValueError):
-    """A model answered NaN or infinity."""
+    """A score is NaN or infinite."""
 
 
-def request_bound(max_requests: int) -> Callable[[InstanceView], Room]:
-    """Room by requests in flight alone: engines queue by themselves up to ``max_requests``."""
-    room = Room(max_requests=max_requests)
-    return lambda _view: room
-
-
-def kv_gate(kv_fraction: float, decode_reserve_fraction: float = 0.15) -> Callable[[InstanceView], Room]:
-    """Room by batch slots and KV: ``n < max sequences`` and ``C + p + r·(R + d) ≤ θ·K − block``."""
-
-    def room(view: InstanceView) -> Room:
-        profile = view.instance.profile
-        return Room(
-            max_requests=profile.max_sequences,
-            kv_limit_tokens=int(kv_fraction * profile.kv_tokens) - profile.block_tokens,
-            decode_reserve_fraction=decode_reserve_fraction,
-        )
-
-    return room
-
-
-class _RuledPolicy:
+class RoomyPolicy:
     """What all policies share: who is eligible, who has room, and the answer where there is nobody."""
 
     name = ""
@@ -83,32 +83,45 @@ class _RuledPolicy:
 
     def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
         """Filters, orders and names the candidates."""
-        eligible = [
-            view
-            for view in snapshot.views
-            if request.model in view.instance.models and view.instance.instance_id not in request.excluded_instance_ids
-        ]
+        eligible, roomy = self._with_room(request, snapshot.views)
         if not eligible:
             return NoCandidate(f"no ready instance serves model {request.model!r}")
-        roomy = [view for view in eligible if self._fits(request, view)]
         if not roomy:
-            return Hold(f"none of {len(eligible)} instances has room")
-        ranked = self._rank(request, roomy, rng)[:MAX_CANDIDATES]
-        candidates = tuple(Candidate(view.instance.instance_id, score, view.load) for score, view in ranked)
-        reason = self._reason(candidates, len(eligible), len(roomy))
+            return Hold(f"none of {eligible} instances has room")
+        ranked = self._rank(request, roomy, rng)
+        candidates = tuple(
+            [Candidate(view.instance.instance_id, score, view.load) for score, view in ranked[:MAX_CANDIDATES]]
+        )
+        reason = self._reason(candidates, eligible, len(roomy))
         return Placement(candidates, reason, load_sensitive=self.load_sensitive)
 
-    def _fits(self, request: Request, view: InstanceView) -> bool:
-        return has_room(
-            view.total,
-            self.room_of(view),
-            prompt_tokens=request.prompt_tokens,
-            predicted_output_tokens=request.predicted_output_tokens,
-        )
+    def _with_room(self, request: Request, views: Sequence[InstanceView]) -> tuple[int, list[InstanceView]]:
+        """How many instances are eligible, and those of them that have room."""
+        model, excluded = request.model, request.excluded_instance_ids
+        prompt, predicted = request.prompt_tokens, request.predicted_output_tokens
+        eligible, roomy = 0, []
+        for view in views:
+            instance = view.instance
+            if model not in instance.models or instance.instance_id in excluded:
+                continue
+            eligible += 1
+            load, room = view.total, self.room_of(view)
+            limit = room.kv_limit_tokens
+            if fits(
+                load.requests,
+                load.context_tokens,
+                load.remaining_decode_tokens,
+                room.max_requests,
+                UNBOUNDED if limit is None else max(0, limit),
+                room.decode_reserve_fraction,
+                prompt,
+                predicted,
+            ):
+                roomy.append(view)
+        return eligible, roomy
 
-    def _rank(
-        self, request: Request, views: Sequence[InstanceView], rng: random.Random
-    ) -> list[tuple[float, InstanceView]]:
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
+        """The views in order, the best first; ``MAX_CANDIDATES`` of them are enough."""
         raise NotImplementedError
 
     def _reason(self, candidates: Sequence[Candidate], eligible: int, roomy: int) -> str:
@@ -116,28 +129,36 @@ class _RuledPolicy:
         return f"{self.name}: {best.instance_id} scored {best.score:.4g}; {roomy} of {eligible} instances have room"
 
 
-def _ordered(
-    scores: Sequence[float], views: Sequence[InstanceView], rng: random.Random
-) -> list[tuple[float, InstanceView]]:
-    """Views by score, ties in random order."""
-    tie_breakers = [rng.random() for _ in views]
-    order = sorted(range(len(views)), key=lambda i: (scores[i], tie_breakers[i]))
-    return [(scores[i], views[i]) for i in order]
+def ordered(scores: Sequence[float], views: Sequence[InstanceView], rng: random.Random) -> Ranked:
+    """Views by score, ties in random order.
+
+    Raises:
+        NonFiniteScoreError: a score is NaN or infinite.
+    """
+    wrong = len(scores) - sum(map(isfinite, scores))
+    if wrong:
+        raise NonFiniteScoreError(f"{wrong} of {len(scores)} scores are not finite")
+    drawn = [(score, rng.random(), place) for place, score in enumerate(scores)]
+    drawn.sort()
+    return [(score, views[place]) for score, _, place in drawn[:MAX_CANDIDATES]]
 
 
-class RoundRobin(_RuledPolicy):
-    """One instance after the other, whatever they carry."""
+class RoundRobin(RoomyPolicy):
+    """One instance after the other in the order of their ids, whatever they carry.
+
+    Fails where engines are unequal (the slow one gets as much as the fast), where requests are (a giant prompt and a
+    one-liner count alike), and where many routers turn in step.
+    """
 
     name = "RoundRobin"
     load_sensitive = False
+    rule = Rule.ROUND_ROBIN
 
     def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         super().__init__(room_rule)
         self._last = ""
 
-    def _rank(
-        self, request: Request, views: Sequence[InstanceView], rng: random.Random
-    ) -> list[tuple[float, InstanceView]]:
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         del request, rng
         by_id = sorted(views, key=lambda view: view.instance.instance_id)
         later = [view for view in by_id if view.instance.instance_id > self._last]
@@ -146,47 +167,71 @@ class RoundRobin(_RuledPolicy):
         return [(float(place), view) for place, view in enumerate(ring)]
 
 
-class Random(_RuledPolicy):
-    """Any instance, each as likely."""
+class Random(RoomyPolicy):
+    """Any instance, each as likely. Fails as round-robin does, and leaves some idle by chance while others queue."""
 
     name = "Random"
     load_sensitive = False
+    rule = Rule.RANDOM
 
-    def _rank(
-        self, request: Request, views: Sequence[InstanceView], rng: random.Random
-    ) -> list[tuple[float, InstanceView]]:
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         del request
-        return _ordered([0.0] * len(views), views, rng)
+        return [(0.0, view) for view in rng.sample(views, min(MAX_CANDIDATES, len(views)))]
 
 
-class LeastInFlight(_RuledPolicy):
-    """The instance with the fewest requests in flight."""
+class PowerOfTwo(RoomyPolicy):
+    """The one with fewer requests in flight of two instances drawn at random; the rest follow by chance.
 
-    name = "LeastInFlight"
-
-    def _rank(
-        self, request: Request, views: Sequence[InstanceView], rng: random.Random
-    ) -> list[tuple[float, InstanceView]]:
-        del request
-        return _ordered([float(view.total.requests) for view in views], views, rng)
-
-
-class PowerOfTwo(_RuledPolicy):
-    """The less loaded of two instances drawn at random; the rest follow by chance."""
+    Mitzenmacher, "The power of two choices in randomized load balancing" (2001). Never herds; fails as counting
+    requests does, and passes over an idle instance that it did not draw.
+    """
 
     name = "PowerOfTwo"
+    rule = Rule.POWER_OF_TWO
 
-    def _rank(
-        self, request: Request, views: Sequence[InstanceView], rng: random.Random
-    ) -> list[tuple[float, InstanceView]]:
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         del request
-        drawn = rng.sample(list(views), len(views))
+        drawn = rng.sample(views, min(MAX_CANDIDATES, len(views)))
         drawn[:2] = sorted(drawn[:2], key=lambda view: view.total.requests)
         return [(float(view.total.requests), view) for view in drawn]
 
 
-class Scored(_RuledPolicy):
-    """The instance whose cost a model puts lowest (``spec.type: Onnx``)."""
+class Ruled(RoomyPolicy):
+    """The instance with the lowest score under a formula of ``rules.py``; ties at random.
+
+    ``formula`` stands in for the one of ``FORMULAS``, for a rule that has weights.
+    """
+
+    rule: Rule
+
+    def __init__(
+        self, room_rule: Callable[[InstanceView], Room], formula: Callable[[Sequence[float]], float] | None = None
+    ) -> None:
+        super().__init__(room_rule)
+        self._score = formula or FORMULAS[self.rule]
+        self._tail_of = per_profile(profile_features)
+
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
+        score, tail_of = self._score, self._tail_of
+        scores = [score(feature_row(request, view.total, tail_of(view))) for view in views]
+        return ordered(scores, views, rng)
+
+
+class LeastInFlight(Ruled):
+    """The instance with the fewest requests in flight: ``n``. Join the shortest queue, counted in requests.
+
+    Fails where one request is a giant prompt: it counts like a one-liner, and what joins it waits for its prefill.
+    """
+
+    name = "LeastInFlight"
+    rule = Rule.LEAST_IN_FLIGHT
+
+
+class Scored(RoomyPolicy):
+    """The instance whose cost a model puts lowest (``spec.type: Onnx``).
+
+    Fails where the model was made for other engines or traffic than it meets; scores that are not finite are refused.
+    """
 
     name = "Onnx"
 
@@ -196,15 +241,8 @@ class Scored(_RuledPolicy):
         super().__init__(room_rule)
         self._scorer = scorer
         self._weights_W = weights_of(weights)
+        self._tail_of = per_profile(profile_features)
 
-    def _rank(
-        self, request: Request, views: Sequence[InstanceView], rng: random.Random
-    ) -> list[tuple[float, InstanceView]]:
-        scores_I = self._scorer.score(features_of(request, views), self._weights_W)
-        if not np.isfinite(scores_I).all():
-            raise NonFiniteScoreError(f"{int((~np.isfinite(scores_I)).sum())} of {len(views)} scores are not finite")
-        return _ordered(scores_I.tolist(), views, rng)
-
-
-PLAIN_POLICIES = {policy.name: policy for policy in (RoundRobin, Random, LeastInFlight, PowerOfTwo)}
-"""The policies that need no model, by the name that ``RoutingPolicy.spec.type`` and ``spec.guard.fallback`` use."""
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
+        scores_I = self._scorer.score(features_of(request, views, self._tail_of), self._weights_W)
+        return ordered(scores_I.tolist(), views, rng)

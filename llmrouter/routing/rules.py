@@ -11,10 +11,11 @@ context tokens, Q of them still to prefill, and R predicted tokens to decode; K 
 from __future__ import annotations
 
 from enum import IntEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 REQUESTS = 0
 CONTEXT = 1
@@ -42,6 +43,9 @@ MIXING_CONTEXT_S = 3.3e-5
 MIXING_ALPHA = 0.5
 MIXING_EPSILON_S = 0.5
 """Constants of the mixing penalty for a V100 (arXiv 2408.13510); ε, which is not printed, is its heavy prompt."""
+
+OWN_ALONE = (0.0, 0.0, 0.0)
+"""Weights of the marginal cost that leave only the request's own seconds."""
 
 
 class Rule(IntEnum):
@@ -155,7 +159,8 @@ def min_min(x: Sequence[float]) -> float:
     """
     p = x[PROMPT]
     step_s = x[BASE] + x[SEQUENCE_S] * (x[REQUESTS] + 1.0) + x[CONTEXT_S] * (x[CONTEXT] + p)
-    return x[PREFILL] * x[QUEUED] + prefill_s(x) + bucket_bound(x[PREDICTED]) * step_s
+    prefill_s = x[PREFILL] * (x[QUEUED] + p) + x[PREFILL_SQUARED] * p * p
+    return prefill_s + bucket_bound(x[PREDICTED]) * step_s
 
 
 def mixing_penalty(x: Sequence[float]) -> float:
@@ -180,42 +185,9 @@ def mixing(x: Sequence[float], prefill_token_s: float, context_token_s: float) -
     return MIXING_ALPHA * counted_s + (1.0 - MIXING_ALPHA) * slowdown_s
 
 
-def prefill_s(x: Sequence[float]) -> float:
-    """Seconds of the request's own prefill: ``g1·p + g1b·p²``."""
-    p = x[PROMPT]
-    return x[PREFILL] * p + x[PREFILL_SQUARED] * p * p
-
-
-def overflow_s(x: Sequence[float]) -> float:
-    """Seconds until KV and a batch slot are free for the request, 0 where they are; see ``marginal_cost_row``."""
-    n, context, remaining = x[REQUESTS], x[CONTEXT], x[REMAINING]
-    kv_deficit = context + x[PROMPT] + DECODE_RESERVE_FRACTION * (remaining + x[PREDICTED]) - x[KV]
-    slot_deficit = n + 1.0 - x[SLOTS]
-    if kv_deficit <= 0.0 and slot_deficit <= 0.0:
-        return 0.0
-    n_or_1 = max(n, 1.0)
-    drain_s = (x[BASE] + x[SEQUENCE_S] * n + x[CONTEXT_S] * context) * (remaining / n_or_1)
-    return drain_s * (max(0.0, kv_deficit) / max(context, 1.0) + max(0.0, slot_deficit) / n_or_1)
-
-
-def own_s(x: Sequence[float], overflow: float) -> float:
-    """Seconds of the request itself after ``overflow`` seconds of waiting; see ``marginal_cost_row``."""
-    p, d = x[PROMPT], x[PREDICTED]
-    g2, g3 = x[CONTEXT_S], x[SEQUENCE_S]
-    crowd_s = g3 * x[REQUESTS] + g2 * x[CONTEXT]
-    return overflow + x[PREFILL] * x[QUEUED] + d * crowd_s + d * (x[BASE] + g3 + g2 * p) + prefill_s(x)
-
-
 def own_latency(x: Sequence[float]) -> float:
-    """The least predicted latency of the request itself, whatever it costs others: ``own`` of the marginal cost."""
-    return own_s(x, overflow_s(x))
-
-
-def imposed_s(x: Sequence[float]) -> float:
-    """Seconds that the request costs the others in the batch, summed over them; see ``marginal_cost_row``."""
-    n, p, g2 = x[REQUESTS], x[PROMPT], x[CONTEXT_S]
-    overlap = min(x[PREDICTED], x[REMAINING] / max(n, 1.0))
-    return n * (prefill_s(x) + overlap * (x[SEQUENCE_S] + g2 * (p + 0.5 * overlap)))
+    """Predicted seconds of the request itself, whatever it costs others: ``own`` of the marginal cost."""
+    return marginal_cost_row(x, OWN_ALONE)
 
 
 def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
@@ -234,6 +206,39 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
     ``imposed`` is the slowdown of the n requests that share the batch: the prompt stalls each of them once, and for v
     steps (while the mean one still runs) every step is longer by the new sequence and its growing context.
     """
-    overflow = overflow_s(x)
-    coalesce_s = x[REQUESTS] * x[BASE] * x[PREFILL_FIRST] if x[QUEUED] <= 0.0 else 0.0
-    return own_s(x, overflow) + weights[0] * imposed_s(x) + weights[1] * coalesce_s + weights[2] * overflow
+    n, context, queued, remaining = x[REQUESTS], x[CONTEXT], x[QUEUED], x[REMAINING]
+    p, d = x[PROMPT], x[PREDICTED]
+    b, g1, g2, g3 = x[BASE], x[PREFILL], x[CONTEXT_S], x[SEQUENCE_S]
+    n_or_1 = max(n, 1.0)
+    left = remaining / n_or_1
+    crowd_s = g3 * n + g2 * context
+    kv_deficit = context + p + DECODE_RESERVE_FRACTION * (remaining + d) - x[KV]
+    slot_deficit = n + 1.0 - x[SLOTS]
+    overflow_s = 0.0
+    if kv_deficit > 0.0 or slot_deficit > 0.0:
+        shares = max(0.0, kv_deficit) / max(context, 1.0) + max(0.0, slot_deficit) / n_or_1
+        overflow_s = (b + crowd_s) * left * shares
+    own_prefill_s = g1 * p + x[PREFILL_SQUARED] * p * p
+    own_s = overflow_s + g1 * queued + d * (crowd_s + b + g3 + g2 * p) + own_prefill_s
+    overlap = min(d, left)
+    imposed_s = n * (own_prefill_s + overlap * (g3 + g2 * (p + 0.5 * overlap)))
+    coalesce_s = n * b * x[PREFILL_FIRST] if queued <= 0.0 else 0.0
+    return own_s + weights[0] * imposed_s + weights[1] * coalesce_s + weights[2] * overflow_s
+
+
+FORMULAS: Mapping[Rule, Callable[[Sequence[float]], float]] = MappingProxyType(
+    {
+        Rule.LEAST_IN_FLIGHT: least_in_flight,
+        Rule.LEAST_KV_TOKENS: least_kv_tokens,
+        Rule.LMETRIC: lmetric,
+        Rule.TOKEN_LOAD: token_load,
+        Rule.PAPER_JSQ: tokens_left,
+        Rule.MIN_MIN: min_min,
+        Rule.MIXING_PENALTY: mixing_penalty,
+        Rule.OWN_LATENCY: own_latency,
+        Rule.DECODE_BALANCER: decode_left,
+        Rule.PREFILL_LOAD: prefill_load,
+        Rule.MIXING_PENALTY_SCALED: mixing_penalty_scaled,
+    }
+)
+"""The formulas that need no weights, by rule: what ``score`` answers, without its chain of comparisons."""

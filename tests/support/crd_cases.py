@@ -172,6 +172,18 @@ BAD_POLICIES = [
         "less than or equal to 600",
     ),
     Case("no KV", {"type": "Random", "hold": {"kvFraction": 0}}, "kvFraction", "greater than or equal to 0.1"),
+    Case(
+        "an unknown room",
+        {"type": "Random", "hold": {"room": "Big"}},
+        "hold.room",
+        'supported values: "Kv", "Requests"',
+    ),
+    Case(
+        "a fallback that needs predictions",
+        {"type": "Random", "guard": {"fallback": "OwnLatency"}},
+        "guard.fallback",
+        "supported values",
+    ),
     Case("a negative queue", {"type": "Random", "queue": {"maxDepth": -1}}, "maxDepth", "greater than or equal to 0"),
     Case("Onnx as fallback", {"type": "Random", "guard": {"fallback": "Onnx"}}, "guard.fallback", "supported values"),
     Case(
@@ -198,4 +210,6 @@ GOOD_POLICIES: list[Spec] = [
     onnx(builtin="marginal-cost"),
     onnx(configMap={"name": "m"}, sha256=SHA256),
     {"type": "Random", "objective": {"imposedWeight": 0}, "hold": {"enabled": False}},
+    {"type": "WorkloadImpact", "guard": {"fallback": "LMetric"}, "hold": {"room": "Requests"}},
+    {"type": "LeastKvTokens", "hold": {"room": "Kv", "kvFraction": 0.9}},
 ]

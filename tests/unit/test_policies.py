@@ -11,10 +11,11 @@ from support.pools import request, snapshot, view
 
 from llmrouter.domain import Hold, Load, NoCandidate, ObjectiveWeights, Placement
 from llmrouter.profiles import H100_MIX
+from llmrouter.routing.catalogue import COMPARISONS, POLICIES, make_policy
 from llmrouter.routing.marginal_cost import FormulaScorer
+from llmrouter.routing.paper import Dedicated
 from llmrouter.routing.policies import (
     MAX_CANDIDATES,
-    PLAIN_POLICIES,
     LeastInFlight,
     NonFiniteScoreError,
     PowerOfTwo,
@@ -37,7 +38,9 @@ BOUND = request_bound(8)
 
 
 def every_policy() -> list[Policy]:
-    return [*(make(BOUND) for make in PLAIN_POLICIES.values()), Scored(BOUND, FormulaScorer(), ObjectiveWeights())]
+    """All but the one that divides the pool."""
+    whole = [name for name in POLICIES if name != Dedicated.name]
+    return [*(make_policy(name, BOUND) for name in whole), Scored(BOUND, FormulaScorer(), ObjectiveWeights())]
 
 
 def placement(decision: Decision) -> Placement:
@@ -99,13 +102,21 @@ class TestEveryPolicy:
         assert policy.name in placement(policy.decide(request(), snapshot([view("a")]), rng)).reason
 
 
-@pytest.mark.parametrize(
-    "policy", [one for one in every_policy() if one.name != "RoundRobin"], ids=lambda one: one.name
-)
-def test_same_seed_same_decision(policy: Policy) -> None:
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in COMPARISONS])
+def test_instances_alike_are_all_chosen_in_time(name: str, rng: random.Random) -> None:
+    policy, views = make_policy(name, BOUND), [view("a", 1), view("b", 1), view("c", 1)]
+    assert {chosen(policy, views, rng) for _ in range(60)} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_same_seed_same_decisions(name: str) -> None:
     views = snapshot([view(f"i{number}") for number in range(6)])
-    first, second = (policy.decide(request(), views, random.Random(3)) for _ in range(2))
-    assert first == second
+
+    def decisions() -> list[Decision]:
+        policy, rng = make_policy(name, BOUND), random.Random(3)
+        return [policy.decide(request(), views, rng) for _ in range(5)]
+
+    assert decisions() == decisions()
 
 
 class TestRoundRobin:

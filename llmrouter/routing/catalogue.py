@@ -1,0 +1,69 @@
+"""All policies by name: what ``RoutingPolicy.spec.type``, ``spec.guard.fallback`` and comparisons choose from."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidInputError
+from llmrouter.routing.formulas import (
+    DecodeBalancer,
+    LeastKvTokens,
+    LeastTokensLeft,
+    LMetric,
+    MinMin,
+    MixingPenalty,
+    MixingPenaltyScaled,
+    OwnLatency,
+    PrefillLoad,
+    TokenLoad,
+    WorkloadImpact,
+)
+from llmrouter.routing.paper import Dedicated, MaxCapacity
+from llmrouter.routing.policies import LeastInFlight, PowerOfTwo, Random, RoundRobin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llmrouter.domain import InstanceView, ObjectiveWeights, Room
+    from llmrouter.routing.policies import Policy, RoomyPolicy
+
+
+def _by_name(*policies: type[RoomyPolicy]) -> Mapping[str, type[RoomyPolicy]]:
+    return MappingProxyType({policy.name: policy for policy in policies})
+
+
+COUNTING = _by_name(RoundRobin, Random, LeastInFlight, PowerOfTwo, LeastKvTokens, LMetric, PrefillLoad, TokenLoad)
+"""Policies that need neither model nor prediction: what may stand in for another one."""
+
+PREDICTING = _by_name(
+    WorkloadImpact,
+    OwnLatency,
+    LeastTokensLeft,
+    DecodeBalancer,
+    MinMin,
+    MixingPenalty,
+    MixingPenaltyScaled,
+)
+"""Policies that use predicted output lengths."""
+
+COMPARISONS = _by_name(MaxCapacity, Dedicated)
+"""Policies that are there to be compared with; no type of RoutingPolicy."""
+
+POLICIES: Mapping[str, type[RoomyPolicy]] = MappingProxyType({**COUNTING, **PREDICTING, **COMPARISONS})
+"""Every policy that needs no model, by name."""
+
+
+def make_policy(
+    name: str, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None
+) -> Policy:
+    """A policy by name; ``weights`` are read by ``WorkloadImpact`` alone.
+
+    Raises:
+        InvalidInputError: no policy has this name.
+    """
+    if name not in POLICIES:
+        raise InvalidInputError(f"policy {name!r} is none of {', '.join(POLICIES)}")
+    if name == WorkloadImpact.name:
+        return WorkloadImpact(room_rule, weights)
+    return POLICIES[name](room_rule)
