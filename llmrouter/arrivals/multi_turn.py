@@ -118,13 +118,14 @@ def _lengths(median: float, sigma: float, rows: int, rng: Generator) -> NDArray[
 def _blocks(
     law: SessionLaw, blocks: NDArray[np.int64], session: NDArray[np.int64], tenant: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids of each row's blocks: the tenant's for the system prompt, the session's own after it; dense."""
+    """Ids of each row's blocks: the tenant's for the system prompt, which every prompt fills, then the session's."""
     prefix_start = np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks)])
     row = np.repeat(np.arange(len(blocks)), blocks)
     place = np.arange(len(row)) - prefix_start[:-1][row]
-    shared = min(law.system_prompt_tokens // law.block_tokens, int(blocks.max(initial=0)))
+    shared = law.system_prompt_tokens // law.block_tokens
+    used, group = np.unique(tenant, return_inverse=True)
     longest = np.zeros(int(session[-1]) + 1, np.int64)
-    np.maximum.at(longest, session, blocks)
-    own_base = law.tenants * shared + np.cumsum(longest) - longest
-    ids = np.where(place < shared, tenant[row] * shared + place, own_base[session[row]] + place)
-    return prefix_start, np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    np.maximum.at(longest, session, blocks - shared)
+    own_base = len(used) * shared + np.cumsum(longest) - longest
+    ids = np.where(place < shared, group[row] * shared + place, own_base[session[row]] + place - shared)
+    return prefix_start, ids.astype(np.int64)
