@@ -72,8 +72,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--predictor",
         choices=[one.value for one in Predictor],
-        default=Predictor.TASK_MEAN.value,
-        help="who predicts output lengths (default: %(default)s)",
+        help="who predicts output lengths (default: bucket in the paper's cells, else task-mean)",
     )
     what.add_argument("--slo-capacity", action="store_true", help="also find the highest rate within the SLO")
     what.add_argument("--quick", action="store_true", help="few seeds, requests, cells, policies: under 2 minutes")
@@ -116,7 +115,7 @@ def parse(rest: Sequence[str]) -> Options:
         first_seed=first_seed,
         seeds=seeds,
         block=block,
-        predictor=Predictor(given.predictor),
+        predictor=Predictor(given.predictor) if given.predictor else None,
         slo_capacity=given.slo_capacity,
     )
     return Options(
@@ -168,6 +167,7 @@ def _add_setting(group: argparse._ArgumentGroup) -> None:
         "--slow-instance", type=float, default=1.0, metavar="F", help="the last engine's steps take F times as long"
     )
     group.add_argument("--cv", type=float, default=1.0, metavar="X", help="burstiness of generated gaps (1: Poisson)")
+    group.add_argument("--prefix-caching", action="store_true", help="engines keep the KV of prompts for later ones")
     add_router_side(group)
     group.add_argument("--trace", type=Path, metavar="FILE", help="compare on the requests of this file")
     add_trace_options(group)
@@ -183,6 +183,7 @@ def _cells(given: argparse.Namespace, defaults: _Extent) -> tuple[CellSpec, ...]
         "cv": given.cv,
         "requests": given.requests if given.requests is not None else defaults.requests,
         "routers": router_side(given),
+        "prefix_caching": given.prefix_caching,
     }
     specs = [CellSpec(name=name, **common) for name in _cell_names(given, defaults)]
     if given.trace is not None:

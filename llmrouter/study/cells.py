@@ -15,11 +15,12 @@ from llmrouter.profiles import PROFILES
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.setup import RouterSide, Setup
 from llmrouter.study.figures import WARM_UP_FRACTION
+from llmrouter.study.predictors import Predictor
 from llmrouter.study.resample import resampled
 from llmrouter.study.traces import load_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from llmrouter.domain import EngineProfile
     from llmrouter.sim.workload import Workload
@@ -41,6 +42,7 @@ class Variant:
         rate_rps: where there is one rate instead of fractions of capacity.
         from_empty: where nothing is dropped as warm-up, whatever the load.
         decision_every_s: see ``RouterSide``.
+        predictor: who predicts where nobody else is asked for.
     """
 
     of: str
@@ -50,10 +52,13 @@ class Variant:
     rate_rps: float | None = None
     from_empty: bool = False
     decision_every_s: float = 0.0
+    predictor: Predictor = Predictor.TASK_MEAN
 
 
 KINDS = {
-    "paper-v100": Variant(of="paper-v100", description="five short tasks on four V100, prefill-first"),
+    "paper-v100": Variant(
+        of="paper-v100", description="five short tasks on four V100, prefill-first", predictor=Predictor.BUCKET
+    ),
     "h100-mix": Variant(of="h100-mix", description="chat, RAG, code, classification, reasoning on four H100, chunked"),
     "h100-prod": Variant(of="h100-prod", description="long prompts, short answers on four H100, chunked"),
     "azure": Variant(of="azure", description="a real trace of code and conversation on four H100, chunked"),
@@ -64,6 +69,7 @@ KINDS = {
         rate_rps=20.0,
         from_empty=True,
         decision_every_s=0.02,
+        predictor=Predictor.BUCKET,
     ),
     "azure-unequal": Variant(
         of="azure",
@@ -89,6 +95,7 @@ class CellSpec:
         routers: the router side; its ``decision_every_s`` of 0 leaves the cell's.
         trace, trace_format: a file with its own requests; empty where the cell has its own.
         skip_bad: whether lines that cannot be used are left out.
+        prefix_caching: whether engines keep the KV of prompts for later ones.
     """
 
     name: str
@@ -101,6 +108,7 @@ class CellSpec:
     trace: str = ""
     trace_format: str = ""
     skip_bad: bool = False
+    prefix_caching: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +123,8 @@ class Cell:
         workload_at: a rate, a number of requests and a seed to a workload without predictions.
         history: what predictors may learn from.
         is_recorded: whether the requests are those of a trace.
+        predictor: who predicts where nobody else is asked for.
+        bucket_accuracy: of the paper's classifier, by application, where the paper says so.
         rate_rps: where the cell has one rate instead of fractions of capacity.
         from_empty: whether nothing is dropped as warm-up.
         published_capacity_rps: C as published with the cell, where nothing that decides it is changed.
@@ -128,6 +138,8 @@ class Cell:
     workload_at: Callable[[float, int, int], Workload]
     history: Workload
     is_recorded: bool
+    predictor: Predictor
+    bucket_accuracy: Mapping[str, float]
     rate_rps: float | None = None
     from_empty: bool = False
     published_capacity_rps: float | None = None
@@ -175,6 +187,11 @@ def named_profile(name: str) -> EngineProfile:
     return PROFILES[name]
 
 
+def bucket_accuracies(source: arrivals_cells.Cell) -> dict[str, float]:
+    """How often the paper's classifier names the right bucket, by application, where the paper says so."""
+    return {one.name: one.bucket_accuracy for one in source.classes if one.bucket_accuracy is not None}
+
+
 def _known_cell(spec: CellSpec, kind: Variant) -> Cell:
     source = arrivals_cells.cell(kind.of)
     own = [EngineModel(named_profile(name)) for name in kind.profiles] or [source.engine] * source.instances
@@ -193,6 +210,8 @@ def _known_cell(spec: CellSpec, kind: Variant) -> Cell:
         workload_at=functools.partial(resampled, history) if recorded else _generated(source, spec.cv),
         history=history,
         is_recorded=recorded,
+        predictor=kind.predictor,
+        bucket_accuracy=bucket_accuracies(source),
         rate_rps=kind.rate_rps,
         from_empty=kind.from_empty,
         published_capacity_rps=source.capacity_rps if unchanged and not kind.profiles else None,
@@ -212,6 +231,8 @@ def _trace_cell(spec: CellSpec) -> Cell:
         workload_at=functools.partial(resampled, trace),
         history=trace,
         is_recorded=True,
+        predictor=Predictor.TASK_MEAN,
+        bucket_accuracy={},
         skipped=str(skipped) if skipped.total else "",
     )
 
@@ -228,5 +249,6 @@ def _setup(spec: CellSpec, own: list[EngineModel], decision_every_s: float) -> S
     chosen = [engines[i % len(engines)] for i in range(count)]
     if spec.slow_factor != 1.0:
         chosen[-1] = replace(chosen[-1], profile=slowed(chosen[-1].profile, spec.slow_factor))
+    chosen = [replace(engine, prefix_caching=spec.prefix_caching) for engine in chosen]
     every_s = spec.routers.decision_every_s or decision_every_s
     return Setup(engines=tuple(chosen), routers=replace(spec.routers, decision_every_s=every_s))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.study.cells import build_cell
 from llmrouter.study.figures import WARM_UP_FRACTION
-from llmrouter.study.plan import SLO_SEEDS
+from llmrouter.study.plan import SLO_SEEDS, predictor_of
 from llmrouter.study.predictors import Predictor, unknown_applications
 from llmrouter.study.resample import BLOCK_S, depends_on_order
 from llmrouter.study.seeds import FINAL, TRAINING
@@ -49,7 +49,7 @@ def notes_of(plan: Plan) -> list[str]:
 
 
 def _of_cell(cell: Cell, plan: Plan) -> list[str]:
-    name, notes = cell.spec.name, []
+    name, predictor, notes = cell.spec.name, predictor_of(plan, cell.spec), []
     if cell.skipped:
         notes.append(f"{name}: lines of the trace left out: {cell.skipped}.")
     if cell.is_recorded and depends_on_order(cell.history):
@@ -61,8 +61,8 @@ def _of_cell(cell: Cell, plan: Plan) -> list[str]:
         notes.append(
             f"{name}: each seed draws its own sequence of recorded blocks of {BLOCK_S:.0f} s (block bootstrap)."
         )
-    if cell.is_recorded and plan.predictor in (Predictor.TASK_MEAN, Predictor.NONE):
+    if cell.is_recorded and predictor in (Predictor.TASK_MEAN, Predictor.NONE):
         notes.append(f"{name}: predicted lengths are means of the trace itself.")
-    if plan.predictor is Predictor.FOREST and (unknown := unknown_applications(cell.history)):
+    if predictor is Predictor.FOREST and (unknown := unknown_applications(cell.history)):
         notes.append(f"{name}: the forest does not know {', '.join(unknown)} and reads their prompt length alone.")
     return notes

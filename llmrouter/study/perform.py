@@ -146,4 +146,5 @@ _DOES: dict[TaskKind, Callable[[Task], dict[str, Any]]] = {
 @functools.lru_cache(maxsize=4)
 def _workload(spec: CellSpec, rate_rps: float, seed: int, predictor: Predictor) -> Workload:
     cell = build_cell(spec)
-    return predicted(cell.workload_at(rate_rps, cell.requests, seed), predictor, cell.history)
+    workload = cell.workload_at(rate_rps, cell.requests, seed)
+    return predicted(workload, predictor, cell.history, seed=seed, bucket_accuracy=cell.bucket_accuracy)

@@ -22,7 +22,7 @@ SLO_SEEDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A comparison. ``policies`` are names of contenders, the base first."""
+    """A comparison. ``policies`` are names of contenders, the base first; ``predictor`` of ``None`` is each cell's."""
 
     cells: tuple[CellSpec, ...]
     loads: tuple[float, ...]
@@ -30,7 +30,7 @@ class Plan:
     first_seed: int
     seeds: int
     block: SeedBlock
-    predictor: Predictor
+    predictor: Predictor | None = None
     slo_capacity: bool = False
 
     @property
@@ -72,7 +72,7 @@ def run_task(plan: Plan, point: Point, policy: str, seed: int, *, kind: TaskKind
         kind=kind,
         cell=point.cell,
         policy=policy,
-        predictor=plan.predictor,
+        predictor=predictor_of(plan, point.cell),
         rate_rps=point.rate_rps,
         warm_up_fraction=build_cell(point.cell).warm_up_fraction(point.load),
         seed=seed,
@@ -95,13 +95,18 @@ def timeline_policies(plan: Plan) -> list[str]:
     return list(dict.fromkeys((BASE, other)))
 
 
+def predictor_of(plan: Plan, cell: CellSpec) -> Predictor:
+    """Who predicts in a cell, unless the contender has its own."""
+    return plan.predictor or build_cell(cell).predictor
+
+
 def slo_task(plan: Plan, cell: CellSpec, full_rps: float, policy: str, seed: int) -> Task:
     """The search for the highest rate at which a policy meets the SLO's tails."""
     return Task(
         kind=TaskKind.SLO_CAPACITY,
         cell=cell,
         policy=policy,
-        predictor=plan.predictor,
+        predictor=predictor_of(plan, cell),
         rate_rps=full_rps,
         warm_up_fraction=build_cell(cell).warm_up_fraction(0.0),
         seed=seed,

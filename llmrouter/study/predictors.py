@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,33 +16,58 @@ from llmrouter.manifest import ModelKind, parse_manifest
 from llmrouter.routing.lengths import application_columns, length_features
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from llmrouter.manifest import Manifest
     from llmrouter.sim.workload import Workload
 
 FOREST = "random-forest"
+_ERRORS = 0x6572
+"""The random stream of a run's prediction errors."""
 
 
 class Predictor(StrEnum):
     """Who says how long an answer will be.
 
     ``NONE``: one mean for everybody. ``TASK_MEAN``: the mean of the request's application; both learned from the cell's
-    history. ``FOREST``: the shipped model, from prompt length and application. ``ORACLE``: the truth, for bounds.
+    history. ``BUCKET``: a classifier into the buckets of arXiv 2408.13510 that is right as often as the paper's was, by
+    application where it says so. ``FOREST``: the shipped model, from prompt length and application. ``ORACLE``: the
+    truth, for bounds.
     """
 
     NONE = "none"
     TASK_MEAN = "task-mean"
+    BUCKET = "bucket"
     FOREST = "forest"
     ORACLE = "oracle"
 
 
-def predicted(workload: Workload, predictor: Predictor, history: Workload) -> Workload:
-    """The workload with its predictions; ``history`` is what the means are learned from."""
+def predicted(
+    workload: Workload,
+    predictor: Predictor,
+    history: Workload,
+    *,
+    seed: int,
+    bucket_accuracy: Mapping[str, float] = MappingProxyType({}),
+) -> Workload:
+    """The workload with its predictions.
+
+    Args:
+        workload: the requests.
+        predictor: who predicts.
+        history: what means are learned from.
+        seed: of the bucket classifier's errors.
+        bucket_accuracy: how often it is right, by application.
+    """
     if predictor is Predictor.ORACLE:
         tokens_N = predictions.oracle(workload)
     elif predictor is Predictor.TASK_MEAN:
         tokens_N = predictions.task_mean(workload, history)
+    elif predictor is Predictor.BUCKET:
+        classifier = predictions.BucketClassifier(accuracy=bucket_accuracy, values=predictions.bucket_values(history))
+        tokens_N = predictions.paper_bucket(workload, np.random.default_rng((seed, _ERRORS)), classifier)
     elif predictor is Predictor.FOREST:
         tokens_N = predictions.forest(workload, forest_tokens)
     else:

@@ -35,10 +35,7 @@ def resampled(trace: Workload, rate_rps: float, count: int, seed: int) -> Worklo
         chosen = transform.take(trace, _window_rows(trace, count, rng))
     else:
         chosen = trace
-    if len(chosen) > 1 and not chosen.arrived_at_s[chosen.after < 0].any():
-        sessions = int((chosen.after < 0).sum())
-        return transform.with_starts(chosen, rate_rps * sessions / len(chosen), rng)
-    return at_rate(chosen, rate_rps)
+    return at_rate(chosen, rate_rps, rng)
 
 
 def depends_on_order(trace: Workload) -> bool:
@@ -46,13 +43,18 @@ def depends_on_order(trace: Workload) -> bool:
     return bool((trace.after >= 0).any()) or trace.prefix_block_tokens > 0
 
 
-def at_rate(workload: Workload, rate_rps: float) -> Workload:
-    """Moved to begin at 0, all gaps then stretched alike so that N requests take N / rate seconds."""
+def at_rate(workload: Workload, rate_rps: float, rng: np.random.Generator) -> Workload:
+    """Moved to begin at 0, all gaps then stretched alike so that N requests take N / rate seconds.
+
+    Sessions that all begin at one instant, each with a clock of its own, start as a Poisson process instead.
+    """
     firsts_N = workload.after < 0
     begins_s = float(workload.arrived_at_s[firsts_N].min())
     last_s = float(workload.arrived_at_s[firsts_N].max()) - begins_s
-    factor = len(workload) / rate_rps / last_s if last_s > 0 else 1.0
-    return replace(workload, arrived_at_s=np.maximum(workload.arrived_at_s - begins_s, 0.0) * factor)
+    if last_s > 0:
+        factor = len(workload) / rate_rps / last_s
+        return replace(workload, arrived_at_s=np.maximum(workload.arrived_at_s - begins_s, 0.0) * factor)
+    return transform.with_starts(workload, rate_rps * int(firsts_N.sum()) / len(workload), rng)
 
 
 def _blocks(trace: Workload, count: int, rng: np.random.Generator) -> Workload:

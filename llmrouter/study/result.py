@@ -17,6 +17,7 @@ from llmrouter.study.perform import CAPACITY_REQUESTS
 from llmrouter.study.plan import (
     capacity_task,
     points_of,
+    predictor_of,
     run_task,
     slo_cells,
     slo_seeds,
@@ -58,8 +59,9 @@ def result_of(plan: Plan, store: Store, *, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "version": metadata.version("llmrouter"),
+        "base": BASE,
+        "default": DEFAULT if DEFAULT in plan.policies else None,
         "seeds": {"block": plan.block.name, "first": plan.first_seed, "count": plan.seeds},
-        "predictor": plan.predictor.value,
         "slo": {"ttft_s": Slo().ttft_s, "tpot_s": Slo().tpot_s},
         "policies": {name: _about_policy(plan, name) for name in plan.policies},
         "notes": notes_of(plan),
@@ -179,7 +181,8 @@ def _timelines(plan: Plan, store: Store, points: Sequence[Point]) -> dict[str, A
 def _about_policy(plan: Plan, name: str) -> dict[str, str]:
     contender = CONTENDERS[name]
     predictor = contender.predictor or plan.predictor
-    return {"kind": contender.kind.value, "description": contender.description, "predictor": predictor.value}
+    said = predictor.value if predictor else "the cell's"
+    return {"kind": contender.kind.value, "description": contender.description, "predictor": said}
 
 
 def _about_cell(plan: Plan, capacity_rps: Mapping[str, float], name: str) -> dict[str, Any]:
@@ -196,6 +199,7 @@ def _about_cell(plan: Plan, capacity_rps: Mapping[str, float], name: str) -> dic
         "requests": cell.requests,
         "rate_rps": cell.rate_rps,
         "cv": cell.spec.cv,
+        "predictor": predictor_of(plan, cell.spec).value,
         "routers": {
             "routers": routers.routers,
             "shared": routers.shared,

@@ -1,0 +1,193 @@
+"""A router's own file as a simulated setup: engines from its pools, the policy and the router side as declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from llmrouter.config import compile_policy, compile_router, explain
+from llmrouter.errors import InvalidConfigError
+from llmrouter.resources import API_VERSION, LLMRouterSpec, Resource, RoutingPolicySpec
+from llmrouter.routing.rules import Rule
+from llmrouter.sim.model import EngineModel
+from llmrouter.sim.setup import CompiledPolicy, RouterSide
+from llmrouter.study.contenders import Contender, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from llmrouter.config import PoolConfig, RouterConfig
+
+MAX_FILE_BYTES = 1_000_000
+SHED_AT_ONCE_S = 1e-9
+"""The longest hold where requests may not be held."""
+
+RULES = {
+    "Onnx": Rule.MARGINAL_COST,
+    "WorkloadImpact": Rule.MARGINAL_COST,
+    "RoundRobin": Rule.ROUND_ROBIN,
+    "Random": Rule.RANDOM,
+    "PowerOfTwo": Rule.POWER_OF_TWO,
+    "LeastInFlight": Rule.LEAST_IN_FLIGHT,
+    "LeastKvTokens": Rule.LEAST_KV_TOKENS,
+    "LMetric": Rule.LMETRIC,
+    "PrefillLoad": Rule.PREFILL_LOAD,
+    "TokenLoad": Rule.TOKEN_LOAD,
+    "OwnLatency": Rule.OWN_LATENCY,
+    "LeastTokensLeft": Rule.PAPER_JSQ,
+    "DecodeBalancer": Rule.DECODE_BALANCER,
+    "MinMin": Rule.MIN_MIN,
+    "MixingPenalty": Rule.MIXING_PENALTY,
+    "MixingPenaltyScaled": Rule.MIXING_PENALTY_SCALED,
+}
+"""The rule of each type of RoutingPolicy; the one model that is shipped is the marginal cost."""
+
+_BY_COST = ("Onnx", "WorkloadImpact")
+"""Types whose room is KV unless ``hold.room`` says otherwise or nothing is held."""
+
+Spec = TypeVar("Spec", bound=Resource)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """What a file says of a setup.
+
+    Attributes:
+        engines: one per instance, pool by pool.
+        serves: the models of each.
+        models: all that any pool serves, in the file's order.
+        contender: the file's policy, by its own name.
+        routers: replicas, their state and how long they hold.
+        constant_tokens: what every answer is expected to have, where the file says so.
+    """
+
+    engines: tuple[EngineModel, ...]
+    serves: tuple[frozenset[str], ...]
+    models: tuple[str, ...]
+    contender: Contender
+    routers: RouterSide
+    constant_tokens: float | None
+
+
+def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
+    """The setup of a file that holds an LLMRouter and its RoutingPolicy.
+
+    Args:
+        path: of the YAML file.
+        instances: how many engines a pool has, by its name, where that is not the number of its endpoints.
+
+    Raises:
+        InvalidConfigError: the file cannot be read, or what it says is not valid or not known here.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidConfigError(f"{path}: more than {MAX_FILE_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfigError(f"{path}: {error}") from error
+    try:
+        spec, config = _compiled(text)
+        return _configured(spec, config, instances)
+    except InvalidConfigError as error:
+        raise InvalidConfigError(f"{path}: {error}", reason=error.reason) from error
+
+
+def policy_of(config: RouterConfig) -> CompiledPolicy:
+    """The policy of a configuration as a rule: what a router that runs it decides, compiled."""
+    policy, hold = config.policy, config.policy.hold
+    usual = "Kv" if policy.type in _BY_COST and hold.enabled else "Requests"
+    by_kv = (hold.room or usual) == "Kv"
+    weights = policy.weights
+    return CompiledPolicy(
+        rule=RULES[policy.type],
+        weights=(weights.imposed, weights.coalesce, weights.overflow),
+        max_requests=None if by_kv else config.limits.max_in_flight_per_instance,
+        kv_fraction=hold.kv_fraction if by_kv else None,
+    )
+
+
+def _configured(spec: LLMRouterSpec, config: RouterConfig, instances: Mapping[str, int]) -> Configured:
+    unknown = sorted(set(instances) - {pool.name for pool in config.pools})
+    if unknown:
+        raise InvalidConfigError(f"--instances names the pool {unknown[0]!r}, which the file does not have")
+    engines: list[EngineModel] = []
+    serves: list[frozenset[str]] = []
+    for pool in config.pools:
+        count = _count(pool, instances)
+        engines += [EngineModel(pool.engine_profile())] * count
+        serves += [frozenset(pool.models)] * count
+    rule = policy_of(config)
+    constant = config.predictor.constant_tokens if config.predictor.type == "Constant" else None
+    description = f"{config.policy.type}, of the file"
+    return Configured(
+        engines=tuple(engines),
+        serves=tuple(serves),
+        models=tuple(model.name for model in spec.models),
+        contender=Contender(config.policy.name, Kind.OURS, description, lambda: rule),
+        routers=RouterSide(
+            routers=max(1, spec.router.replicas),
+            max_wait_s=config.policy.hold.max_wait_seconds if _holds(config) else SHED_AT_ONCE_S,
+            max_held=config.policy.queue.max_depth,
+        ),
+        constant_tokens=constant,
+    )
+
+
+def _holds(config: RouterConfig) -> bool:
+    return config.policy.hold.enabled and config.policy.hold.max_wait_seconds > 0
+
+
+def _count(pool: PoolConfig, instances: Mapping[str, int]) -> int:
+    count = instances.get(pool.name, len(pool.endpoints or ()))
+    if count < 1:
+        raise InvalidConfigError(
+            f"pool {pool.name} finds its instances by labels: say how many with --instances {pool.name}=N"
+        )
+    return count
+
+
+def _compiled(text: str) -> tuple[LLMRouterSpec, RouterConfig]:
+    documents = _documents(text)
+    routers = [document for document in documents if document["kind"] == "LLMRouter"]
+    if len(routers) != 1:
+        raise InvalidConfigError(f"the file must hold exactly one LLMRouter, it holds {len(routers)}")
+    spec = _spec(routers[0], LLMRouterSpec)
+    wanted = spec.policy_ref.name
+    policies = [document for document in documents if document["kind"] == "RoutingPolicy" and _name(document) == wanted]
+    if len(policies) != 1:
+        raise InvalidConfigError(f"the file must hold exactly one RoutingPolicy {wanted!r}, it holds {len(policies)}")
+    policy = _spec(policies[0], RoutingPolicySpec)
+    if policy.model is not None and policy.model.builtin is None:
+        raise InvalidConfigError(f"RoutingPolicy {wanted}: only the builtin model can be simulated, not one's own")
+    section = compile_policy(wanted, policy, model_sha256=None)
+    return spec, compile_router(spec, name=_name(routers[0]), namespace="", generation=0, policy=section)
+
+
+def _documents(text: str) -> list[dict[str, Any]]:
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise InvalidConfigError(f"not YAML: {str(error).splitlines()[0]}") from error
+    for place, document in enumerate(documents, start=1):
+        if not isinstance(document, dict) or document.get("apiVersion") != API_VERSION or "kind" not in document:
+            raise InvalidConfigError(f"document {place}: must be a resource of apiVersion {API_VERSION}")
+    return documents
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InvalidConfigError(f"{document['kind']}: metadata.name must be set")
+    return name
+
+
+def _spec(document: Mapping[str, Any], kind: type[Spec]) -> Spec:
+    try:
+        return kind.model_validate(document.get("spec"))
+    except ValidationError as error:
+        raise InvalidConfigError(f"{document['kind']} {_name(document)}: {explain(error)}") from error
