@@ -5,6 +5,7 @@ Each docstring gives the formula in the letters of ``rules.py``, its source, and
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import ObjectiveWeights
@@ -141,4 +142,4 @@ class WorkloadImpact(Ruled):
 
     def __init__(self, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None) -> None:
         in_order = tuple((weights or ObjectiveWeights()).as_mapping().values())
-        super().__init__(room_rule, lambda x: marginal_cost_row(x, in_order))
+        super().__init__(room_rule, partial(marginal_cost_row, weights=in_order))
