@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llmrouter.plots import marks, scales, theme
 from llmrouter.plots.axes import Frame, plot, reference, x_axis, y_axis
 from llmrouter.plots.labels import placed
-from llmrouter.plots.markup import Markup, figure, tick
+from llmrouter.plots.markup import Markup, el, figure, num, tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -112,19 +112,30 @@ def scale_of(axis: Axis, values: Iterable[float | None], pixels: tuple[float, fl
 
 
 def line_chart(
-    series: Sequence[Series], *, title: str, description: str, x: Axis, y: Axis, frame: Frame = FRAME
+    series: Sequence[Series],
+    *,
+    title: str,
+    description: str,
+    x: Axis,
+    y: Axis,
+    frame: Frame = FRAME,
+    limit: tuple[float, float] | None = None,
 ) -> Markup:
-    """Lines with markers and intervals; those that stand out are drawn last."""
+    """Lines with markers and intervals; those that stand out are drawn last.
+
+    ``limit`` is what the y axis shows at most: what lies beyond is cut off at the frame.
+    """
     kept = [_positive(one, x_log=x.log, y_log=y.log) for one in series]
     across = scale_of(x, [point[0] for one in kept for point in one.points], frame.x)
-    up = scale_of(y, [figure for one in kept for figure in _figures(one)], frame.y)
+    shown = [figure for one in kept for figure in _figures(one)] if limit is None else list(limit)
+    up = scale_of(y, shown, frame.y)
     drawn = [_series(one, across, up) for one in sorted(kept, key=lambda one: one.on)]
     return plot(
         frame,
         x_axis(across, frame, name=x.name, written=x.written),
         y_axis(up, frame, written=y.written),
         reference(frame, y=up(0.0)) if not y.log and up.domain[0] < 0 < up.domain[1] else None,
-        *drawn,
+        *(drawn if limit is None else [_clipped(drawn, frame)]),
         title=title,
         description=description,
         upward=y.name,
@@ -161,6 +172,14 @@ def scatter_chart(
         description=description,
         upward=y.name,
     )
+
+
+def _clipped(drawn: Sequence[Markup], frame: Frame) -> Markup:
+    """Marks cut off at the frame: a nested ``svg`` clips without an id."""
+    (left, right), (bottom, top) = frame.x, frame.y
+    box = {"x": left - 6, "y": top - 6, "width": right - left + 12, "height": bottom - top + 12}
+    view = " ".join(num(value) for value in box.values())
+    return el("svg", *drawn, viewbox=view, overflow="hidden", **box)
 
 
 def _series(one: Series, across: Scale, up: Scale) -> Markup:

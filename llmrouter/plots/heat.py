@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.plots.axes import Frame, plot, x_axis
 from llmrouter.plots.marks import area, label, line
-from llmrouter.plots.markup import Markup, el, figure
+from llmrouter.plots.markup import Markup, el, tick
 from llmrouter.plots.raster import heat_uri, ramp_uri, thinned
 from llmrouter.plots.scales import Linear
 
@@ -106,7 +106,7 @@ def _strand(band: Strand, frame: Frame, y: float, height: float) -> Markup:
     return el(
         "g",
         label((left, y - 4), band.name, class_="strong"),
-        label((right, y - 4), f"0–{figure(band.high)}", anchor="end"),
+        label((right, y - 4), f"0–{tick(band.high)}", anchor="end"),
         el("path", d=f"M{left:.0f} {y + height:.0f}H{right:.0f}", class_="grid"),
         el("g", area(upper, lower), line(upper), class_=f"p on s{band.slot}"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,28 @@ CAP = 3.0
 
 def line(points: Sequence[Point], *, class_: str = "l") -> Markup:
     """A line through pixels."""
-    return el("path", d=path(points), class_=class_)
+    return el("path", d=path(simplified(points)), class_=class_)
+
+
+def simplified(points: Sequence[Point], tolerance: float = 0.35) -> list[Point]:
+    """The points without those that lie within ``tolerance`` pixels of the line drawn without them.
+
+    Douglas and Peucker, "Algorithms for the reduction of the number of points" (1973), with a stack for its recursion.
+    """
+    if len(points) < 3:  # noqa: PLR2004 - a line has two ends
+        return list(points)
+    kept = {0, len(points) - 1}
+    stack = [(0, len(points) - 1)]
+    while stack:
+        first, last = stack.pop()
+        far, index = max(
+            ((_distance(points[place], points[first], points[last]), place) for place in range(first + 1, last)),
+            default=(0.0, first),
+        )
+        if far > tolerance:
+            kept.add(index)
+            stack += [(first, index), (index, last)]
+    return [points[index] for index in sorted(kept)]
 
 
 def path(points: Sequence[Point]) -> str:
@@ -80,3 +102,11 @@ def _pair(dx: float, dy: float) -> str:
     first, second = num(dx), num(dy)
     lead = "" if first.startswith("-") else " "
     return f"{lead}{first}{'' if second.startswith('-') else ' '}{second}"
+
+
+def _distance(point: Point, start: Point, end: Point) -> float:
+    (x, y), (x1, y1), (x2, y2) = point, start, end
+    length = math.hypot(x2 - x1, y2 - y1)
+    if length == 0:
+        return math.hypot(x - x1, y - y1)
+    return abs((x2 - x1) * (y1 - y) - (x1 - x) * (y2 - y1)) / length

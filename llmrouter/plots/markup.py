@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 VOID = frozenset({"br", "col", "hr", "img", "input", "meta", "wbr"})
+EMPTY = frozenset({"circle", "image", "line", "path", "rect"})
 MISSING = "–"
 """What stands where a figure is unknown."""
 
@@ -31,6 +32,8 @@ def el(name: str, /, *children: str | None, **attributes: str | float | bool | N
     written = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in VOID:
         return Markup(f"<{name}{written}>")
+    if name in EMPTY and not children:
+        return Markup(f"<{name}{written}/>")
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrouter.plots.marks import group
-from llmrouter.plots.markup import Markup, el, tick
+from llmrouter.plots.markup import Markup, el, num, tick
 from llmrouter.plots.theme import slot_class
 
 if TYPE_CHECKING:
@@ -14,25 +14,35 @@ if TYPE_CHECKING:
     from llmrouter.plots.scales import Scale
 
 HEIGHT = 24.0
+RULER = 18.0
+"""Height of the head's ticks."""
+
 WHOLE = (3.0, 97.0)
 """Pixels of a strip's scale: percent of the width of its cell, which the strip always fills."""
 
 
 def strip(
-    scale: Scale, value: float, *, half_width: float | None, slot: int, tip: str | None = None, height: float = HEIGHT
+    scale: Scale,
+    value: float,
+    *,
+    half_width: float | None,
+    slot: int,
+    tip: str | None = None,
+    height: float = HEIGHT,
+    with_grid: bool = True,
 ) -> Markup:
     """A dot at ``value`` with its interval ``value ± half_width``; ``scale`` maps onto ``WHOLE``.
 
     The dot is filled where the interval excludes 0, hollow where it does not or where there is none. What lies outside
     of the scale is drawn at its end, with an arrow for the dot. The cell's text says the figures: this is hidden from
-    screen readers.
+    screen readers. Without its grid where the column's ``ruler`` draws it for all rows.
     """
     middle = height / 2
     half = half_width or 0.0
     excludes_zero = half_width is not None and abs(value) > half_width
     return el(
         "svg",
-        grid(scale, height),
+        grid(scale, height) if with_grid else None,
         group(
             el("line", x1=_at(scale, value - half), x2=_at(scale, value + half), y1=middle, y2=middle, class_="w"),
             _dot(scale, value, middle, "m" if excludes_zero else "m hollow"),
@@ -54,10 +64,12 @@ def grid(scale: Scale, height: float = HEIGHT) -> Markup:
     return el("g", *lines)
 
 
-def ruler(scale: Scale, *, written: Callable[[float], str] = tick) -> Markup:
-    """The ticks of a column of strips, for its head."""
-    labels = [el("text", written(value), x=_at(scale, value), y=11, text_anchor="middle") for value in scale.ticks(4)]
-    return el("svg", *labels, class_="plot strip", height=14, aria_hidden="true")
+def ruler(scale: Scale, *, written: Callable[[float], str] = tick, rows: int = 0, row: float = HEIGHT) -> Markup:
+    """The ticks of a column of strips, for its head, with a grid that hangs down over so many rows below it."""
+    values = scale.ticks(4)
+    labels = [el("text", written(value), x=_at(scale, value), y=11, text_anchor="middle") for value in values]
+    hanging = el("g", grid(scale, rows * row), transform=f"translate(0 {num(RULER)})") if rows else None
+    return el("svg", *labels, hanging, class_="plot strip", height=RULER, aria_hidden="true")
 
 
 def _at(scale: Scale, value: float) -> str:

@@ -89,6 +89,11 @@ def shape_of(slot: int) -> str:
     return SHAPES[slot // HUES % len(SHAPES)]
 
 
+def is_own_hue(slot: int) -> bool:
+    """Whether a slot may go to any series: those of the neutral hue are the reference's."""
+    return slot % HUES != 0
+
+
 def slot_class(slot: int, *, on: bool = True) -> str:
     """The classes of a series: ``p`` takes its colour, ``s<k>`` gives it, ``on`` brings it to the front."""
     return f"p s{slot % (HUES * len(DASHES))}{' on' if on else ''}"
