@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrouter.arrivals import generators
@@ -73,6 +73,7 @@ def test_no_amplitude_is_poisson() -> None:
     assert flat == pytest.approx(generators.poisson(7.0, 100, np.random.default_rng(1)))
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(LAWS)),
     rate_rps=st.floats(0.01, 1_000),
