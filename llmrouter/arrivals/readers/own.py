@@ -89,7 +89,7 @@ class _Requests:
         return self.last_row.get(session, -1)
 
     def _add_optional(self, row: Row, said: Mapping[str, object]) -> None:
-        row.application, row.model, row.tenant = (_word(said, name) for name in ("application", "model", "tenant"))
+        row.application, row.model, row.tenant = _word(said, "application"), _word(said, "model"), _word(said, "tenant")
         if row.after >= 0:
             row.think_s = seconds(said["think_s"], "think_s")
         if "cancelled_after_s" in said:
@@ -118,8 +118,12 @@ def _needed(said: Mapping[str, object], name: str) -> object:
 
 
 def _word(said: Mapping[str, object], name: str) -> str:
-    value = said.get(name, "")
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    value = said.get(name)
+    if value is None:
+        return ""
+    if type(value) is str:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
         raise BadLine(Why.COLUMNS, f"{name} must be a word, not {value!r:.40}")
     return str(value)
 
