@@ -101,7 +101,7 @@ def azure() -> Cell:
     path = resources.files("llmrouter") / "testbed" / "data" / "azure_llm_2023_excerpt.csv.gz"
     with resources.as_file(path) as file:
         trace, _ = read(file)
-    return trace_cell("azure", trace, EngineModel(H100_MIX), requests=8_000)
+    return trace_cell("azure", trace, EngineModel(H100_MIX), requests=4_000)
 
 
 def trace_cell(
