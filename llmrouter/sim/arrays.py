@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrouter.domain import EngineMode
 from llmrouter.errors import InvalidInputError
 from llmrouter.sim.kernel import records
 from llmrouter.sim.kernel.records import (
     ENGINE_FIELDS,
     LINKS,
     LOAD_FIELDS,
+    MAX_BIDS,
     NONE,
     ROUTER_FIELDS,
     RUN_FIELDS,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 ADMISSION_WATERMARK_FRACTION = 0.01
 """Share of the KV blocks that an admission leaves free for the sequences already running."""
 
-MAX_BIDS = 8
 MAX_REQUESTS = 20_000_000
 FEATURES = 14
 
@@ -78,6 +79,8 @@ def describe_engine(record: Any, engine: EngineModel) -> None:  # noqa: ANN401 -
     record.queue_order = ORDERS[engine.queue_order]
     record.role = ROLES[engine.role]
     record.lag_steps = engine.scheduling_lag_steps
+    record.kv_tokens = profile.kv_tokens
+    record.prefill_first = int(profile.mode is EngineMode.PREFILL_FIRST)
     record.prefix_caching = int(engine.prefix_caching)
     record.steps_between_prefills = engine.decode_steps_between_prefills
 
@@ -105,10 +108,10 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
     side = setup.routers
     for name in ("refresh_s", "dispatch_s", "decision_every_s", "max_wait_s", "max_held", "routers"):
         run[name] = getattr(side, name)
-    for name in ("shared", "counts_own", "reserves"):
-        run[name] = int(getattr(side, name))
-    run["now"], run["instances"], run["models"], run["asking"] = -1.0, instances, models, NONE
-    run["random"] = seed % 2_147_483_646 + 1
+    run["shared"], run["counts_own"] = int(side.shared), int(side.counts_own)
+    run["checks"] = int(side.reserves and side.shared and side.refresh_s > 0)
+    run["now"], run["ticked_at"], run["instances"], run["models"], run["asking"] = -1.0, -1.0, instances, models, NONE
+    run["random"] = (seed * 0x9E37_79B9_7F4A_7C15 >> 20) % 2_147_483_646 + 1
     per_request = 1 + int(np.isfinite(side.max_wait_s)) + int(np.isfinite(workload.cancelled_after_s).any())
     events = per_request * len(workload) + routers + 8
     table = structured(ROUTER_FIELDS, routers)
@@ -129,8 +132,10 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         views=np.zeros(routers * instances * LOAD_FIELDS),
         row=np.zeros(FEATURES),
         weights=np.zeros(3),
+        passed=np.zeros(instances, np.int64),
         asked_loads=np.zeros(instances * LOAD_FIELDS),
         bids=np.zeros(MAX_BIDS, np.int64),
+        bid_rooms=np.zeros(3 * MAX_BIDS),
     )
 
 
@@ -201,11 +206,20 @@ def _sequences(workload: Workload) -> NDArray[np.void]:
         rows[name] = column
     for name in ("dispatched_at", "first_token_at", "finished_at"):
         rows[name] = np.nan
-    for turn in np.flatnonzero(workload.after >= 0)[::-1]:
-        before = workload.after[turn]
-        rows["sibling"][turn] = rows["next_turn"][before]
-        rows["next_turn"][before] = turn
+    _link_turns(rows, workload.after)
     return rows
+
+
+def _link_turns(rows: NDArray[np.void], after: NDArray[np.int64]) -> None:
+    """Links every turn to the first of those that follow it, and that to the next of them."""
+    turns = np.flatnonzero(after >= 0)
+    turns = turns[np.argsort(after[turns], kind="stable")]
+    before = after[turns]
+    first = np.ones(len(turns), bool)
+    first[1:] = before[1:] != before[:-1]
+    rows["next_turn"][before[first]] = turns[first]
+    again = np.flatnonzero(~first)
+    rows["sibling"][turns[again - 1]] = turns[again]
 
 
 def _serves(setup: Setup, workload: Workload) -> NDArray[np.int64]:

@@ -47,18 +47,20 @@ def advance() -> Callable[[Any], int]:
         InvalidInputError: numba is not installed.
     """
     try:
-        import numba  # noqa: PLC0415 - half a second, and only the simulator needs it
-        from numba.extending import register_jitable  # noqa: PLC0415 - as above
+        numba: Any = importlib.import_module("numba")  # half a second, and only the simulator needs it
+        extending: Any = importlib.import_module("numba.extending")
     except ImportError as error:
         raise InvalidInputError("the simulator needs numba: install the extra llmrouter[study]") from error
     modules = [importlib.import_module(name) for name in _MODULES]
-    numba.config.CACHE_DIR = str(_cache_folder(modules))
+    folder = _cache_folder(modules)
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
     world = modules[-1]
     for module in modules:
         for function in _functions(module):
             if function is not world.advance:
-                register_jitable(**_OPTIONS)(function)
-    compiled: Callable[[Any], int] = numba.njit(cache=True, **_OPTIONS)(world.advance)
+                extending.register_jitable(**_OPTIONS)(function)
+    compiled: Callable[[Any], int] = numba.njit(cache=folder is not None, **_OPTIONS)(world.advance)
     return compiled
 
 
@@ -70,9 +72,15 @@ def _functions(module: ModuleType) -> list[Callable[..., Any]]:
     ]
 
 
-def _cache_folder(modules: list[ModuleType]) -> Path:
+def _cache_folder(modules: list[ModuleType]) -> Path | None:
+    """Where machine code is kept; ``None`` where nothing can be written there."""
     digest = hashlib.sha256()
     for module in modules:
         digest.update(Path(str(module.__file__)).read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "llmrouter" / "compiled" / digest.hexdigest()[:16]
+    folder = cache / "llmrouter" / "compiled" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # every process compiles for itself
+    return folder if os.access(folder, os.W_OK) else None

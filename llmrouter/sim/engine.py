@@ -10,7 +10,7 @@ This is ``kernel/steps.py``, interpreted over objects: the engine that the simul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmrouter.domain import EngineProfile
 from llmrouter.errors import InvalidRequestError
@@ -95,7 +95,7 @@ class Engine:
     def __init__(self, engine: EngineModel | EngineProfile) -> None:
         self.model = EngineModel(engine) if isinstance(engine, EngineProfile) else engine
         self.profile = self.model.profile
-        record = EngineRecord()
+        record: Any = EngineRecord()
         describe_engine(record, self.model)
         record.prefix_caching = 0
         self._record = record

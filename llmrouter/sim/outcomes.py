@@ -67,7 +67,7 @@ class Outcomes:
     @property
     def finished(self) -> NDArray[np.bool_]:
         """Which requests were answered in full."""
-        return self.status == Status.FINISHED
+        return np.equal(self.status, Status.FINISHED)
 
     @property
     def wait_s(self) -> NDArray[np.float64]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrouter.domain import Hold, Instance, InstanceView, Load, Placement, PoolSnapshot, Request
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.rules import Rule
 from llmrouter.sim import compiled
-from llmrouter.sim.arrays import MAX_BIDS, lay_out
-from llmrouter.sim.kernel.records import DECIDE, DONE, LOAD_FIELDS, NO_CANDIDATE, NONE, REPORT, SAMPLE
-from llmrouter.sim.model import Role
+from llmrouter.sim.arrays import lay_out
+from llmrouter.sim.asking import Asking
+from llmrouter.sim.kernel.records import (
+    DECIDE,
+    DONE,
+    NONE,
+    OUTSIDE,
+    REFRESH,
+    REPORT,
+    SAMPLE,
+)
 from llmrouter.sim.outcomes import Outcomes, Timeline
 from llmrouter.sim.setup import CompiledPolicy
 
@@ -29,7 +35,10 @@ REPORT_EVERY = 20_000
 """Requests between two calls of ``on_progress``."""
 
 _COUNT_RULES = frozenset(
-    {Rule.ROUND_ROBIN, Rule.RANDOM, Rule.POWER_OF_TWO, Rule.LEAST_IN_FLIGHT, Rule.LEAST_KV_TOKENS, Rule.LMETRIC}
+    {
+        *(Rule.ROUND_ROBIN, Rule.RANDOM, Rule.POWER_OF_TWO, Rule.LEAST_IN_FLIGHT, Rule.LEAST_KV_TOKENS, Rule.LMETRIC),
+        *(Rule.TOKEN_LOAD, Rule.PREFILL_LOAD),
+    }
 )
 """Rules that never look at the tokens still to come, which cost the most to count."""
 
@@ -87,8 +96,8 @@ def play(
         if not sample_every_s > 0:
             raise InvalidInputError(f"sample_every_s must be above 0, not {sample_every_s}")
         run["sample_every_s"] = sample_every_s
-    run["report_every"] = run["next_report"] = REPORT_EVERY if on_progress else 0
-    asked = None if isinstance(policy, CompiledPolicy) else _Asked(world, setup, workload, policy, seed)
+    run["report_every"] = run["next_report"] = REPORT_EVERY
+    asked = None if isinstance(policy, CompiledPolicy) else Asking(world, setup, workload, policy, seed)
     samples = _Samples(world)
     while (code := advance(world)) != DONE:
         if code == DECIDE and asked is not None:
@@ -117,68 +126,10 @@ def _configure(world: World, setup: Setup, policy: Policy | CompiledPolicy) -> N
         count = side.routers
         for router in range(count):  # spread over the period, in the order of a heap
             world.event_at[router] = side.refresh_s * router / count
-            world.event_kind[router] = 2
+            world.event_kind[router] = REFRESH
             world.event_subject[router] = router
             world.event_order[router] = router
         run["events"], run["event_order"] = count, count
-
-
-class _Asked:
-    """Puts the simulator's questions to a policy, as a router would, and its answers into the arrays."""
-
-    def __init__(self, world: World, setup: Setup, workload: Workload, policy: Policy, seed: int) -> None:
-        self._world = world
-        self._workload = workload
-        self._policy = policy
-        self._rng = random.Random(seed)
-        self._refresh_s = setup.routers.refresh_s
-        every = frozenset(workload.models)
-        self._instances = [
-            (
-                row,
-                Instance(
-                    instance_id=f"{row:03d}",
-                    endpoint=f"{row:03d}:8000",
-                    pool=engine.profile.name,
-                    profile=engine.profile,
-                    models=setup.serves[row] if setup.serves else every,
-                ),
-            )
-            for row, engine in enumerate(setup.engines)
-            if engine.role is not Role.DECODE
-        ]
-        self._row_of = {instance.instance_id: row for row, instance in self._instances}
-
-    def answer(self) -> None:
-        run = self._world.run[0]
-        row = int(run["asking"])
-        decision = self._policy.decide(self._request(row), self._snapshot(float(run["now"])), self._rng)
-        run["answered"] = 1
-        if isinstance(decision, Placement):
-            chosen = [self._row_of[candidate.instance_id] for candidate in decision.candidates[:MAX_BIDS]]
-            self._world.bids[: len(chosen)] = chosen
-            run["bids"] = len(chosen)
-        else:
-            run["bids"] = 0 if isinstance(decision, Hold) else NO_CANDIDATE
-
-    def _request(self, row: int) -> Request:
-        workload = self._workload
-        return Request(
-            request_id=f"r{row}",
-            model=workload.models[workload.model[row]],
-            prompt_tokens=int(workload.prompt_tokens[row]),
-            predicted_output_tokens=float(workload.predicted_output_tokens[row]),
-            arrived_at_s=float(self._world.pool.sequences["arrived_at"][row]),
-            application=workload.applications[workload.application[row]],
-        )
-
-    def _snapshot(self, now_s: float) -> PoolSnapshot:
-        loads = self._world.asked_loads.tolist()
-        views = []
-        for row, instance in self._instances:
-            requests, context, queued, remaining = loads[row * LOAD_FIELDS : row * LOAD_FIELDS + LOAD_FIELDS]
-            views.append(InstanceView(instance, Load(int(requests), int(context), int(queued), remaining)))
-        return PoolSnapshot(tuple(views), now_s)
 
 
 class _Samples:
@@ -212,7 +163,7 @@ class _Samples:
 def _outcomes(world: World, workload: Workload, timeline: Timeline | None) -> Outcomes:
     rows = world.pool.sequences
     came = rows["arrived_at"].copy()
-    came[(workload.after >= 0) & (rows["status"] == 0)] = np.nan
+    came[(workload.after >= 0) & (rows["status"] == 0) & (rows["phase"] == OUTSIDE)] = np.nan
     return Outcomes(
         workload=workload,
         status=rows["status"].astype(np.int64),

@@ -65,6 +65,8 @@ def admit_next(pool: Pool, e: int, budget: int) -> int:
     if engine.admission != FIRST_CHUNK:
         needed = blocks_for(sequence.target, engine.block_tokens) - cached * pool.prefix_sizes[2]
     needed += idle * pool.prefix_sizes[2]
+    if sequence.transferred and sequence.target % engine.block_tokens == 0:
+        needed += 1  # it decodes in this very step
     reserve = 0 if alone else engine.watermark_blocks
     if needed + reserve > free_blocks(pool, e):
         return NONE
@@ -102,7 +104,7 @@ def _next_waiting(pool: Pool, e: int) -> int:
         else:
             key = -float(sequence.target)
             fits = blocks_for(sequence.target, engine.block_tokens) <= free_blocks(pool, e)
-        if fits and (found == 0 or key < best_key):
+        if fits and sequence.ready_step <= engine.steps and (found == 0 or key < best_key):
             best, best_key, found = s, key, 1
         s = sequence.next
     return int(best)

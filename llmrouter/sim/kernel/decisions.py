@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmrouter.routing.inflight import fits
 from llmrouter.routing.rules import score
 from llmrouter.sim.kernel.ledger import load_of
-from llmrouter.sim.kernel.records import DECODE_ROLE, LOAD_FIELDS, NONE, PREFILL_FIRST, World
+from llmrouter.sim.kernel.records import DECODE_ROLE, LOAD_FIELDS, MAX_BIDS, NONE, World
 
 _MODULUS = 2_147_483_647
 _MULTIPLIER = 48_271
@@ -26,13 +26,30 @@ def eligible(world: World, e: int, s: int) -> bool:
     return bool(world.serves[e * run.models + world.pool.sequences[s].model] > 0)
 
 
+def bid_has_room(world: World, e: int, s: int, place: int) -> bool:
+    """The room rule that came with a bid, on the load in ``asked_loads`` at the instance's row."""
+    if world.run[0].rule >= 0:
+        return has_room(world, e, s, e)
+    sequence, at, room = world.pool.sequences[s], e * LOAD_FIELDS, 3 * place
+    return fits(
+        world.asked_loads[at],
+        world.asked_loads[at + 1],
+        world.asked_loads[at + 3],
+        world.bid_rooms[room],
+        world.bid_rooms[room + 1],
+        world.bid_rooms[room + 2],
+        float(sequence.prompt),
+        sequence.predicted,
+    )
+
+
 def has_room(world: World, e: int, s: int, row: int) -> bool:
     """The room rule of the compiled policy, on the load in ``asked_loads`` at ``row``."""
     run, engine, sequence = world.run[0], world.pool.engines[e], world.pool.sequences[s]
     at = row * LOAD_FIELDS
     limit = -1.0
     if run.kv_fraction >= 0.0:
-        limit = float(int(run.kv_fraction * engine.blocks_total * engine.block_tokens) - engine.block_tokens)
+        limit = float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens)
         limit = max(limit, 0.0)
     most = run.max_requests if run.max_requests >= 0 else engine.max_sequences
     return fits(
@@ -47,20 +64,43 @@ def has_room(world: World, e: int, s: int, row: int) -> bool:
     )
 
 
-def choose(world: World, router: int, s: int) -> int:
-    """The instance for a request under the compiled policy; ``NONE`` where none has room."""
+def name_bids(world: World, router: int, s: int) -> int:
+    """Writes the candidates of the compiled policy, best first, to ``bids``; returns how many, 0 where none has room.
+
+    There is one where nothing checks it again, else as many as a policy outside the simulator names.
+    """
+    run = world.run[0]
+    most = MAX_BIDS if run.checks else 2 if run.rule == 2 else 1  # noqa: PLR2004 - Rule.POWER_OF_TWO
+    count = 0
+    while count < most:
+        e = _choose(world, router, s)
+        if e < 0:
+            break
+        world.passed[e] = 1
+        world.bids[count] = e
+        count += 1
+    for place in range(count):
+        world.passed[world.bids[place]] = 0
+    if run.rule == 0 and count > 0:  # Rule.ROUND_ROBIN
+        world.routers[router].last_instance = world.bids[0]
+    elif run.rule == 2 and count > 1:  # noqa: PLR2004 - Rule.POWER_OF_TWO
+        first, second = world.bids[0], world.bids[1]
+        if world.asked_loads[second * LOAD_FIELDS] < world.asked_loads[first * LOAD_FIELDS]:
+            world.bids[0], world.bids[1] = second, first
+    return count
+
+
+def _choose(world: World, router: int, s: int) -> int:
+    """The best instance that has room and was not named yet; ``NONE`` where there is none."""
     run = world.run[0]
     rule = run.rule
     if rule == 0:  # Rule.ROUND_ROBIN
         return _choose_next(world, router, s)
-    if rule == 1 or rule == 2:  # Rule.RANDOM, Rule.POWER_OF_TWO
-        return _choose_drawn(world, router, s, rule)
+    if rule == 1 or rule == 2:  # noqa: PLR1714, PLR2004 - Rule.RANDOM, Rule.POWER_OF_TWO
+        return _draw_instance(world, router, s)
     best, best_score, ties = NONE, 0.0, 0
     for e in range(run.instances):
-        if not eligible(world, e, s):
-            continue
-        load_of(world, router, e, e)
-        if not has_room(world, e, s, e):
+        if not _may_take(world, router, e, s):
             continue
         _fill_row(world, e, s)
         value = score(rule, world.row, world.weights)
@@ -73,38 +113,28 @@ def choose(world: World, router: int, s: int) -> int:
     return best
 
 
+def _may_take(world: World, router: int, e: int, s: int) -> bool:
+    """Whether an instance is eligible, not named yet, and has room; its load is in ``asked_loads`` then."""
+    if world.passed[e] or not eligible(world, e, s):
+        return False
+    load_of(world, router, e, e)
+    return has_room(world, e, s, e)
+
+
 def _choose_next(world: World, router: int, s: int) -> int:
     run = world.run[0]
     last = world.routers[router].last_instance
     for turn in range(run.instances):
         e = (last + 1 + turn) % run.instances
-        if eligible(world, e, s):
-            load_of(world, router, e, e)
-            if has_room(world, e, s, e):
-                world.routers[router].last_instance = e
-                return int(e)
+        if _may_take(world, router, e, s):
+            return int(e)
     return NONE
 
 
-def _choose_drawn(world: World, router: int, s: int, rule: int) -> int:
-    """One at random, or the less loaded of two; the first drawn where they are equal."""
-    first = _draw_instance(world, router, s, NONE)
-    if rule == 1 or first < 0:
-        return first
-    second = _draw_instance(world, router, s, first)
-    if second >= 0 and world.asked_loads[second * LOAD_FIELDS] < world.asked_loads[first * LOAD_FIELDS]:
-        return second
-    return first
-
-
-def _draw_instance(world: World, router: int, s: int, besides: int) -> int:
-    run = world.run[0]
+def _draw_instance(world: World, router: int, s: int) -> int:
     chosen, seen = NONE, 0
-    for e in range(run.instances):
-        if e == besides or not eligible(world, e, s):
-            continue
-        load_of(world, router, e, e)
-        if has_room(world, e, s, e):
+    for e in range(world.run[0].instances):
+        if _may_take(world, router, e, s):
             seen += 1
             if draw(world) * seen < 1.0:
                 chosen = e
@@ -118,11 +148,11 @@ def _fill_row(world: World, e: int, s: int) -> None:
         world.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
     world.row[4] = sequence.prompt
     world.row[5] = sequence.predicted
-    world.row[6] = engine.blocks_total * engine.block_tokens
+    world.row[6] = engine.kv_tokens
     world.row[7] = engine.max_sequences
     world.row[8] = engine.base_decode_s
     world.row[9] = engine.prefill_s_per_token
     world.row[10] = engine.prefill_s_per_token_squared
     world.row[11] = engine.context_s_per_token
     world.row[12] = engine.sequence_s
-    world.row[13] = 1.0 if engine.schedule == PREFILL_FIRST else 0.0
+    world.row[13] = engine.prefill_first

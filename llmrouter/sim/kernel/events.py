@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from llmrouter.sim.kernel.records import World
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmrouter.sim.kernel.records import World
 
 
 def _before(world: World, a: int, b: int) -> bool:

@@ -56,7 +56,7 @@ def remaining(pool: Pool, e: int) -> float:
 
 def load_of(world: World, router: int, e: int, row: int) -> None:
     """Writes the load of an instance, as a router sees it, to ``asked_loads`` at ``row``."""
-    run, pool = world.run[0], world.pool
+    run = world.run[0]
     at = row * LOAD_FIELDS
     if run.refresh_s > 0.0:
         view = (router * run.instances + e) * LOAD_FIELDS
@@ -92,14 +92,13 @@ def exact_load(world: World, e: int, row: int, owner: int) -> None:
         s = sequence.ledger_next
 
 
-def refresh_view(world: World, router: int) -> None:
-    """Brings a router's view of all instances up to now."""
+def refresh_view(world: World, router: int, e: int) -> None:
+    """Brings a router's view of an instance up to now."""
     run = world.run[0]
-    for e in range(run.instances):
-        exact_load(world, e, e, NONE if run.shared else router)
-        view = (router * run.instances + e) * LOAD_FIELDS
-        for k in range(LOAD_FIELDS):
-            world.views[view + k] = world.asked_loads[e * LOAD_FIELDS + k]
+    exact_load(world, e, e, NONE if run.shared else router)
+    view = (router * run.instances + e) * LOAD_FIELDS
+    for k in range(LOAD_FIELDS):
+        world.views[view + k] = world.asked_loads[e * LOAD_FIELDS + k]
 
 
 def note_dispatch(world: World, router: int, e: int, s: int) -> None:

@@ -1,4 +1,4 @@
-"""The prefix cache of an engine: blocks of prompts that stay in KV after their last user, least recently used out first.
+"""The prefix cache of an engine: prompt blocks that stay in KV after their last user, least recently used out first.
 
 A prefix block is ``prefix_sizes[1]`` tokens, ``prefix_sizes[2]`` KV blocks; ``prefix_sizes[0]`` is their number B. A
 block without user is *idle*: it counts as free, and is evicted when its room is needed.
@@ -53,9 +53,7 @@ def register(pool: Pool, e: int, s: int, computed_tokens: int) -> None:
     engine, sequence = pool.engines[e], pool.sequences[s]
     if engine.prefix_caching == 0:
         return
-    while (
-        sequence.shared < sequence.prefix_count and (sequence.shared + 1) * pool.prefix_sizes[1] <= computed_tokens
-    ):
+    while sequence.shared < sequence.prefix_count and (sequence.shared + 1) * pool.prefix_sizes[1] <= computed_tokens:
         entry = _entry(pool, e, s, sequence.shared)
         if pool.prefix_refs[entry] >= 0:
             return

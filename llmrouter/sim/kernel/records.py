@@ -89,6 +89,7 @@ ENGINE_FIELDS: dict[str, str] = {
     "max_sequences": "i8",
     "token_budget": "i8",
     "block_tokens": "i8",
+    "kv_tokens": "i8",
     "blocks_total": "i8",
     "watermark_blocks": "i8",
     "schedule": "i8",
@@ -97,6 +98,7 @@ ENGINE_FIELDS: dict[str, str] = {
     "role": "i8",
     "lag_steps": "i8",
     "prefix_caching": "i8",
+    "prefill_first": "i8",
     "steps_between_prefills": "i8",
     # where its parts of the shared arrays begin
     "heap_start": "i8",
@@ -142,7 +144,7 @@ ENGINE_FIELDS: dict[str, str] = {
     "finished_total": "i8",
     "cancelled_total": "i8",
 }
-"""One engine, and the ledger's load of its instance."""
+"""One engine, and the ledger's load of its instance. ``kv_tokens`` and ``prefill_first`` are what routers know."""
 
 
 class Pool(NamedTuple):
@@ -213,6 +215,7 @@ RUN_FIELDS: dict[str, str] = {
     "event_order": "i8",
     "random": "i8",
     "tick_armed": "i8",
+    "ticked_at": "f8",
     "idle_turns": "i8",
     "freed": "i8",
     "awake": "i8",
@@ -223,6 +226,7 @@ RUN_FIELDS: dict[str, str] = {
     "asking_router": "i8",
     "answered": "i8",
     "bids": "i8",
+    "load_sensitive": "i8",
     "retried": "i8",
     # the setup
     "instances": "i8",
@@ -231,7 +235,7 @@ RUN_FIELDS: dict[str, str] = {
     "shared": "i8",
     "refresh_s": "f8",
     "counts_own": "i8",
-    "reserves": "i8",
+    "checks": "i8",
     "dispatch_s": "f8",
     "decision_every_s": "f8",
     "max_wait_s": "f8",
@@ -245,16 +249,20 @@ RUN_FIELDS: dict[str, str] = {
     "kv_fraction": "f8",
     "decode_reserve_fraction": "f8",
 }
-"""The one record of a run. ``kv_fraction`` is below 0 where KV is not bounded, ``max_requests`` where the profile says."""
+"""The one record of a run. ``checks`` says whether dispatches are compared with the loads of now; ``kv_fraction`` is
+below 0 where KV is not bounded, ``max_requests`` where the profile says.
+"""
 
 ROUTER_FIELDS: dict[str, str] = {"last_instance": "i8", "may_decide": "i8", "held": "i8"}
 
 # Answers of ``advance``: what the caller must do before it calls again.
 DONE, DECIDE, SAMPLE, REPORT = 0, 1, 2, 3
 
-# What a decision says, and the number of bids that says that there is nothing to choose from.
-PLACE, HOLD = 1, 2
 NO_CANDIDATE = -1
+"""The number of bids that says that there is nothing to choose from; 0 says hold."""
+
+MAX_BIDS = 8
+"""How many candidates a decision names at most, best first."""
 
 # How a request ended; the numbers of ``outcomes.Status``.
 ENDED_FINISHED, ENDED_SHED, ENDED_REFUSED, ENDED_CANCELLED = 1, 2, 3, 4
@@ -267,9 +275,12 @@ LOAD_FIELDS = 4
 
 
 class World(NamedTuple):
-    """A pool, its routers and the events to come. ``views`` is (R·I·4) loads as routers last saw them, ``row`` the
-    scratch of a feature row, ``serves`` (I·M) whether an instance serves a model, ``asked_loads`` (I·4) and ``bids``
-    what passes between the simulator and a policy outside it.
+    """A pool, its routers and the events to come; R routers, I instances, M models.
+
+    ``views`` is (R·I·4) loads as routers last saw them, ``row`` the scratch of a feature row, ``passed`` (I) of the
+    instances that a decision has named, ``serves`` (I·M) whether an instance serves a model. ``asked_loads`` (I·4),
+    ``bids`` (8) and their ``bid_rooms`` (8·3: most requests, KV limit, reserve fraction) pass between the simulator and
+    a policy outside it.
     """
 
     pool: Pool
@@ -287,5 +298,7 @@ class World(NamedTuple):
     views: Any
     row: Any
     weights: Any
+    passed: Any
     asked_loads: Any
     bids: Any
+    bid_rooms: Any

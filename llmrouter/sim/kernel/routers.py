@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from llmrouter.sim.kernel.decisions import choose, eligible
+from llmrouter.sim.kernel.decisions import bid_has_room, eligible, name_bids
 from llmrouter.sim.kernel.events import schedule
-from llmrouter.sim.kernel.ledger import exact_load, load_of, note_dispatch, note_release, refresh_view, release, reserve
+from llmrouter.sim.kernel.ledger import (
+    exact_load,
+    load_of,
+    note_dispatch,
+    note_release,
+    refresh_view,
+    release,
+    remaining,
+    reserve,
+)
 from llmrouter.sim.kernel.lists import append, unlink
 from llmrouter.sim.kernel.records import (
     CANCEL,
@@ -15,12 +24,11 @@ from llmrouter.sim.kernel.records import (
     ENDED_SHED,
     EXPIRE,
     HELD,
-    HOLD,
     LOAD_FIELDS,
     NO_CANDIDATE,
     NONE,
     OUTSIDE,
-    PLACE,
+    PREFILL_ROLE,
     REFRESH,
     TICK,
     TRAVELLING,
@@ -28,6 +36,9 @@ from llmrouter.sim.kernel.records import (
     World,
 )
 from llmrouter.sim.kernel.steps import add
+
+NEVER_S = 1e300
+"""A time span that does not end."""
 
 
 def line_of(world: World, s: int) -> int:
@@ -55,30 +66,31 @@ def arrive(world: World, s: int) -> None:
     router.held += 1
     if world.pool.sizes[line] == 1:
         world.dirty[line - 2 * run.instances] = 1
-    if sequence.cancelled_after_s < 1e300:
+    if sequence.cancelled_after_s < NEVER_S:
         schedule(world, run.now + sequence.cancelled_after_s, CANCEL, s)
-    if run.max_wait_s < 1e300:
+    if run.max_wait_s < NEVER_S:
         schedule(world, run.now + run.max_wait_s, EXPIRE, s)
     if run.decision_every_s > 0.0:
         arm_tick(world)
 
 
 def _anyone_serves(world: World, s: int) -> bool:
-    for e in range(world.run[0].instances):
+    for e in range(world.run[0].instances):  # noqa: SIM110 - machine code has no generators
         if eligible(world, e, s):
             return True
     return False
 
 
 def arm_tick(world: World) -> None:
-    """Makes the next instant at which routers may decide: now, if now is one."""
+    """Makes the next instant at which routers may decide: now, if now is one and has not been."""
     run = world.run[0]
     if run.tick_armed:
         return
-    ticks = int(run.now / run.decision_every_s + 1e-9)
+    ticks = int(run.now / run.decision_every_s)
     at_s = ticks * run.decision_every_s
-    if at_s < run.now:
-        at_s = (ticks + 1) * run.decision_every_s
+    while at_s < run.now or at_s <= run.ticked_at:
+        ticks += 1
+        at_s = ticks * run.decision_every_s
     run.tick_armed = 1
     schedule(world, at_s, TICK, 0)
 
@@ -108,25 +120,17 @@ def next_head(world: World) -> int:
     return NONE
 
 
-def decide(world: World, s: int) -> int:
+def decide(world: World, s: int) -> None:
     """One decision of the compiled policy for a head, and what follows from it."""
-    run, sequence = world.run[0], world.pool.sequences[s]
-    e = choose(world, sequence.router, s)
-    if run.refresh_s > 0.0 and run.reserves and not (e >= 0 and not moved(world, sequence.router, e)):
-        refresh_view(world, sequence.router)
-        e = choose(world, sequence.router, s)
-    if e < 0:
-        settle(world, s, HOLD)
-        return NONE
-    settle(world, s, PLACE)
-    dispatch(world, s, e)
-    return e
-
-
-def moved(world: World, router: int, e: int) -> bool:
-    """Whether an instance gained more than one request since a router's view of it."""
-    view = (router * world.run[0].instances + e) * LOAD_FIELDS
-    return bool(world.pool.engines[e].ledger_requests - world.views[view] > 1)
+    run, router = world.run[0], world.pool.sequences[s].router
+    run.load_sensitive = 1 if run.rule > 1 else 0  # Rule.ROUND_ROBIN and Rule.RANDOM look at no load
+    run.bids = name_bids(world, router, s)
+    chosen = reserve_bid(world, router, s, 0)
+    if chosen < 0 and run.bids > 0:
+        refresh_bids(world, router)
+        run.bids = name_bids(world, router, s)
+        chosen = reserve_bid(world, router, s, 1)
+    follow(world, router, s, chosen)
 
 
 def ask(world: World, s: int) -> None:
@@ -139,48 +143,69 @@ def ask(world: World, s: int) -> None:
 
 
 def take_answer(world: World) -> bool:
-    """Follows the caller's bids, first to last; says whether the question is settled.
-
-    With ``reserves`` and a view that ages, the first bid that has not gained more than one request is committed; where
-    all have, the caller is asked once more, on the loads of now, and its first bid is committed.
-    """
+    """Follows the caller's bids; says whether the question is settled, or the caller is asked once more."""
     run = world.run[0]
-    s = run.asking
+    s, router = run.asking, run.asking_router
     run.answered = 0
-    checks = run.refresh_s > 0.0 and run.reserves and run.retried == 0
-    chosen = NONE
-    for place in range(run.bids):
-        e = world.bids[place]
-        if not checks or not moved(world, run.asking_router, e):
-            chosen = e
-            break
-    if chosen < 0 and checks and run.bids != NO_CANDIDATE:
-        refresh_view(world, run.asking_router)
-        run.retried = 1
-        ask(world, s)
-        return False
-    run.retried = 0
-    run.asking = NONE
     if run.bids == NO_CANDIDATE:
         leave_line(world, s)
         end(world, s, ENDED_REFUSED)
-    elif chosen < 0:
-        settle(world, s, HOLD)
     else:
-        settle(world, s, PLACE)
-        dispatch(world, s, chosen)
+        chosen = reserve_bid(world, router, s, run.retried)
+        if chosen < 0 and run.bids > 0 and run.retried == 0:
+            refresh_bids(world, router)
+            run.retried = 1
+            ask(world, s)
+            return False
+        follow(world, router, s, chosen)
+    run.retried = 0
+    run.asking = NONE
     return True
 
 
-def settle(world: World, s: int, decision: int) -> None:
-    """Takes a head out of its line, or leaves it there until there is reason to try again."""
-    run, sequence = world.run[0], world.pool.sequences[s]
-    if run.decision_every_s > 0.0:
-        world.routers[sequence.router].may_decide = 0
-    if decision == HOLD:
+def reserve_bid(world: World, router: int, s: int, last_time: int) -> int:
+    """The bid that is committed, as the ledger's reserve call has it; ``NONE`` where none is.
+
+    The first that has room now and gained no more than one request since the router's view of it; the last time the
+    one with room that gained least. Where nothing is compared with the loads of now, the first.
+    """
+    run = world.run[0]
+    if run.bids <= 0:
+        return NONE
+    if not run.checks:
+        return int(world.bids[0])
+    least, least_gain = NONE, 0.0
+    for place in range(run.bids):
+        e = world.bids[place]
+        exact_load(world, e, e, NONE)
+        if not bid_has_room(world, e, s, place):
+            continue
+        gain = world.asked_loads[e * LOAD_FIELDS] - world.views[(router * run.instances + e) * LOAD_FIELDS]
+        if gain <= 1.0 or not run.load_sensitive:
+            return int(e)
+        if least < 0 or gain < least_gain:
+            least, least_gain = e, gain
+    return int(least) if last_time and run.load_sensitive else NONE
+
+
+def refresh_bids(world: World, router: int) -> None:
+    """The reserve call answers with the loads of all bids: the router sees them as they are now."""
+    run = world.run[0]
+    for place in range(run.bids):
+        refresh_view(world, router, world.bids[place])
+
+
+def follow(world: World, router: int, s: int, chosen: int) -> None:
+    """Dispatches a head, or leaves it in its line until there is reason to try again."""
+    run = world.run[0]
+    if chosen < 0:
         world.dirty[line_of(world, s) - 2 * run.instances] = 0
     else:
+        world.routers[router].may_decide = 0
         leave_line(world, s)
+        dispatch(world, s, chosen)
+    if run.checks and run.bids > 0:
+        refresh_bids(world, router)
 
 
 def dispatch(world: World, s: int, e: int) -> None:
@@ -190,7 +215,7 @@ def dispatch(world: World, s: int, e: int) -> None:
     sequence.instance = e
     sequence.decode_instance = e
     sequence.dispatched_at = run.now
-    if sequence.prompt + sequence.output > engine.blocks_total * engine.block_tokens:
+    if not holds(world, e, s):
         end(world, s, ENDED_REFUSED)
         return
     reserve(world.pool, e, s)
@@ -201,6 +226,13 @@ def dispatch(world: World, s: int, e: int) -> None:
         schedule(world, run.now + delay_s, DELIVER, s)
     else:
         deliver(world, s, e)
+
+
+def holds(world: World, e: int, s: int) -> bool:
+    """Whether an engine's KV can ever hold a request: all of it, or its prompt where another engine decodes it."""
+    engine, sequence = world.pool.engines[e], world.pool.sequences[s]
+    tokens = sequence.prompt if engine.role == PREFILL_ROLE else sequence.prompt + sequence.output
+    return bool(tokens <= engine.blocks_total * engine.block_tokens)
 
 
 def deliver(world: World, s: int, e: int) -> None:
@@ -246,9 +278,10 @@ def end(world: World, s: int, status: int) -> None:
 
 
 def refresh(world: World, router: int) -> None:
-    """A router reads the ledger; its held requests may try, and it reads again a period later while anything is left."""
+    """A router reads the ledger; its held requests may try, and it reads again a period later."""
     run = world.run[0]
-    refresh_view(world, router)
+    for e in range(run.instances):
+        refresh_view(world, router, e)
     for model in range(run.models):
         world.dirty[router * run.models + model] = 1
     schedule(world, run.now + run.refresh_s, REFRESH, router)
@@ -262,8 +295,7 @@ def choose_decode_instance(world: World, s: int) -> int:
         engine = world.pool.engines[e]
         if engine.role != DECODE_ROLE or world.serves[e * run.models + world.pool.sequences[s].model] == 0:
             continue
-        exact_load(world, e, e, NONE)
-        committed = world.asked_loads[e * LOAD_FIELDS + 1] + world.asked_loads[e * LOAD_FIELDS + 3]
+        committed = engine.ledger_context + remaining(world.pool, e)
         share = committed / (engine.blocks_total * engine.block_tokens)
         if best < 0 or share < best_share:
             best, best_share = e, share

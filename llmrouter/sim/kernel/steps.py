@@ -89,7 +89,7 @@ def begin_step(pool: Pool, e: int) -> float:
         _plan_layered(pool, e)
     else:
         _plan_separate(pool, e)
-    mixes = engine.schedule == CHUNKED or engine.schedule == LAYERED
+    mixes = engine.schedule in (CHUNKED, LAYERED)
     engine.step_decodes = engine.decoding if mixes or engine.step_prefills == 0 else 0
     engine.step_context = engine.context_tokens if engine.step_decodes > 0 else 0
     if engine.step_decodes + engine.step_prefills == 0:
@@ -220,7 +220,7 @@ def _plan_layered(pool: Pool, e: int) -> None:
     _preempt_until_growth_fits(pool, e)
     if engine.partial == 0:
         total = 0
-        while pool.event_count[0] == 0:
+        while pool.event_count[0] == 0 and total < engine.token_budget:
             s = admit_next(pool, e, engine.token_budget - total if total > 0 else -1)
             if s < 0:
                 break
@@ -320,7 +320,7 @@ def _end_prefills(pool: Pool, e: int) -> None:
         sequence = pool.sequences[s]
         if sequence.phase == PREFILL:  # else cancelled while the step ran
             sequence.prefilled += sequence.chunk
-            if sequence.prefilled >= sequence.target:
+            if sequence.prefilled >= sequence.target and engine.group_steps_left == 0:
                 _end_prefill(pool, e, s)
         s = sequence.next_chunk
 

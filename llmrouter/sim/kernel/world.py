@@ -37,6 +37,7 @@ from llmrouter.sim.kernel.records import (
     World,
 )
 from llmrouter.sim.kernel.routers import (
+    arm_tick,
     arrive,
     ask,
     choose_decode_instance,
@@ -44,6 +45,7 @@ from llmrouter.sim.kernel.routers import (
     deliver,
     end,
     forget,
+    holds,
     leave_line,
     next_head,
     refresh,
@@ -55,13 +57,13 @@ from llmrouter.sim.kernel.steps import begin_step, cancel, finish_step, has_work
 INFINITY = 1e308
 """An instant that never comes."""
 
-_IDLE_TURNS = 100_000
+_IDLE_TURNS = 20_000
 """After so many refreshes or ticks with nothing else to come, held requests are taken never to be placed."""
 
 _OVER, _AGAIN, _ASK = 0, 1, 2
 
 
-def advance(world: World) -> int:
+def advance(world: World) -> int:  # noqa: C901 - calls cost compile time
     """Runs until the caller is needed; returns ``DONE``, ``DECIDE``, ``SAMPLE`` or ``REPORT``."""
     run, pool = world.run[0], world.pool
     if run.answered and not take_answer(world):
@@ -72,7 +74,7 @@ def advance(world: World) -> int:
         arrival_at = INFINITY
         if run.position < len(world.order):
             arrival_at = pool.sequences[world.order[run.position]].arrived_at
-        at_s = min(step_at, min(event_at, arrival_at))
+        at_s = min(step_at, event_at, arrival_at)
         if at_s > run.now:
             code = _end_instant(world)
             if code == _ASK:
@@ -122,7 +124,7 @@ def _end_instant(world: World) -> int:
             s = next_head(world)
         return _AGAIN
     if run.decision_every_s > 0.0:
-        _rearm(world)
+        _end_tick(world)
     began = 0
     for place in range(run.awake):
         e = world.awake[place]
@@ -134,21 +136,19 @@ def _end_instant(world: World) -> int:
     return _AGAIN if began else _OVER
 
 
-def _rearm(world: World) -> None:
-    """While requests are held, routers decide again at the next tick."""
+def _end_tick(world: World) -> None:
+    """Between ticks no router decides; while requests are held there is a next one."""
     run = world.run[0]
-    if run.tick_armed:
-        return
+    held = 0
     for router in range(run.routers):
-        if world.routers[router].held > 0:
-            schedule(world, (int(run.now / run.decision_every_s + 1e-9) + 1) * run.decision_every_s, TICK, 0)
-            run.tick_armed = 1
-            return
+        world.routers[router].may_decide = 0
+        held += world.routers[router].held
+    if held > 0:
+        arm_tick(world)
 
 
 def _begin_step(world: World, e: int) -> None:
     engine = world.pool.engines[e]
-    world.run[0].idle_turns = 0
     duration_s = begin_step(world.pool, e)
     if duration_s >= 0.0:
         engine.step_began_at = world.run[0].now
@@ -185,10 +185,12 @@ def _send_kv(world: World, s: int, e: int) -> None:
     schedule(world, begin_at + seconds, TRANSFERRED, s)
 
 
-def _happen(world: World) -> None:
+def _happen(world: World) -> None:  # noqa: C901, PLR0912 - a branch per kind of event
     """The first event of the heap."""
     run = world.run[0]
     kind, subject = world.event_kind[0], world.event_subject[0]
+    if kind in (REFRESH, TICK):
+        _count_idle(world)
     take_first(world)
     if kind == DELIVER:
         if world.pool.sequences[subject].phase == TRAVELLING:
@@ -196,7 +198,6 @@ def _happen(world: World) -> None:
     elif kind == TRANSFERRED:
         _hand_over(world, subject)
     elif kind == REFRESH:
-        run.idle_turns += 1
         if run.ended < len(world.pool.sequences):
             refresh(world, subject)
     elif kind == TURN:
@@ -209,11 +210,21 @@ def _happen(world: World) -> None:
         _cancel(world, subject)
     else:
         run.tick_armed = 0
-        run.idle_turns += 1
+        run.ticked_at = run.now
         for router in range(run.routers):
             world.routers[router].may_decide = 1
         for line in range(run.routers * run.models):
             world.dirty[line] = 1
+
+
+def _count_idle(world: World) -> None:
+    """Counts the turns of the clock while nothing else is to come: no arrival, no step, no other event."""
+    run = world.run[0]
+    recurring = run.tick_armed
+    if run.refresh_s > 0.0:
+        recurring += run.routers
+    idle = run.position >= len(world.order) and run.events <= recurring and _next_step(world)[1] < 0
+    run.idle_turns = run.idle_turns + 1 if idle else 0
 
 
 def _hand_over(world: World, s: int) -> None:
@@ -231,9 +242,8 @@ def _hand_over(world: World, s: int) -> None:
     if e < 0:
         end(world, s, ENDED_REFUSED)
         return
-    target = world.pool.engines[e]
     sequence.decode_instance = e
-    if sequence.prompt + sequence.output > target.blocks_total * target.block_tokens:
+    if not holds(world, e, s):
         end(world, s, ENDED_REFUSED)
         return
     reserve(world.pool, e, s)
@@ -257,3 +267,4 @@ def _cancel(world: World, s: int) -> None:
         if cancel(world.pool, e, s):
             forget(world, s, e)
             end(world, s, ENDED_CANCELLED)
+            wake(world, e)

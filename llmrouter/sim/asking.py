@@ -1,0 +1,110 @@
+"""The simulator's questions to a policy outside it: put as a router puts them, answered into the arrays."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import TYPE_CHECKING
+
+from llmrouter.domain import Hold, Instance, InstanceView, Load, Placement, PoolSnapshot, Request
+from llmrouter.routing.inflight import UNBOUNDED
+from llmrouter.sim.kernel.records import LOAD_FIELDS, MAX_BIDS, NO_CANDIDATE
+from llmrouter.sim.model import Role
+
+if TYPE_CHECKING:
+    from llmrouter.routing.policies import Policy
+    from llmrouter.sim.kernel.records import World
+    from llmrouter.sim.setup import Setup
+    from llmrouter.sim.workload import Workload
+
+_NOTHING = Load()
+
+
+class Asking:
+    """Asks a policy what the simulator wants to know.
+
+    With several routers each has a shallow copy of the policy: what it shares with the others is what it was given
+    (models, rules), what it remembers by itself (a cursor) is its own.
+    """
+
+    def __init__(self, world: World, setup: Setup, workload: Workload, policy: Policy, seed: int) -> None:
+        self._rng = random.Random(seed)
+        routers = setup.routers.routers
+        self._policies = [policy] if routers == 1 else [copy.copy(policy) for _ in range(routers)]
+        every = frozenset(workload.models)
+        self._instances = [
+            (
+                row * LOAD_FIELDS,
+                Instance(
+                    instance_id=f"{row:03d}",
+                    endpoint=f"{row:03d}:8000",
+                    pool=engine.profile.name,
+                    profile=engine.profile,
+                    models=setup.serves[row] if setup.serves else every,
+                ),
+            )
+            for row, engine in enumerate(setup.engines)
+            if engine.role is not Role.DECODE
+        ]
+        self._place_of = {instance.instance_id: place for place, (_, instance) in enumerate(self._instances)}
+        self._rows = [at // LOAD_FIELDS for at, _ in self._instances]
+        self._models, self._applications = workload.models, workload.applications
+        self._checks = bool(world.run["checks"][0])
+        self._loads, self._rooms = world.asked_loads, world.bid_rooms
+        # Single numbers are read from memory views: several times as fast as from arrays.
+        self._bids = world.bids.data
+        run = world.run
+        self._now, self._asking, self._router = (run[name].data for name in ("now", "asking", "asking_router"))
+        self._answered, self._count = run["answered"].data, run["bids"].data
+        self._sensitive = run["load_sensitive"].data
+        self._arrived_at = world.pool.sequences["arrived_at"].data
+        self._prompt, self._predicted = workload.prompt_tokens.data, workload.predicted_output_tokens.data
+        self._model, self._application = workload.model.data, workload.application.data
+
+    def answer(self) -> None:
+        """Answers the question that the arrays hold.
+
+        Raises:
+            KeyError: the policy names an instance that it was not shown.
+        """
+        row, policy = self._asking[0], self._policies[self._router[0] if len(self._policies) > 1 else 0]
+        snapshot = self._snapshot()
+        decision = policy.decide(self._request(row), snapshot, self._rng)
+        self._answered[0] = 1
+        if isinstance(decision, Placement):
+            self._bid(decision, snapshot, policy)
+        else:
+            self._count[0] = 0 if isinstance(decision, Hold) else NO_CANDIDATE
+
+    def _bid(self, decision: Placement, snapshot: PoolSnapshot, policy: Policy) -> None:
+        """Writes the candidates; where they are checked again, also the bounds that the reserve call holds them to."""
+        candidates = decision.candidates[: MAX_BIDS if self._checks else 1]
+        self._count[0] = len(candidates)
+        for bid, candidate in enumerate(candidates):
+            place = self._place_of[candidate.instance_id]
+            self._bids[bid] = self._rows[place]
+            if self._checks:
+                room = policy.room_of(snapshot.views[place])
+                limit = room.kv_limit_tokens
+                bound = UNBOUNDED if limit is None else max(0, limit)
+                self._rooms[3 * bid : 3 * bid + 3] = room.max_requests, bound, room.decode_reserve_fraction
+        self._sensitive[0] = decision.load_sensitive
+
+    def _request(self, row: int) -> Request:
+        return Request(
+            request_id=f"r{row}",
+            model=self._models[self._model[row]],
+            prompt_tokens=self._prompt[row],
+            predicted_output_tokens=self._predicted[row],
+            arrived_at_s=self._arrived_at[row],
+            application=self._applications[self._application[row]],
+        )
+
+    def _snapshot(self) -> PoolSnapshot:
+        loads = self._loads.tolist()
+        views = []
+        for at, instance in self._instances:
+            requests, context, queued, remaining = loads[at : at + LOAD_FIELDS]
+            load = Load(int(requests), int(context), int(queued), remaining)
+            views.append(InstanceView(instance, load, _NOTHING))
+        return PoolSnapshot(tuple(views), self._now[0])
