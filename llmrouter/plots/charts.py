@@ -120,16 +120,21 @@ def line_chart(
     y: Axis,
     frame: Frame = FRAME,
     limit: tuple[float, float] | None = None,
+    dodge: float = 0.0,
 ) -> Markup:
     """Lines with markers and intervals; those that stand out are drawn last.
 
+    ``dodge`` pixels lie between the lines that stand out, so that intervals at one x can be told apart.
     ``limit`` is what the y axis shows at most: what lies beyond is cut off at the frame.
     """
     kept = [_positive(one, x_log=x.log, y_log=y.log) for one in series]
     across = scale_of(x, [point[0] for one in kept for point in one.points], frame.x)
     shown = [figure for one in kept for figure in _figures(one)] if limit is None else list(limit)
     up = scale_of(y, shown, frame.y)
-    drawn = [_series(one, across, up) for one in sorted(kept, key=lambda one: one.on)]
+    places = [index for index, one in enumerate(kept) if one.on]
+    shifts = {index: dodge * (place - (len(places) - 1) / 2) for place, index in enumerate(places)}
+    order = sorted(range(len(kept)), key=lambda index: kept[index].on)
+    drawn = [_series(kept[index], across, up, shift=shifts.get(index, 0.0)) for index in order]
     return plot(
         frame,
         x_axis(across, frame, name=x.name, written=x.written),
@@ -182,23 +187,26 @@ def _clipped(drawn: Sequence[Markup], frame: Frame) -> Markup:
     return el("svg", *drawn, viewbox=view, overflow="hidden", **box)
 
 
-def _series(one: Series, across: Scale, up: Scale) -> Markup:
-    pixels = [(across(a), up(b)) for a, b in one.points]
-    shape = theme.shape_of(one.slot)
-    tips = one.tips or tuple(f"{one.name}: {figure(a)}, {figure(b)}" for a, b in one.points)
+def _series(one: Series, across: Scale, up: Scale, *, shift: float) -> Markup:
+    pixels = [(across(a) + shift, up(b)) for a, b in one.points]
     bars = [
         marks.interval((at[0], up(low)), (at[0], up(high)))
         for at, low, high in zip(pixels, one.lows or (), one.highs or (), strict=False)
         if low is not None and high is not None
     ]
-    dots = [marks.marker(at, shape=shape, size=3.2, tip=tip) for at, tip in zip(pixels, tips, strict=False)]
     return marks.group(
         *bars,
         marks.line(pixels) if len(pixels) > 1 else None,
-        *(dots if one.markers else ()),
+        *(_dots(one, pixels) if one.markers else ()),
         class_=theme.slot_class(one.slot, on=one.on),
         tip=one.tip,
     )
+
+
+def _dots(one: Series, pixels: Sequence[tuple[float, float]]) -> list[Markup]:
+    shape = theme.shape_of(one.slot)
+    tips = one.tips or tuple(f"{one.name}: {figure(a)}, {figure(b)}" for a, b in one.points)
+    return [marks.marker(at, shape=shape, size=3.2, tip=tip) for at, tip in zip(pixels, tips, strict=True)]
 
 
 def _spots(spots: Sequence[Spot], across: Scale, up: Scale, *, frame: Frame, names: bool) -> list[Markup]:

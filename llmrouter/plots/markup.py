@@ -54,16 +54,16 @@ def num(value: float, digits: int = 1) -> str:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A figure with so many significant digits: ``1,234``, ``12.3``, ``0.0123``; ``–`` where it is unknown."""
+    """A figure with so many digits, more only before the point: ``1,234``, ``12.3``, ``0.0123``; ``–`` if unknown."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
         return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, places)
-    if abs(rounded) >= _SHORT_BELOW:
-        return f"{rounded:.{max(digits - 1, 0)}e}".replace("e+0", "e").replace("e+", "e").replace("-", "−")
-    return f"{rounded:,.{max(places, 0)}f}".replace("-", "−")
+    if abs(value) >= _SHORT_BELOW:
+        return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("-", "−")
+    rounded = float(f"{value:.{digits - 1}e}")
+    places = max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)
+    return f"{value:,.{places}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 1) -> str:

@@ -86,11 +86,11 @@ def linear_ticks(domain: tuple[float, float], count: int) -> list[float]:
 
 
 def nice_step(rough: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not less."""
+    """The nearest, by ratio, of 1, 2, 5 times a power of ten; 1 for what is no length."""
     if rough <= 0 or not math.isfinite(rough):
         return 1.0
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9))
+    return min((factor * power for factor in (1.0, 2.0, 5.0, 10.0)), key=lambda step: abs(math.log(step / rough)))
 
 
 def known(values: Iterable[float | None]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from llmrouter.plots.marks import group
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 HEIGHT = 24.0
 RULER = 18.0
 """Height of the head's ticks."""
+
+TICKS = 4
+_ROOM = 15.0
+"""Percent of the width that the figure of a tick takes."""
 
 WHOLE = (3.0, 97.0)
 """Pixels of a strip's scale: percent of the width of its cell, which the strip always fills."""
@@ -59,17 +64,26 @@ def grid(scale: Scale, height: float = HEIGHT) -> Markup:
     """The upright lines of a strip at the ticks of its scale, the one at 0 the strongest."""
     lines = [
         el("line", x1=_at(scale, value), x2=_at(scale, value), y1=0, y2=height, class_="axis" if value == 0 else "grid")
-        for value in scale.ticks(4)
+        for value in scale.ticks(TICKS)
     ]
     return el("g", *lines)
 
 
 def ruler(scale: Scale, *, written: Callable[[float], str] = tick, rows: int = 0, row: float = HEIGHT) -> Markup:
     """The ticks of a column of strips, for its head, with a grid that hangs down over so many rows below it."""
-    values = scale.ticks(4)
-    labels = [el("text", written(value), x=_at(scale, value), y=11, text_anchor="middle") for value in values]
+    labels = [el("text", written(value), x=_at(scale, value), y=11, text_anchor="middle") for value in _named(scale)]
     hanging = el("g", grid(scale, rows * row), transform=f"translate(0 {num(RULER)})") if rows else None
     return el("svg", *labels, hanging, class_="plot strip", height=RULER, aria_hidden="true")
+
+
+def _named(scale: Scale) -> list[float]:
+    """The ticks that have room for their figure: all, or every second, third … counted from 0."""
+    values = scale.ticks(TICKS)
+    if len(values) < 2:  # noqa: PLR2004 - one tick has room
+        return values
+    step = values[1] - values[0]
+    stride = max(1, math.ceil(_ROOM / abs(scale(values[1]) - scale(values[0]))))
+    return [value for value in values if round(value / step) % stride == 0]
 
 
 def _at(scale: Scale, value: float) -> str:

@@ -63,7 +63,9 @@ svg.plot .ref{stroke:var(--axis);fill:none;stroke-dasharray:4 3}
 .p .w{stroke:var(--c);fill:none;stroke-width:1;opacity:.5}
 .p .a{fill:var(--c);stroke:none;opacity:.13}.p .hollow{fill:var(--card);stroke:var(--c);stroke-width:1.6}
 .p.on .l{stroke-width:1.9;opacity:1}.p.on .m{opacity:1}.p.on .w{stroke-width:1.4;opacity:.9}
-.p text{display:none}svg.plot .p.on text{display:inline;fill:var(--c)}
+.p text{display:none;
+paint-order:stroke;stroke:var(--page);stroke-width:3px;stroke-linejoin:round}
+svg.plot .p.on text{display:inline;fill:var(--c)}
 svg.plot .front{fill:none;stroke:var(--ink);stroke-width:1.2;stroke-dasharray:2 2;opacity:.65}
 svg.plot image{image-rendering:pixelated}
 svg.plot [data-t]{cursor:default}

@@ -110,7 +110,7 @@ def ranked(points: Sequence[Point], kinds: Mapping[str, str]) -> tuple[dict[str,
     slots: dict[str, int] = {}
     for name in dict.fromkeys([*first, *ours, *rest]):
         slots[name] = _slot(name, slots)
-    return slots, set(first[:MAX_FRONT])
+    return slots, set(slots if len(slots) <= MAX_FRONT else first[:MAX_FRONT])
 
 
 _ORDER = (OURS, BASELINE, BOUND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter.plots.charts import Axis, Series, line_chart
@@ -32,20 +33,33 @@ TAIL_TICKS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99)
 LOWEST = 0.02
 """Share from which a distribution is drawn: its very fastest requests only stretch the axis."""
 
+LOWEST_SHIFT = 0.1
+"""Share from which quantiles are compared: below, a percentage is of next to nothing."""
+
 _LOG_FROM = 6.0
 """An axis whose figures spread by more than this factor is logarithmic."""
+
+
+def tail(share: float) -> float:
+    """Nines of a share: 0 at 0, 1 at 0.9, 2 at 0.99."""
+    return -math.log10(1.0 - share)
+
+
+def _percent_of(nines: float) -> str:
+    return tick(round(100 * (1 - 10**-nines), 3))
+
+
+_NINES = Axis(
+    "share of requests, %", at=tuple(tail(share) for share in TAIL_TICKS), include=(0.0, 2.0), written=_percent_of
+)
 
 
 def distributions(point: Point, study: Study) -> Markup:
     """Distributions of E2E, TTFT and TPOT, the tail stretched: each nine of the share takes the same height."""
     if not point.quantiles:
         return el("p", "No latency samples are known here.", class_="missing")
-    return el("div", *(_distribution(point, study, about) for about in DISTRIBUTIONS), class_="charts")
-
-
-def tail(share: float) -> float:
-    """Nines of a share: 0 at 0, 1 at 0.9, 2 at 0.99."""
-    return -math.log10(1.0 - share)
+    shifts = [_shift(point, study, about) for about in DISTRIBUTIONS]
+    return el("div", *(_distribution(point, study, about) for about in DISTRIBUTIONS), *shifts, class_="charts")
 
 
 def sweeps(cell: str, study: Study) -> Markup:
@@ -76,13 +90,43 @@ def _distribution(point: Point, study: Study, about: tuple[str, str, str, float]
         title=f"{name} distribution",
         description=f"Share of requests whose {name} is at most so long, by policy: {point.name} of capacity.",
         x=Axis(f"{name}, {unit}", log=True),
-        y=Axis(
-            "share of requests, %",
-            at=tuple(tail(share) for share in TAIL_TICKS),
-            include=(0.0, 2.0),
-            written=lambda nines: tick(round(100 * (1 - 10**-nines), 3)),
-        ),
+        y=_NINES,
     )
+
+
+def _shift(point: Point, study: Study, about: tuple[str, str, str, float]) -> Markup | None:
+    """Where in the distribution a policy gains or loses: each quantile against the base's."""
+    key, name, _, _ = about
+    base = point.quantiles.get(BASE, {}).get(key)
+    if base is None:
+        return None
+    series = [
+        _shift_series(info, found, base)
+        for policy, info in study.policies.items()
+        if policy != BASE
+        and (found := point.quantiles.get(policy, {}).get(key)) is not None
+        and len(found) == len(base)
+    ]
+    if not series:
+        return None
+    return line_chart(
+        series,
+        title=f"{name} by quantile",
+        description=f"Change of every quantile of {name} against that of {BASE}: {point.name} of capacity.",
+        x=replace(_NINES, name="quantile, %"),
+        y=Axis(f"% against {BASE}", include=(0.0,)),
+        limit=_limit(series),
+    )
+
+
+def _shift_series(info: PolicyInfo, quantiles: list[float], base: list[float]) -> Series:
+    last = len(base) - 1
+    points = tuple(
+        (tail(index / last), 100 * (quantiles[index] / base[index] - 1))
+        for index in range(last)
+        if LOWEST_SHIFT <= index / last <= TAIL_TICKS[-1] and base[index] > 0
+    )
+    return Series(info.name, info.slot, points, on=info.on, markers=False, tip=info.name)
 
 
 def _quantile_series(info: PolicyInfo, quantiles: list[float], factor: float) -> Series:
@@ -117,6 +161,7 @@ def _sweep(points: Sequence[Point], study: Study, metric: Metric, *, relative: b
             include=(100.0,) if metric.unit is Unit.SHARE and not relative else from_zero,
         ),
         limit=_limit(series) if relative else None,
+        dodge=2.5,
     )
 
 
@@ -135,7 +180,7 @@ def _sweep_series(points: Sequence[Point], info: PolicyInfo, metric: Metric, *, 
     for point in points:
         value, half = _mean_and_half(point, info.name, metric, relative=relative)
         if value is not None:
-            low, high = (None, None) if half is None else (value - half, value + half)
+            low, high = _ends(value, half, positive=not relative)
             written = change(value, half) if relative else metric.written(value / metric.scaled(1.0))
             found.append(
                 (float(point.load), value, low, high, f"{info.name} at {point.load}: {metric.label} {written}")
@@ -152,6 +197,12 @@ def _sweep_series(points: Sequence[Point], info: PolicyInfo, metric: Metric, *, 
         on=info.on,
         tips=tips,
     )
+
+
+def _ends(value: float, half: float | None, *, positive: bool) -> tuple[float | None, float | None]:
+    if half is None:
+        return None, None
+    return (max(value - half, 0.0) if positive else value - half), value + half
 
 
 def _mean_and_half(point: Point, policy: str, metric: Metric, *, relative: bool) -> tuple[float | None, float | None]:

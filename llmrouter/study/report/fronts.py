@@ -29,11 +29,11 @@ def fronts(point: Point, study: Study) -> Markup:
 def on_front(figures: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names that no other beats in one figure without losing in the other, by the first figure; less is better."""
     kept: list[str] = []
-    least = float("inf")
-    for name, (_, second) in sorted(figures.items(), key=lambda item: (item[1], item[0])):
-        if second < least:
+    last = (float("-inf"), float("inf"))
+    for name, at in sorted(figures.items(), key=lambda item: (item[1], item[0])):
+        if at[1] < last[1] or at == last:
             kept.append(name)
-            least = second
+            last = at
     return kept
 
 

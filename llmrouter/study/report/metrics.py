@@ -51,7 +51,7 @@ class Metric:
         if self.unit is Unit.SHARE:
             return f"{100 * value:.1f} %"
         if self.unit is Unit.COUNT:
-            return figure(value, max(3, len(str(int(abs(value))))))
+            return figure(value)
         text = figure(self.scaled(value))
         return f"{text}{'' if self.unit in (Unit.RATE, Unit.RATIO) else ' '}{self.unit.value}"
 

@@ -6,18 +6,18 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.plots import theme
-from llmrouter.plots.markup import Markup, el, figure, join
+from llmrouter.plots.markup import Markup, el, figure, join, seconds
 from llmrouter.plots.theme import slot_class
 from llmrouter.study.report.curves import distributions, sweeps
 from llmrouter.study.report.data import BASE
 from llmrouter.study.report.forest import forest, swatch
 from llmrouter.study.report.fronts import fronts
-from llmrouter.study.report.metrics import METRICS
+from llmrouter.study.report.metrics import GOODPUT, METRICS, SLO_ATTAINMENT
 from llmrouter.study.report.overview import leaders, matrix
 from llmrouter.study.report.reading import read_study
 from llmrouter.study.report.table import full_table
 from llmrouter.study.report.timelines import timelines
-from llmrouter.study.report.values import number, text
+from llmrouter.study.report.values import mapping, number, text
 from llmrouter.study.report.words import headline, judged, of_point, outlook, standing
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmrouter.study.report.data import Study
     from llmrouter.study.report.words import Judged
 
+_OF_SLO = (SLO_ATTAINMENT, GOODPUT)
 _FAVOURITE = ("0.95", "0.9", "0.8")
 """Loads that are shown first, where they were run."""
 
@@ -157,16 +158,39 @@ def _cell(cell: str, study: Study, all_judged: list[Judged]) -> Markup:
 
 
 def _about(about: Mapping[str, Any]) -> Markup | None:
-    capacity = number(about.get("capacity_rps"))
     facts = (
-        ("capacity C", f"{figure(capacity)} req/s" if capacity is not None else None),
+        ("capacity C", _capacity(about)),
         ("engines", text(about.get("engine"))),
         ("instances", _whole(about.get("instances"))),
         ("requests per run", _whole(about.get("requests"))),
+        ("routers", _routers(mapping(about.get("routers")))),
     )
     shown = [el("div", el("dt", name), el("dd", value)) for name, value in facts if value]
     described = text(about.get("description"))
     return join([el("p", described, class_="soft") if described else None, el("dl", *shown) if shown else None])
+
+
+def _capacity(about: Mapping[str, Any]) -> str | None:
+    measured, published = number(about.get("capacity_rps")), number(about.get("published_capacity_rps"))
+    if measured is None:
+        return None
+    return f"{figure(measured)} req/s" + (f" (published: {figure(published)})" if published is not None else "")
+
+
+def _routers(about: Mapping[str, Any]) -> str | None:
+    count = _whole(about.get("routers"))
+    if count is None:
+        return None
+    times = ((key, number(about.get(f"{key}_s"))) for key in ("refresh", "dispatch"))
+    told = [f"{key} {seconds(value)}" for key, value in times if value]
+    shared = ["shared state" if about.get("shared") else "state of their own"] if count != "1" else []
+    return ", ".join([count, *shared, *told])
+
+
+def _slo(study: Study) -> str:
+    limits = [(name.upper(), number(study.slo.get(f"{name}_s"))) for name in ("ttft", "tpot")]
+    told = [f"{name} ≤ {seconds(value)}" for name, value in limits if value is not None]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _point(one: Judged, study: Study) -> Markup:
@@ -202,7 +226,10 @@ def _full(study: Study) -> Markup:
 
 def _legend(study: Study) -> Markup:
     present = [metric for metric in METRICS if metric in study.metrics]
-    words = [el("div", el("dt", metric.label), el("dd", metric.meaning)) for metric in present]
+    words = [
+        el("div", el("dt", metric.label), el("dd", metric.meaning, _slo(study) if metric in _OF_SLO else None))
+        for metric in present
+    ]
     policies = [
         el("div", el("dt", info.name), el("dd", f"{info.kind}: {info.description}" if info.description else info.kind))
         for info in study.policies.values()

@@ -85,7 +85,7 @@ def _chart(
         for key, title in _PARTS
         if key in found
     ]
-    if found["held"]:
+    if found["held"] and held_high > 0:
         bands.append(Strand("held at the router", found["held"], held_high, slot=study.policies[name].slot))
     chart = heat_chart(
         bands,
