@@ -38,7 +38,7 @@ class _Extent:
 
 
 _FULL = _Extent("0.5,0.8,0.95,1.1", 20, "all", None, DEFAULT_CELLS)
-_QUICK = _Extent("0.8,0.95", 5, "quick", 2_000, QUICK_CELLS)
+_QUICK = _Extent("0.8,0.95", 5, "quick", 4_000, QUICK_CELLS)
 _MS = 1_000.0
 
 
