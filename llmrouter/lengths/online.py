@@ -1,0 +1,174 @@
+"""Laws learned online from finished requests: by application, model and prompt length, each leaning on a wider one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrouter.lengths.bins import BINS, bin_of, broad_prior, quantiles_of
+from llmrouter.lengths.distribution import lengths_of
+from llmrouter.lengths.predictor import label, limits, refusal
+from llmrouter.lengths.sketches import Sketches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
+    from llmrouter.lengths.sketches import Counts
+
+    Floats = NDArray[np.float64]
+
+
+class By(Enum):
+    """What requests are told apart by: application, model, band of prompt length."""
+
+    MODEL = ("model",)
+    BAND = ("band",)
+    APPLICATION = ("application",)
+    MODEL_BAND = ("model", "band")
+    APPLICATION_MODEL = ("application", "model")
+    APPLICATION_BAND = ("application", "band")
+    APPLICATION_MODEL_BAND = ("application", "model", "band")
+
+
+PRODUCT_CHAIN = (By.MODEL, By.APPLICATION, By.APPLICATION_MODEL, By.APPLICATION_MODEL_BAND)
+CAPACITY = 4_096
+HALF_LIFE = 700.0
+SHRINKAGE = 12.0
+_MAX_BAND = 24
+_UNKNOWN_BAND = -1
+
+
+class OnlineQuantiles:
+    """The law of the narrowest group of requests that is known, shrunk towards wider ones, down to all requests.
+
+    A group with n answers (decayed) weighs n against ``shrinkage`` for the group before it in ``chain``; all requests
+    stand before the first, and a broad log-normal law before them. An answer cut at its own limit counts as at least
+    so long: it is spread over the bins from there on, as they are believed to be filled (Efron's self-consistency).
+    ``exploration`` lowers the rank of applications with few answers, so that they are heard of sooner; laws do not
+    depend on it. Memory: ``capacity`` groups of ``BINS`` counts, whatever labels clients send.
+    """
+
+    digest = ""
+
+    def __init__(
+        self,
+        *,
+        chain: Sequence[By] = PRODUCT_CHAIN,
+        capacity: int = CAPACITY,
+        half_life: float | None = HALF_LIFE,
+        shrinkage: float = SHRINKAGE,
+        exploration: float = 0.0,
+        shared: bool = False,
+        name: str = "application-quantiles",
+    ) -> None:
+        self.name = name
+        self.refused: Counter[UsageRefusal] = Counter()
+        self._chain = tuple(by.value for by in chain)
+        self._shrinkage = shrinkage
+        self._exploration = exploration
+        self._everything = Sketches(capacity=1, half_life=half_life, shared=shared)
+        self._groups = Sketches(capacity=capacity, half_life=half_life, shared=shared)
+        self._prior_B = broad_prior()
+
+    @property
+    def groups(self) -> int:
+        """How many groups of requests are told apart now."""
+        return len(self._groups)
+
+    @property
+    def evicted(self) -> int:
+        """How many groups gave way to others."""
+        return self._groups.evicted
+
+    def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
+        """One law for each request."""
+        shares_NB, seen_N = self._shares(requests)
+        laws = lengths_of(quantiles_of(shares_NB), source=self.name, limit_N=limits(requests))
+        if self._exploration == 0.0:
+            return laws
+        rank_N = laws.expected_tokens * np.exp(-self._exploration / np.sqrt(1.0 + seen_N))
+        return lengths_of(laws.latent, source=self.name, limit_N=laws.limit_tokens, rank_N=rank_N)
+
+    def learn(
+        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
+    ) -> UsageRefusal | None:
+        """Counts one answer in every group of the request."""
+        del predicted
+        reason = refusal(request, output_tokens)
+        if reason is not None:
+            self.refused[reason] += 1
+            return reason
+        keys = self._keys(request)
+        bin_index = bin_of(output_tokens)
+        cut = request.max_output_tokens is not None and output_tokens >= request.max_output_tokens
+        if cut and bin_index < BINS - 1:
+            spread_B = self._beyond(request, bin_index)
+            self._everything.add_spread("", spread_B)
+            for key in keys:
+                self._groups.add_spread(key, spread_B)
+            return None
+        self._everything.add("", bin_index)
+        for key in keys:
+            self._groups.add(key, bin_index)
+        return None
+
+    def delta(self) -> tuple[Counts, Counts]:
+        """What was learned here since the last call: of all requests, and of groups. For other routers to ``merge``."""
+        return self._everything.delta(), self._groups.delta()
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """All that is known, as plain arrays; merged into a new object it gives the same laws."""
+        return self._everything.counts(), self._groups.counts()
+
+    def merge(self, counts: tuple[Counts, Counts]) -> None:
+        """Adds another router's ``delta`` or ``counts``; raises InvalidInputError as ``Sketches.merge`` does."""
+        everything, groups = counts
+        self._everything.merge(everything)
+        self._groups.merge(groups)
+
+    def _shares(self, requests: Sequence[LengthRequest]) -> tuple[Floats, Floats]:
+        """Shares of bins (N, bins), and answers behind the narrowest group (N,)."""
+        all_counts_11B, all_total_11 = self._everything.weighted(np.array([[self._everything.slot("")]]))
+        shares_B = (all_counts_11B[0, 0] + self._shrinkage * self._prior_B) / (all_total_11[0, 0] + self._shrinkage)
+        shares_NB = np.tile(shares_B, (len(requests), 1))
+        seen_N = np.full(len(requests), all_total_11[0, 0])
+        if not self._chain or not len(requests):
+            return shares_NB, seen_N
+        slot = self._groups.slot
+        slots_NL = np.array([[slot(key) for key in self._keys(request)] for request in requests])
+        counts_NLB, total_NL = self._groups.weighted(slots_NL)
+        for level in range(len(self._chain)):
+            total_N1 = total_NL[:, level, None]
+            shares_NB = (counts_NLB[:, level] + self._shrinkage * shares_NB) / (total_N1 + self._shrinkage)
+        return shares_NB, total_NL[:, -1]
+
+    def _beyond(self, request: LengthRequest, bin_index: int) -> Floats:
+        shares_NB, _ = self._shares([request])
+        tail_B: Floats = shares_NB[0]
+        tail_B[:bin_index] = 0.0
+        if not tail_B.any():
+            tail_B[bin_index] = 1.0
+        tail_B /= tail_B.sum()
+        return tail_B
+
+    def _keys(self, request: LengthRequest) -> list[str]:
+        parts = {
+            "application": label(request.application),
+            "model": label(request.model),
+            "band": str(band_of(request.prompt_tokens)),
+        }
+        return ["\x1f".join([f"{kind}={parts[kind]}" for kind in kinds]) for kinds in self._chain]
+
+
+def band_of(prompt_tokens: int | None) -> int:
+    """Band of a prompt's length: each is twice as wide as the one before; −1 where the length is not known."""
+    if prompt_tokens is None:
+        return _UNKNOWN_BAND
+    return min(max(int(prompt_tokens), 0).bit_length(), _MAX_BAND)

@@ -1,0 +1,102 @@
+"""What a length predictor is asked, what it answers, and which reports of usage it believes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from llmrouter.lengths.distribution import MAX_TOKENS, MIN_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+
+MAX_LABEL_CHARS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRequest:
+    """What is known of a request before it is answered; ``None`` where it is not. Never logged, never stored.
+
+    ``application`` is the label the client sent, which is also the task hint; "" where it sent none. ``turn`` counts
+    from 1; ``stop`` is the number of stop sequences; ``tools`` the number of tools offered.
+    """
+
+    prompt: str | None = None
+    prompt_tokens: int | None = None
+    application: str = ""
+    model: str = ""
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    tools: int | None = None
+    stop: int | None = None
+    turn: int | None = None
+    thinking: bool | None = None
+
+
+class UsageRefusal(StrEnum):
+    """Why a report of output tokens is not believed."""
+
+    NOT_A_NUMBER = "NotANumber"
+    NOT_POSITIVE = "NotPositive"
+    TOO_LARGE = "TooLarge"  # more than any answer has
+    BEYOND_LIMIT = "BeyondLimit"  # more than the request's own max_output_tokens
+
+
+class LengthPredictor(Protocol):
+    """Says how long answers will be, and learns from those that were given.
+
+    ``name`` and ``digest`` are the source and digest of every law it gives. A batch answers as its requests alone do.
+    """
+
+    @property
+    def name(self) -> str:
+        """The source of its laws."""
+
+    @property
+    def digest(self) -> str:
+        """Of the model behind it; "" where there is none."""
+
+    def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
+        """One law for each request; raises NotFiniteLengthsError where a model answers NaN."""
+
+    def learn(
+        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
+    ) -> UsageRefusal | None:
+        """Takes note of a finished request; ``None`` where it was believed, else why not (it then changes nothing).
+
+        ``predicted`` is the law this predictor gave for it, where the caller kept it.
+        """
+
+
+def refusal(request: LengthRequest, output_tokens: float) -> UsageRefusal | None:
+    """Why ``output_tokens`` cannot be what the engine produced; ``None`` where it can."""
+    if output_tokens != output_tokens:  # noqa: PLR0124 - NaN is what differs from itself
+        return UsageRefusal.NOT_A_NUMBER
+    if output_tokens < MIN_TOKENS:
+        return UsageRefusal.NOT_POSITIVE
+    if output_tokens > MAX_TOKENS:
+        return UsageRefusal.TOO_LARGE
+    limit = request.max_output_tokens
+    if limit is not None and output_tokens > max(limit, 1):
+        return UsageRefusal.BEYOND_LIMIT
+    return None
+
+
+def limits(requests: Sequence[LengthRequest]) -> NDArray[np.float64]:
+    """The most tokens each answer may have (N,), 1e6 where the request does not say."""
+    return np.array([MAX_TOKENS if one.max_output_tokens is None else one.max_output_tokens for one in requests])
+
+
+def label(text: str) -> str:
+    """A label as a key of bounded size: itself, or its digest where it is long."""
+    if len(text) <= MAX_LABEL_CHARS:
+        return text
+    return "#" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

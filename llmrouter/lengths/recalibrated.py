@@ -1,0 +1,119 @@
+"""Makes any predictor's quantiles true online: at each level, a share of answers as large as the level stays below.
+
+Adaptive conformal inference (Gibbs and Candès, 2021) on quantiles (as in conformalised quantile regression, Romano et
+al., 2019), in the logarithm of the length, with steps that shrink to a floor (Angelopoulos, Barber and Bates, 2024).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrouter.lengths.distribution import LEVELS, MEDIAN, lengths_of
+from llmrouter.lengths.predictor import label, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
+
+    Floats = NDArray[np.float64]
+
+CAPACITY = 4_096
+MIN_ANSWERS = 20
+FIRST_STEP, LAST_STEP, STEP_DECAY = 0.6, 0.04, 0.6
+MAX_OFFSET = 4.0
+_LEVELS_Q = np.array(LEVELS)
+_EVERYTHING = 0
+
+
+class Recalibrated:
+    """Adds to the logarithm of each quantile an offset, learned for all requests and for each application.
+
+    After each answer, the offset of a level rises by step · level where the answer exceeded the quantile that was
+    given, and falls by step · (1 − level) where it did not. Steps shrink with the answers of the application, from
+    ``FIRST_STEP`` to ``LAST_STEP`` in ln tokens, so that a change of traffic is followed. An application's own offset
+    counts from ``min_answers`` on. At most ``capacity`` applications; the one longest silent gives way.
+    """
+
+    def __init__(
+        self,
+        inner: LengthPredictor,
+        *,
+        capacity: int = CAPACITY,
+        min_answers: int = MIN_ANSWERS,
+        suffix: str = "+calibrated",
+    ) -> None:
+        self.inner = inner
+        self.name = inner.name + suffix
+        self.digest = inner.digest
+        self.refused: Counter[UsageRefusal] = Counter()
+        self._min_answers = min_answers
+        self._capacity = capacity
+        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._offsets_SQ = np.zeros((capacity + 1, len(LEVELS)))
+        self._answers_S = np.zeros(capacity + 1, dtype=np.int64)
+
+    @property
+    def applications(self) -> int:
+        """How many applications have offsets of their own now."""
+        return len(self._slots)
+
+    def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
+        """One law for each request: the inner predictor's, its quantiles moved."""
+        laws = self.inner.predict(requests)
+        offsets_NQ = self._offsets([request.application for request in requests])
+        return lengths_of(
+            laws.latent * np.exp(offsets_NQ),
+            source=self.name,
+            limit_N=laws.limit_tokens,
+            rank_N=laws.rank * np.exp(offsets_NQ[:, MEDIAN]),
+            digest=self.digest,
+        )
+
+    def learn(
+        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
+    ) -> UsageRefusal | None:
+        """Moves the offsets, then lets the inner predictor learn."""
+        reason = refusal(request, output_tokens)
+        if reason is not None:
+            self.refused[reason] += 1
+            return reason
+        if predicted is None:
+            predicted = self.predict([request]).row(0)
+        direction_Q = _LEVELS_Q - (output_tokens <= np.array(predicted.quantiles))
+        slot = self._touch(label(request.application))
+        self._move(_EVERYTHING, direction_Q)
+        self._move(slot, direction_Q)
+        return self.inner.learn(request, output_tokens)
+
+    def _offsets(self, applications: Sequence[str]) -> Floats:
+        slots_N = np.array([self._slots.get(label(name), _EVERYTHING) for name in applications], dtype=np.int64)
+        own_N1 = ((slots_N != _EVERYTHING) & (self._answers_S[slots_N] >= self._min_answers))[:, None]
+        offsets_NQ: Floats = self._offsets_SQ[_EVERYTHING] + np.where(own_N1, self._offsets_SQ[slots_N], 0.0)
+        return offsets_NQ
+
+    def _move(self, slot: int, direction_Q: Floats) -> None:
+        step = max(LAST_STEP, FIRST_STEP / (1.0 + self._answers_S[slot]) ** STEP_DECAY)
+        self._answers_S[slot] += 1
+        if slot != _EVERYTHING and self._answers_S[slot] < self._min_answers:
+            return
+        self._offsets_SQ[slot] = np.clip(self._offsets_SQ[slot] + step * direction_Q, -MAX_OFFSET, MAX_OFFSET)
+
+    def _touch(self, key: str) -> int:
+        slot = self._slots.get(key)
+        if slot is not None:
+            self._slots.move_to_end(key)
+            return slot
+        if len(self._slots) < self._capacity:
+            slot = 1 + len(self._slots)
+        else:
+            _, slot = self._slots.popitem(last=False)
+            self._offsets_SQ[slot], self._answers_S[slot] = 0.0, 0
+        self._slots[key] = slot
+        return slot
