@@ -23,6 +23,8 @@ from llmrouter.study.store import Store
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llmrouter.study.task import Task
+
 LOADS = (0.8, 1.1)
 POLICIES = (BASE, "LeastInFlight", "LMetric", DEFAULT, f"{DEFAULT}-oracle")
 
@@ -128,7 +130,7 @@ def test_several_processes_come_to_what_one_does(done: Path, tmp_path: Path) -> 
         full_rps = store.get(capacity_task(plan.cells[0]).key)["capacity_rps"]
     point = points_of(plan, {"paper-v100": full_rps})[0]
     tasks = [run_task(plan, point, policy, 1_000) for policy in plan.policies]
-    told = []
+    told: list[Task] = []
     with Store(tmp_path, fresh=False) as store:
         do_tasks(tasks, store, jobs=2, on_done=told.append)
         assert [store.get(task.key) for task in tasks] == [json.loads(json.dumps(perform(task))) for task in tasks]

@@ -26,7 +26,7 @@ def outcomes(count: int, **columns: Any) -> Outcomes:  # noqa: ANN401 - columns 
     """Requests that arrive a second apart, wait 0.1 s, start after 0.5 s and end after 2 s, 11 tokens each."""
     at_s = np.arange(count, dtype=np.float64)
     workload = Workload.of(at_s, np.full(count, 100), columns.pop("output_tokens", np.full(count, 11)))
-    given = {
+    given: dict[str, Any] = {
         "status": np.full(count, Status.FINISHED),
         "instance": np.zeros(count, np.int64),
         "arrived_at_s": at_s,
