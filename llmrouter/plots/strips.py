@@ -19,7 +19,7 @@ RULER = 18.0
 """Height of the head's ticks."""
 
 TICKS = 4
-_ROOM = 15.0
+_ROOM = 19.0
 """Percent of the width that the figure of a tick takes."""
 
 WHOLE = (3.0, 97.0)

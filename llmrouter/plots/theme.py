@@ -13,6 +13,7 @@ LIGHT_HUES = ("#566070", "#0067b0", "#d0490a", "#00855f", "#a34e9c", "#a97a00", 
 DARK_HUES = ("#a8b2c1", "#55aef0", "#ff8f57", "#33cf9f", "#e08fd8", "#f0b83d", "#97d5fa", "#ff7fb0")
 HUES = len(LIGHT_HUES)
 DASHES = ("none", "6 3", "1.5 3")
+SLOTS = HUES * len(DASHES)
 SHAPES = ("circle", "diamond", "square")
 
 LIGHT = {
@@ -77,9 +78,9 @@ def style() -> Markup:
     light, dark = _variables(LIGHT, LIGHT_HUES), _variables(DARK, DARK_HUES)
     slots = "".join(
         f".s{slot}{{--c:var(--h{slot % HUES})}}.p.s{slot} .l{{stroke-dasharray:{DASHES[slot // HUES]}}}"
-        for slot in range(HUES * len(DASHES))
+        for slot in range(SLOTS)
     )
-    lit = "".join(f".p.on.s{slot}{{--c:var(--h{slot % HUES})}}" for slot in range(HUES * len(DASHES)))
+    lit = "".join(f".p.on.s{slot}{{--c:var(--h{slot % HUES})}}" for slot in range(SLOTS))
     return Markup(
         f":root{{color-scheme:light dark;{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
         f"@media print{{:root{{color-scheme:light;{light}}}}}{slots}{_PLOT}{lit}"
@@ -91,14 +92,18 @@ def shape_of(slot: int) -> str:
     return SHAPES[slot // HUES % len(SHAPES)]
 
 
-def is_own_hue(slot: int) -> bool:
-    """Whether a slot may go to any series: those of the neutral hue are the reference's."""
-    return slot % HUES != 0
+def series_slot(place: int) -> int:
+    """The slot of the series at a place 0, 1, …: all but those of the neutral hue, which is the reference's.
+
+    After ``SLOTS`` less those they come again.
+    """
+    own = [slot for slot in range(SLOTS) if slot % HUES]
+    return own[place % len(own)]
 
 
 def slot_class(slot: int, *, on: bool = True) -> str:
     """The classes of a series: ``p`` takes its colour, ``s<k>`` gives it, ``on`` brings it to the front."""
-    return f"p s{slot % (HUES * len(DASHES))}{' on' if on else ''}"
+    return f"p s{slot % SLOTS}{' on' if on else ''}"
 
 
 def _variables(colours: dict[str, str], hues: tuple[str, ...]) -> str:

@@ -189,7 +189,7 @@ def test_every_shape_of_the_theme_can_be_drawn(shape: str) -> None:
 def test_slots_differ_in_hue_or_dash_or_shape() -> None:
     looks = {(slot % theme.HUES, theme.shape_of(slot)) for slot in range(24)}
     assert len(looks) == 24
-    assert not theme.is_own_hue(0)
+    assert [theme.series_slot(place) for place in (0, 6, 7, 20, 21)] == [1, 7, 9, 23, 1]
     assert "on" not in theme.slot_class(3, on=False)
 
 

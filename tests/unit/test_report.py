@@ -321,3 +321,9 @@ def test_the_base_has_the_neutral_colour_and_no_two_policies_share_one() -> None
     assert study.policies["MarginalCost"].slot == 1
     assert len(set(slots)) == len(slots) == len(POLICIES)
     assert sum(info.on for info in study.policies.values()) <= 7
+
+
+def test_more_policies_than_colours_share_them() -> None:
+    rows = [{"cell": "c", "load": 0.8, "policy": f"p{index}", "e2e_mean_s": 1.0 + index} for index in range(60)]
+    page = Page(render({"rows": rows}))
+    assert {int(one.get("data-slot") or "-1") for one in page.all("button") if "data-slot" in one} < set(range(24))

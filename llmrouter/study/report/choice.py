@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from llmrouter.plots.theme import is_own_hue
+from llmrouter.plots.theme import series_slot
 from llmrouter.study.report.data import BASE, BASELINE, BOUND, DEFAULT, OURS
 from llmrouter.study.report.metrics import E2E_MEAN
 from llmrouter.study.report.values import number
@@ -107,19 +106,14 @@ def ranked(points: Sequence[Point], kinds: Mapping[str, str]) -> tuple[dict[str,
     front = [BASE, DEFAULT, *leaders, *(name for name in winners if name), *known]
     first = [name for name in dict.fromkeys(front) if name in kinds]
     rest = sorted(kinds, key=lambda name: [OURS, BASELINE, BOUND].index(kinds[name]) if kinds[name] in _ORDER else 3)
-    slots: dict[str, int] = {}
-    for name in dict.fromkeys([*first, *ours, *rest]):
-        slots[name] = _slot(name, slots)
+    others = [name for name in dict.fromkeys([*first, *ours, *rest]) if name != BASE]
+    slots = {name: series_slot(place) for place, name in enumerate(others)}
+    if BASE in kinds:
+        slots[BASE] = 0
     return slots, set(slots if len(slots) <= MAX_FRONT else first[:MAX_FRONT])
 
 
 _ORDER = (OURS, BASELINE, BOUND)
-
-
-def _slot(name: str, taken: Mapping[str, int]) -> int:
-    if name == BASE:
-        return 0
-    return next(slot for slot in itertools.count(1) if is_own_hue(slot) and slot not in taken.values())
 
 
 def _winner(point: Point, kinds: Mapping[str, str]) -> str | None:

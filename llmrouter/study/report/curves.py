@@ -36,6 +36,9 @@ LOWEST = 0.02
 LOWEST_SHIFT = 0.1
 """Share from which quantiles are compared: below, a percentage is of next to nothing."""
 
+_LEAST_LIMIT = 40.0
+"""Percent: losses up to this are always within the plot."""
+
 _LOG_FROM = 6.0
 """An axis whose figures spread by more than this factor is logarithmic."""
 
@@ -166,13 +169,15 @@ def _sweep(points: Sequence[Point], study: Study, metric: Metric, *, relative: b
 
 
 def _limit(series: Sequence[Series]) -> tuple[float, float] | None:
-    """Great losses of a few policies leave the plot, so that the rest can be told apart."""
+    """Great losses of policies in the background leave the plot, so that the rest can be told apart."""
     values = sorted(value for one in series for _, value in one.points)
     if not values:
         return None
-    low = min([value for one in series for value in (one.lows or ()) if value is not None] + values)
-    cap = max(40.0, 2.0 * values[len(values) * 3 // 4], -1.2 * low)
-    return (low, min(values[-1], cap)) if values[-1] > cap else None
+    ends = [end for one in series if one.on for end in (one.highs or ()) if end is not None]
+    shown = [*ends, *(value for one in series if one.on for _, value in one.points)]
+    low = min([end for one in series for end in (one.lows or ()) if end is not None] + values)
+    cap = max([_LEAST_LIMIT, 2.0 * values[len(values) * 3 // 4], -1.2 * low, *shown])
+    return (low, cap) if values[-1] > cap else None
 
 
 def _sweep_series(points: Sequence[Point], info: PolicyInfo, metric: Metric, *, relative: bool) -> Series | None:

@@ -27,7 +27,7 @@ def forest(point: Point, study: Study, best: str | None) -> Markup:
     rows = sorted(by_metric(point), key=_order)
     if all(row.change(metric)[0] is None for row in rows for metric in HEADLINES if row.policy != BASE):
         return el("p", f"No changes against {BASE} are known here.", class_="missing")
-    scales = {metric.key: _scale(rows, metric) for metric in HEADLINES}
+    scales = {metric.key: _scale(rows, metric, kept=_kept(rows, study, best)) for metric in HEADLINES}
     head = el(
         "tr",
         el("th", "policy", scope="col"),
@@ -49,6 +49,8 @@ def forest(point: Point, study: Study, best: str | None) -> Markup:
         el("table", el("caption", caption), el("thead", head), el("tbody", *body), class_="forest"),
         class_="scroll",
         tabindex="0",
+        role="region",
+        aria_label=caption,
     )
 
 
@@ -102,14 +104,22 @@ def _cell(row: Row, metric: Metric, scale: Linear, *, slot: int) -> Markup:
     )
 
 
-def _scale(rows: Sequence[Row], metric: Metric) -> Linear:
-    """As wide as the intervals, but a few great losses may not squeeze the rest: they become arrows."""
-    pairs = [row.change(metric) for row in rows if row.policy != BASE]
-    lows = [percent - (half or 0.0) for percent, half in pairs if percent is not None]
-    highs = sorted(percent + (half or 0.0) for percent, half in pairs if percent is not None)
-    low = max(min([*lows, 0.0]), -100.0)
+def _kept(rows: Sequence[Row], study: Study, best: str | None) -> set[str]:
+    """Policies whose figures may not leave the axis: ours and the best."""
+    return {row.policy for row in rows if row.policy == best or study.kind(row.policy) == OURS}
+
+
+def _scale(rows: Sequence[Row], metric: Metric, *, kept: set[str]) -> Linear:
+    """As wide as the intervals, but great losses of a few others may not squeeze the rest: they become arrows."""
+    pairs = [(row.policy, *row.change(metric)) for row in rows if row.policy != BASE]
+    ends = {
+        name: (percent - (half or 0.0), percent + (half or 0.0)) for name, percent, half in pairs if percent is not None
+    }
+    highs = sorted(high for _, high in ends.values())
+    low = max(min([*(low for low, _ in ends.values()), 0.0]), -100.0)
     middle = highs[len(highs) // 2] if highs else 0.0
-    limit = max(_LEAST_HIGH, -1.5 * low, 2.0 * middle)
+    shown = [high for name, (_, high) in ends.items() if name in kept]
+    limit = max([_LEAST_HIGH, -1.5 * low, 2.0 * middle, *shown])
     high = min(max([*highs, 1.0]), limit)
     return linear([min(low, -1.0), high], WHOLE)
 

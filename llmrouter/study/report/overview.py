@@ -47,7 +47,15 @@ def leaders(all_judged: Sequence[Judged], study: Study) -> Markup:
     rows = [_leader(one, study) for one in all_judged]
     table = el("table", el("thead", above, head), el("tbody", *rows), class_="grid-table leaders")
     note = "The best baseline is chosen by the same seeds, which flatters it a little. Colour: the interval excludes 0."
-    return el("div", table, el("p", note, class_="soft small"), class_="scroll", tabindex="0")
+    return el(
+        "div",
+        table,
+        el("p", note, class_="soft small"),
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label="Who leads where",
+    )
 
 
 def matrix(study: Study) -> Markup:
@@ -112,7 +120,15 @@ def _matrix(study: Study, metric: Metric, *, first: bool) -> Markup:
     ]
     caption = f"{metric.label}: change against {BASE} in %. Grey: the 95 % interval includes 0. Underlined: the best."
     table = el("table", el("caption", caption), el("thead", *head), el("tbody", *rows), class_="grid-table heat")
-    return el("div", table, class_=f"scroll metric{' shown' if first else ''}", data_metric=metric.key, tabindex="0")
+    return el(
+        "div",
+        table,
+        class_=f"scroll metric{' shown' if first else ''}",
+        data_metric=metric.key,
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
 
 
 def _square(point: Point, name: str, metric: Metric, *, best: bool) -> Markup:

@@ -43,7 +43,7 @@ def render(result: Mapping[str, Any]) -> str:
         _header(study),
         _bar(study),
         el("main", _summary(study, all_judged), *_cells(study, all_judged), _full(study), _legend(study)),
-        el("div", id="tip", role="status", hidden=True),
+        el("div", id="tip", aria_hidden="true", hidden=True),
         el("script", Markup(_asset("page.js"))),
     )
     return "<!doctype html>\n" + el("html", _head(), body, lang="en") + "\n"
@@ -231,7 +231,7 @@ def _legend(study: Study) -> Markup:
         for metric in present
     ]
     policies = [
-        el("div", el("dt", info.name), el("dd", f"{info.kind}: {info.description}" if info.description else info.kind))
+        el("div", el("dt", info.name), el("dd", ". ".join(part for part in (info.kind, info.description) if part)))
         for info in study.policies.values()
     ]
     return el(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from llmrouter.study.report.metrics import Metric
 
 
+_SCROLL = {"tabindex": "0", "role": "region", "aria_label": "every figure"}
+
+
 def full_table(study: Study) -> Markup:
     """All rows and all figures; below each figure its change against the base with its interval."""
     if not study.points:
@@ -30,7 +33,7 @@ def full_table(study: Study) -> Markup:
     return el(
         "div",
         el("div", search, switch, el("span", class_="count soft", aria_live="polite"), class_="tools"),
-        el("div", el("table", el("thead", head), el("tbody", *rows), class_="full"), class_="scroll", tabindex="0"),
+        el("div", el("table", el("thead", head), el("tbody", *rows), class_="full"), class_="scroll", **_SCROLL),
         class_="sortable",
     )
 
