@@ -15,7 +15,7 @@ from llmrouter.profiles import PROFILES
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.setup import RouterSide, Setup
 from llmrouter.study.figures import WARM_UP_FRACTION
-from llmrouter.study.predictors import Predictor
+from llmrouter.study.predictors import Predictor, usual_predictor
 from llmrouter.study.resample import resampled
 from llmrouter.study.traces import load_trace
 
@@ -231,7 +231,7 @@ def _trace_cell(spec: CellSpec) -> Cell:
         workload_at=functools.partial(resampled, trace),
         history=trace,
         is_recorded=True,
-        predictor=Predictor.TASK_MEAN,
+        predictor=usual_predictor(trace),
         bucket_accuracy={},
         skipped=str(skipped) if skipped.total else "",
     )

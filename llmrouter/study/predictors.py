@@ -34,7 +34,7 @@ class Predictor(StrEnum):
     ``NONE``: one mean for everybody. ``TASK_MEAN``: the mean of the request's application; both learned from the cell's
     history. ``BUCKET``: a classifier into the buckets of arXiv 2408.13510 that is right as often as the paper's was, by
     application where it says so. ``FOREST``: the shipped model, from prompt length and application. ``ORACLE``: the
-    truth, for bounds.
+    truth, for bounds. ``RECORDED``: what the trace says was predicted.
     """
 
     NONE = "none"
@@ -42,6 +42,7 @@ class Predictor(StrEnum):
     BUCKET = "bucket"
     FOREST = "forest"
     ORACLE = "oracle"
+    RECORDED = "recorded"
 
 
 def predicted(
@@ -60,7 +61,14 @@ def predicted(
         history: what means are learned from.
         seed: of the bucket classifier's errors.
         bucket_accuracy: how often it is right, by application.
+
+    Raises:
+        InvalidInputError: recorded predictions are asked for, and a request has none.
     """
+    if predictor is Predictor.RECORDED:
+        if not (workload.predicted_output_tokens > 0).all():
+            raise InvalidInputError("--predictor recorded needs a prediction for every request of the trace")
+        return workload
     if predictor is Predictor.ORACLE:
         tokens_N = predictions.oracle(workload)
     elif predictor is Predictor.TASK_MEAN:
@@ -102,6 +110,11 @@ def _forest() -> tuple[Any, Manifest]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return session, parse_manifest(manifest)
+
+
+def usual_predictor(trace: Workload) -> Predictor:
+    """Who predicts for a trace where nobody is asked for: the trace itself where it says so for every request."""
+    return Predictor.RECORDED if (trace.predicted_output_tokens > 0).all() else Predictor.TASK_MEAN
 
 
 def unknown_applications(workload: Workload) -> list[str]:

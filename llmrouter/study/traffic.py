@@ -13,7 +13,7 @@ from llmrouter.arrivals.laws import LengthClass, SyntheticLaw
 from llmrouter.arrivals.transform import take
 from llmrouter.errors import InvalidInputError
 from llmrouter.study.cells import KINDS, bucket_accuracies
-from llmrouter.study.predictors import Predictor
+from llmrouter.study.predictors import Predictor, usual_predictor
 from llmrouter.study.resample import at_rate, resampled
 from llmrouter.study.traces import load_trace
 
@@ -93,6 +93,7 @@ def of_trace(path: str, trace_format: str, *, skip_bad: bool, requests: int | No
         at=lambda rate_rps: trace if rate_rps == own_rps else at_rate(trace, rate_rps, rng),
         long_at=lambda rate_rps, many: resampled(trace, rate_rps, many, CAPACITY_SEED),
         history=trace,
+        predictor=usual_predictor(trace),
         own_rate_rps=own_rps,
         notes=(f"lines of the trace left out: {skipped}",) if skipped.total else (),
     )

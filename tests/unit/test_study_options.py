@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.setup import CompiledPolicy
@@ -14,8 +17,12 @@ from llmrouter.study import bench_options, simulate_options
 from llmrouter.study.cells import DEFAULT_CELLS, build_cell
 from llmrouter.study.contenders import BASE, CONTENDERS, DEFAULT, Kind, chosen_contenders, contender
 from llmrouter.study.plan import points_of, timeline_points
-from llmrouter.study.predictors import Predictor
+from llmrouter.study.predictors import Predictor, forest_tokens, predicted
 from llmrouter.study.seeds import FINAL, SELECTION
+from router_grpc.adapters.predictors import load_predictor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CSV = "arrival_s,application,prompt_tokens,output_tokens\n0.0,code,100,20\n1.0,chat,200,10\n3.0,code,50,5\n"
 
@@ -229,3 +236,42 @@ def test_what_is_wrong_with_simulate_is_said_in_a_line(words: list[str], said: s
     with pytest.raises(InvalidInputError, match=said) as caught:
         simulate_options.parse(words)
     assert "\n" not in str(caught.value)
+
+
+def test_predictions_that_were_recorded_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "told.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,predicted_output_tokens\n0,10,20,30\n1,10,20,40\n")
+    (spec,) = bench_options.parse(["--trace", str(path)]).plan.cells
+    assert build_cell(spec).predictor is Predictor.RECORDED
+    assert simulate_options.parse(["--trace", str(path)]).predictor is Predictor.RECORDED
+
+
+def test_predictions_that_are_missing_are_not_made_up(trace: Path) -> None:
+    workload = simulate_options.parse(["--trace", str(trace)]).traffic.history
+    with pytest.raises(InvalidInputError, match="--predictor recorded"):
+        predicted(workload, Predictor.RECORDED, workload, seed=1)
+
+
+def test_each_predictor_says_what_it_is_named_for() -> None:
+    cell = build_cell(bench_options.parse(["--cells", "paper-v100"]).plan.cells[0])
+    workload = cell.workload_at(10.0, 2_000, 1)
+
+    def said(predictor: Predictor) -> NDArray[np.float64]:
+        made = predicted(workload, predictor, cell.history, seed=1, bucket_accuracy=cell.bucket_accuracy)
+        return made.predicted_output_tokens
+
+    assert (said(Predictor.ORACLE) == workload.output_tokens).all()
+    assert len(np.unique(said(Predictor.NONE))) == 1
+    assert len(np.unique(said(Predictor.TASK_MEAN))) == 5
+    assert len(np.unique(said(Predictor.BUCKET))) == 3
+    assert said(Predictor.FOREST).min() >= 1.0
+    errors = {one: np.abs(said(one) - workload.output_tokens).mean() for one in (Predictor.NONE, Predictor.TASK_MEAN)}
+    assert errors[Predictor.TASK_MEAN] < errors[Predictor.NONE]
+
+
+def test_the_forest_says_what_the_router_would_hear() -> None:
+    workload = build_cell(bench_options.parse(["--cells", "azure"]).plan.cells[0]).workload_at(10.0, 200, 1)
+    served = load_predictor(*builtin_model("output_length", "random-forest"), expected_sha256=None)
+    names = [workload.applications[index] for index in workload.application.tolist()]
+    heard = [one.expected_tokens for one in served.predict(workload.prompt_tokens.tolist(), names)]
+    assert forest_tokens(workload) == pytest.approx(heard)
