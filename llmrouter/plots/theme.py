@@ -30,7 +30,6 @@ LIGHT = {
     "bad": "#b8400a",
     "good-wash": "#0067b0",
     "bad-wash": "#e0702a",
-    "shadow": "rgb(20 30 50 / 8%)",
 }
 DARK = {
     "page": "#111418",
@@ -46,7 +45,6 @@ DARK = {
     "bad": "#ff9a66",
     "good-wash": "#2f86cc",
     "bad-wash": "#d0662a",
-    "shadow": "rgb(0 0 0 / 40%)",
 }
 
 _PLOT = """

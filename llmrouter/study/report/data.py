@@ -63,11 +63,6 @@ class Point:
         """For sentences."""
         return f"{self.cell} at {self.load}"
 
-    @property
-    def anchor(self) -> str:
-        """Fit for an id; unique by the caller's index of the cell."""
-        return self.load.replace(".", "-")
-
 
 @dataclass(frozen=True, slots=True)
 class PolicyInfo:

@@ -72,6 +72,17 @@
     const search = box.querySelector("input[type=search]");
     search.addEventListener("input", () => filter(search.value.toLowerCase().split(/\s+/).filter(Boolean)));
     filter([]);
+    box.querySelector(".save").addEventListener("click", () => {
+      const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+      const lines = [...body.rows].filter((row) => !row.hidden).map((row) =>
+        [...row.cells].map((cell) => quoted(cell.dataset.v ?? cell.textContent.replace("–", ""))).join(","));
+      lines.unshift(heads.map((head) => quoted(head.dataset.key)).join(","));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([lines.join("\n"), "\n"], { type: "text/csv" }));
+      link.download = "bench.csv";
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
     const changes = box.querySelector(".with-changes");
     changes.addEventListener("change", () => box.classList.toggle("no-changes", !changes.checked));
   });

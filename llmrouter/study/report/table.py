@@ -24,22 +24,23 @@ def full_table(study: Study) -> Markup:
     metrics = study.metrics
     head = el(
         "tr",
-        *(_head(name, name) for name in ("policy", "cell", "load")),
-        *(_head(metric.label, metric.meaning) for metric in metrics),
+        *(_head(name, name, key=name) for name in ("policy", "cell", "load")),
+        *(_head(metric.label, metric.meaning, key=metric.key) for metric in metrics),
     )
     rows = [_row(row, study, metrics) for point in study.points for row in point.rows.values()]
     search = el("input", type="search", placeholder="filter: words of policy, cell, load", aria_label="filter rows")
     switch = el("label", el("input", type="checkbox", class_="with-changes", checked=True), f" changes against {BASE}")
+    save = el("button", "save as CSV", type="button", class_="save")
     return el(
         "div",
-        el("div", search, switch, el("span", class_="count soft", aria_live="polite"), class_="tools"),
+        el("div", search, switch, save, el("span", class_="count soft", aria_live="polite"), class_="tools"),
         el("div", el("table", el("thead", head), el("tbody", *rows), class_="full"), class_="scroll", **_SCROLL),
         class_="sortable",
     )
 
 
-def _head(name: str, meaning: str) -> Markup:
-    return el("th", el("button", name, type="button"), scope="col", title=meaning)
+def _head(name: str, meaning: str, *, key: str) -> Markup:
+    return el("th", el("button", name, type="button"), scope="col", title=meaning, data_key=key)
 
 
 def _row(row: Row, study: Study, metrics: tuple[Metric, ...]) -> Markup:
