@@ -43,6 +43,7 @@ FORWARDED = {
     "simulate": "run one policy on one workload, simulated",
     "bench": "compare policies, paired and with intervals, over cells and loads",
     "validate-engine": "hold the engine model against measured engines, or fit it to one's own",
+    "predictor": "score what foretells the length of answers, against every baseline",
 }
 """Commands whose options a module of their own declares, and what they do."""
 
@@ -52,6 +53,7 @@ MODULES = {
     "simulate": "llmrouter.study.simulate_command",
     "bench": "llmrouter.study.bench_command",
     "validate-engine": "llmrouter.validation.command",
+    "predictor": "llmrouter.training.predictor_command",
 }
 """Where the ``main(rest)`` of such a command is; imported when it runs."""
 

@@ -6,6 +6,7 @@ al., 2019), in the logarithm of the length, with steps that shrink to a floor (A
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 CAPACITY = 4_096
 MIN_ANSWERS = 20
-FIRST_STEP, LAST_STEP, STEP_DECAY = 0.6, 0.04, 0.6
+FIRST_STEP, LAST_STEP, STEP_DECAY = 0.5, 0.03, 0.6
+MIN_SPREAD, MAX_SPREAD = 0.2, 2.0
 MAX_OFFSET = 4.0
 _LEVELS_Q = np.array(LEVELS)
 _EVERYTHING = 0
@@ -36,9 +38,10 @@ class Recalibrated:
     """Adds to the logarithm of each quantile an offset, learned for all requests and for each application.
 
     After each answer, the offset of a level rises by step · level where the answer exceeded the quantile that was
-    given, and falls by step · (1 − level) where it did not. Steps shrink with the answers of the application, from
-    ``FIRST_STEP`` to ``LAST_STEP`` in ln tokens, so that a change of traffic is followed. An application's own offset
-    counts from ``min_answers`` on. At most ``capacity`` applications; the one longest silent gives way.
+    given, and falls by step · (1 − level) where it did not. Steps are in units of ln(q75/q25) of the law that was
+    given; they shrink with the answers of the application, from ``FIRST_STEP`` to ``LAST_STEP``, so that a change of
+    traffic is followed. An application's own offset counts from ``min_answers`` on. At most ``capacity``
+    applications; the one longest silent gives way.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Recalibrated:
         laws = self.inner.predict(requests)
         offsets_NQ = self._offsets([request.application for request in requests])
         return lengths_of(
-            laws.latent * np.exp(offsets_NQ),
+            _in_order(laws.latent * np.exp(offsets_NQ)),
             source=self.name,
             limit_N=laws.limit_tokens,
             rank_N=laws.rank * np.exp(offsets_NQ[:, MEDIAN]),
@@ -86,7 +89,9 @@ class Recalibrated:
             return reason
         if predicted is None:
             predicted = self.predict([request]).row(0)
-        direction_Q = _LEVELS_Q - (output_tokens <= np.array(predicted.quantiles))
+        given_Q = np.array(predicted.quantiles)
+        spread = min(max(math.log(given_Q[MEDIAN + 1] / given_Q[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
+        direction_Q = spread * (_LEVELS_Q - (output_tokens <= given_Q))
         slot = self._touch(label(request.application))
         self._move(_EVERYTHING, direction_Q)
         self._move(slot, direction_Q)
@@ -117,3 +122,10 @@ class Recalibrated:
             self._offsets_SQ[slot], self._answers_S[slot] = 0.0, 0
         self._slots[key] = slot
         return slot
+
+
+def _in_order(quantiles_NQ: Floats) -> Floats:
+    """Quantiles that crossed give way to the median's side, so that each keeps its own level's feedback."""
+    up_NQ = np.maximum.accumulate(quantiles_NQ[:, MEDIAN:], axis=1)
+    down_NQ = np.minimum.accumulate(quantiles_NQ[:, MEDIAN::-1], axis=1)[:, ::-1]
+    return np.concatenate([down_NQ[:, :-1], up_NQ], axis=1)

@@ -1,0 +1,69 @@
+"""What a length model is compared with, under one name each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmrouter.lengths.online import By, OnlineQuantiles
+from llmrouter.lengths.simple import ConstantLengths, ThreeBucketRule
+from llmrouter.training.length_evaluation_artefact import shipped_forest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmrouter.lengths.predictor import LengthPredictor
+
+TASK_MEAN = "task-mean"
+CONSTANT_TOKENS = 256.0
+FEW = 2.0
+"""Weight of the wider group in baselines: enough for a first answer, gone after ten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A predictor by name. ``learns``: what it says depends on the requests that were finished before."""
+
+    name: str
+    description: str
+    make: Callable[[], LengthPredictor]
+    learns: bool
+
+
+def baselines(*, half_life: float | None) -> tuple[Contender, ...]:
+    """What needs no model of text. ``half_life`` of what the product's own online predictor remembers, in answers."""
+    return (
+        Contender(
+            "constant", f"{CONSTANT_TOKENS:g} tokens for all", lambda: ConstantLengths(CONSTANT_TOKENS), learns=False
+        ),
+        Contender(
+            "three-buckets",
+            "4,096 tokens where thinking is asked for, 100 where tools are offered, else 1,000 (llm-d)",
+            ThreeBucketRule,
+            learns=False,
+        ),
+        Contender("all-requests", "mean and quantiles of all answers so far", _counting("all-requests"), learns=True),
+        Contender(
+            TASK_MEAN,
+            "mean and quantiles of the task's answers so far",
+            _counting(TASK_MEAN, By.APPLICATION),
+            learns=True,
+        ),
+        Contender(
+            "prompt-histogram",
+            "histogram of answers by band of prompt length",
+            _counting("prompt-histogram", By.BAND),
+            learns=True,
+        ),
+        Contender("forest", "the shipped random forest on prompt length and application", shipped_forest, learns=False),
+        Contender(
+            "application-quantiles",
+            "quantiles by application, model and band of prompt length, learned online",
+            lambda: OnlineQuantiles(half_life=half_life),
+            learns=True,
+        ),
+    )
+
+
+def _counting(name: str, *chain: By) -> Callable[[], LengthPredictor]:
+    return lambda: OnlineQuantiles(chain=chain, half_life=None, shrinkage=FEW, name=name)

@@ -1,0 +1,73 @@
+"""An evaluation for a terminal: per setting and stream, one line a predictor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from llmrouter.training.length_evaluation_scores import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+COLUMNS = {
+    "bucket_accuracy": ("bucket accuracy", "{:.1%}"),
+    "kendall_tau": ("τ-b", "{:.3f}"),
+    "pinball_loss": ("pinball loss", "{:.2f}"),
+    "coverage_80": ("80 % covers", "{:.1%}"),
+    "mae_tokens": ("MAE tokens", "{:.1f}"),
+}
+
+
+def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
+    """Tables of all streams, the subject's tasks, and the notes."""
+    for setting in result["settings"]:
+        for stream in setting["streams"]:
+            console.print(_stream_table(setting, stream))
+        if setting["streams"] and setting["streams"][0]["by_task"]:
+            console.print(_task_table(result["predictor"], setting))
+    for note in result["notes"]:
+        console.print(f"· {note}", markup=False, highlight=False)
+
+
+def cell(metric: str, part: Sequence[float | None]) -> str:
+    """A value with its interval."""
+    _, form = COLUMNS[metric]
+    value, low, high = part
+    if value is None:
+        return "–"
+    if low is None or high is None:
+        return form.format(value)
+    return f"{form.format(value)}\n({form.format(low).removesuffix('%')}–{form.format(high)})"
+
+
+def _stream_table(setting: Mapping[str, Any], stream: Mapping[str, Any]) -> Table:
+    how = f"online, {setting['order']} order" if setting["online"] else "offline"
+    hint = "with the task hint" if setting["hint"] else "without the task hint"
+    who = stream["family"] or "all rows"
+    table = Table(title=f"{who}: {stream['rows']:,} rows, {stream['prompts']:,} prompts; {how}, {hint}")
+    table.add_column("predictor")
+    for title, _ in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for name, metrics in stream["overall"]["predictors"].items():
+        table.add_row(name, *(cell(metric, metrics[metric]) for metric in COLUMNS))
+    return table
+
+
+def _task_table(subject: str, setting: Mapping[str, Any]) -> Table:
+    tasks = setting["streams"][0]["by_task"]
+    table = Table(title=f"{subject}, by task ({'with' if setting['hint'] else 'without'} the task hint)")
+    table.add_column("task")
+    table.add_column("rows", justify="right")
+    for title, _ in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for task, one in sorted(tasks.items()):
+        metrics = one["predictors"][subject]
+        table.add_row(task or "(none)", f"{one['rows']:,}", *(cell(metric, metrics[metric]) for metric in COLUMNS))
+    return table
+
+
+assert set(COLUMNS) <= set(METRICS)  # noqa: S101 - both are written by hand
