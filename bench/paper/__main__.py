@@ -58,7 +58,7 @@ def run(seeds: Sequence[int], console: Console) -> dict[str, object]:
     two = _two_instances(seeds, console)
     varied = _variations(seeds, console)
     console.print(tables.assumptions_table())
-    held = claims.of_all(found_cells, measured, two)
+    held = claims.of_all(found_cells, measured, two, varied)
     console.print(tables.claims_table(held))
     return {
         "claims": [asdict(claim) for claim in held],

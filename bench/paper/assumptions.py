@@ -44,8 +44,10 @@ ASSUMPTIONS = (
     ),
     Assumption(
         "V100 engine",
-        "profile paper-v100: 1,200 KV blocks, whole prompts in steps of their own, preemption by recompute",
-        "fitted to the paper's step times (see the mixing table); its KV size is not printed",
+        "profile paper-v100: 1,200 KV blocks, of which an admission leaves 12 free; whole prompts in steps of their "
+        "own; preemption by recompute of the youngest",
+        "fitted to the paper's step times (see the mixing table); its KV size is not printed; a hundredth is the "
+        "default watermark of the vLLM of that time: the variations show that much hangs on it",
     ),
     Assumption(
         "router",

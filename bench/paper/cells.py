@@ -40,6 +40,7 @@ class PaperCell:
         rate_rps: mean arrivals per second.
         tick_s: seconds between two actions of the router.
         cv: coefficient of variation of the gaps.
+        watermark_blocks: KV blocks that an admission leaves free; ``None`` takes the simulator's hundredth.
         routes: names of ``ROUTES``.
         printed_s: makespans the paper prints.
         printed_pct: changes of the makespan against round-robin the paper prints.
@@ -54,6 +55,7 @@ class PaperCell:
     rate_rps: float = 20.0
     tick_s: float = assumptions.V100_TICK_S
     cv: float = 1.0
+    watermark_blocks: int | None = None
     routes: tuple[str, ...] = CLASSICAL + REFERENCES
     printed_s: Mapping[str, tuple[float, float]]
     printed_pct: Mapping[str, float]

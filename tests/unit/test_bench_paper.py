@@ -142,13 +142,26 @@ def test_a_small_run_of_the_other_tables() -> None:
 
 def test_claims_are_computed_from_the_rows() -> None:
     found = {name: play.rows(replace(cell, requests=60), cell.routes, [1, 2]) for name, cell in CELLS.items()}
-    held = {claim.statement: claim for claim in claims.of_all(found, mixing.measure(), two_instances.study([1], 60))}
-    assert len(held) == 16
+    varied = {
+        name: {title: play.rows(replace(cell, requests=60), PROBES, [1, 2]) for title, cell in of.items()}
+        for name, of in variations.all_variations().items()
+    }
+    two = two_instances.study([1], 60)
+    held = {claim.statement: claim for claim in claims.of_all(found, mixing.measure(), two, varied)}
+    assert len(held) == 21
     lone = next(claim for statement, claim in held.items() if statement.startswith("a lone"))
     assert (lone.paper, lone.holds) == ("17 and 31", True)
     time = next(claim for statement, claim in held.items() if "2,000 requests" in statement)
     assert not time.holds  # 60 requests do not take what 2,000 take
     assert "what reproduces" in rendered(tables.claims_table(list(held.values())))
+
+
+def test_without_a_watermark_engines_preempt_more() -> None:
+    cell = replace(CELLS["v100-4"], requests=1_600)
+    with_one, without = (
+        play.episode(replace(cell, watermark_blocks=blocks), "RoundRobin", 1)["preemptions"] for blocks in (None, 0)
+    )
+    assert without > with_one > 0
 
 
 def test_variations_change_one_thing_and_run() -> None:
