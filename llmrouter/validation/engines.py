@@ -23,17 +23,18 @@ UNBOUND_KV_TOKENS = 4_000_000
 
 
 class Split(StrEnum):
-    """How requests reach the replicas, where the record does not say."""
+    """How requests reach the replicas, where the record does not say. ``SESSION``: a user stays with one of them."""
 
     RANDOM = "Random"
     ROUND_ROBIN = "RoundRobin"
+    SESSION = "Session"
 
 
 class Reuse(StrEnum):
     """What of a prompt is cached when it arrives.
 
     ``NONE``: nothing. ``SHARE``: a share of it, drawn from a beta law. ``SESSIONS``: what the simulated cache holds of
-    the same user's last prompt, from a cache that has seen every user once.
+    the same user's last prompt, from a cache that has seen ``warm_fraction`` of the users before the run.
     """
 
     NONE = "None"
@@ -74,6 +75,7 @@ class MeasuredEngine:
     Attributes:
         layout, runs: the layout of file and the pattern of run names that it stands behind.
         group: the line of the summary that its runs belong to.
+        warm_fraction: share of the users whose first prompt is cached before the run, for ``Reuse.SESSIONS``.
         decode_instances: above 0 prefill and decode are apart: one instance of prefill before so many of decode, to
             which ``base_decode_s``, ``context_s_per_token``, ``sequence_s`` and ``kv_tokens`` then belong.
         kv_bytes_per_token: what a transfer moves.
@@ -97,6 +99,7 @@ class MeasuredEngine:
     replicas: int = 1
     split: Split = Split.RANDOM
     reuse: Reuse = Reuse.NONE
+    warm_fraction: float = 1.0
     decode_instances: int = 0
     kv_bytes_per_token: float = 131_072.0
     documented: dict[str, str] = field(default_factory=dict)

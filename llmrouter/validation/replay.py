@@ -38,7 +38,8 @@ class Replay:
 
 def draws_needed(engine: MeasuredEngine) -> bool:
     """Whether anything is left to chance: which replica, or how much of a prompt is cached."""
-    return engine.reuse is Reuse.SHARE or (engine.replicas > 1 and engine.split is Split.RANDOM)
+    drawn_cache = engine.reuse is Reuse.SHARE or (engine.reuse is Reuse.SESSIONS and engine.warm_fraction < 1)
+    return drawn_cache or (engine.replicas > 1 and engine.split is not Split.ROUND_ROBIN)
 
 
 def replay(engine: MeasuredEngine, run: MeasuredRun, *, draws: int) -> Replay:
@@ -56,17 +57,16 @@ def _one(
     engine: MeasuredEngine, run: MeasuredRun, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     count = len(run)
-    replica = (
-        rng.integers(0, engine.replicas, count) if engine.split is Split.RANDOM else np.arange(count) % engine.replicas
-    )
+    replica = _replica(engine, run, rng)
     cached_blocks = _cached_blocks(engine, run, rng)
+    warm = rng.random(count) < engine.warm_fraction
     ttft_s, e2e_s = np.empty(count), np.empty(count)
     setup = Setup(engines=engine.instances())
     for number in range(engine.replicas):
         rows = np.flatnonzero(replica == number)
         if len(rows) == 0:
             continue
-        warm_up, workload = _workload(engine, run, rows, cached_blocks)
+        warm_up, workload = _workload(engine, run, rows, cached_blocks, warm=warm)
         outcomes = simulate(setup, workload, _STRAIGHT_ON, seed=0)
         if not outcomes.finished.all():
             row = int(rows[max(int(np.argmin(outcomes.finished)) - warm_up, 0)])
@@ -77,6 +77,17 @@ def _one(
         ttft_s[rows] = outcomes.ttft_s[warm_up:]
         e2e_s[rows] = outcomes.e2e_s[warm_up:]
     return ttft_s, e2e_s
+
+
+def _replica(engine: MeasuredEngine, run: MeasuredRun, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which replica serves each request, shape (N,)."""
+    if engine.split is Split.ROUND_ROBIN or engine.replicas == 1:
+        return np.arange(len(run)) % engine.replicas
+    if engine.split is Split.RANDOM:
+        return rng.integers(0, engine.replicas, len(run))
+    users, user_of = np.unique(run.session, return_inverse=True)
+    home = rng.permutation(np.arange(len(users)) % engine.replicas)
+    return np.asarray(home[user_of])
 
 
 def _cached_blocks(engine: MeasuredEngine, run: MeasuredRun, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -97,7 +108,12 @@ def _cached_blocks(engine: MeasuredEngine, run: MeasuredRun, rng: np.random.Gene
 
 
 def _workload(
-    engine: MeasuredEngine, run: MeasuredRun, rows: NDArray[np.int64], cached_blocks: NDArray[np.int64]
+    engine: MeasuredEngine,
+    run: MeasuredRun,
+    rows: NDArray[np.int64],
+    cached_blocks: NDArray[np.int64],
+    *,
+    warm: NDArray[np.bool_],
 ) -> tuple[int, Workload]:
     """The requests of one replica, after as many warm-up requests as the first item says."""
     arrived_at_s = run.arrived_at_s[rows]
@@ -109,7 +125,7 @@ def _workload(
     users = run.session if engine.reuse is Reuse.SESSIONS else np.zeros(len(run), np.int64)
     _, user_of = np.unique(users, return_inverse=True)
     stride = int(cached_blocks.max()) + 1
-    warm_users, warm_blocks = _warm_up(engine, user_of, cached_blocks)
+    warm_users, warm_blocks = _warm_up(engine, user_of, rows, cached_blocks, warm=warm)
     start_s = _WARM_UP_S * (len(warm_users) + 1)
     counts = np.concatenate([warm_blocks, blocks])
     first = np.concatenate([warm_users, user_of[rows]]) * stride
@@ -125,11 +141,18 @@ def _workload(
 
 
 def _warm_up(
-    engine: MeasuredEngine, user_of: NDArray[np.int64], cached_blocks: NDArray[np.int64]
+    engine: MeasuredEngine,
+    user_of: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    cached_blocks: NDArray[np.int64],
+    *,
+    warm: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Users and block counts of the prompts seen before the run: the last user first, so that he is forgotten first."""
-    users, first_row = np.unique(user_of, return_index=True)
-    if engine.reuse is Reuse.SESSIONS:
-        order = np.argsort(first_row)[::-1]
-        return users[order].astype(np.int64), cached_blocks[first_row[order]]
-    return np.zeros(1, np.int64), np.array([int(cached_blocks.max())])
+    if engine.reuse is Reuse.SHARE:
+        return np.zeros(1, np.int64), np.array([int(cached_blocks.max())])
+    users, first = np.unique(user_of[rows], return_index=True)
+    first_row = rows[first]
+    order = np.argsort(first_row)[::-1]
+    order = order[warm[first_row[order]]]
+    return users[order].astype(np.int64), cached_blocks[first_row[order]]
