@@ -23,8 +23,10 @@ from llmrouter.study.table import print_comparison
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from llmrouter.study.bench_options import Options
+    from llmrouter.study.plan import Plan
 
 INTERRUPTED = 130
 _REPORT = "llmrouter.study.report"
@@ -40,7 +42,9 @@ def main(rest: Sequence[str]) -> int:
     options = parse(rest)
     command = shlex.join(["llmrouter", "bench", *rest])
     if options.final:
-        _open_final(options, command)
+        ledger = ledger_path(options.out)
+        opened = open_final(options.plan, command, ledger=ledger, now=dt.datetime.now(dt.UTC))
+        Console(stderr=True).print(f"opening {opened} of the final seeds is recorded in {ledger}")
     with Store(options.out, fresh=options.fresh) as store:
         try:
             result = compare(options, store, command)
@@ -71,11 +75,14 @@ def compare(options: Options, store: Store, command: str) -> dict[str, Any]:
     return result_of(plan, store, command=command)
 
 
-def _open_final(options: Options, command: str) -> None:
-    plan = options.plan
-    path = ledger_path(options.out)
+def open_final(plan: Plan, command: str, *, ledger: Path, now: dt.datetime) -> int:
+    """Records that the final seeds are opened for a comparison; returns how often they were by now.
+
+    Raises:
+        InvalidInputError: it cannot be recorded, so nothing may run.
+    """
     opening = {
-        "opened_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "opened_at": now.isoformat(timespec="seconds"),
         "command": command,
         "cells": [cell.name for cell in plan.cells],
         "loads": list(plan.loads),
@@ -83,8 +90,7 @@ def _open_final(options: Options, command: str) -> None:
         "first_seed": plan.first_seed,
         "seeds": plan.seeds,
     }
-    count = record_opening(path, opening)
-    Console(stderr=True).print(f"opening {count} of the final seeds is recorded in {path}")
+    return record_opening(ledger, opening)
 
 
 def _write_report(options: Options, result: dict[str, Any]) -> None:

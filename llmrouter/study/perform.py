@@ -32,7 +32,7 @@ CAPACITY_TOLERANCE = 0.005
 TIMELINE_POINTS = 300
 SLO_TOLERANCE = 0.01
 SLO_LOWEST = 1 / 64
-"""Share of C below which no rate is looked for."""
+"""Share of C below which no rate is looked for, nor above its inverse."""
 
 
 def perform(task: Task) -> dict[str, Any]:
@@ -68,12 +68,15 @@ def timeline_values(timeline: Timeline, points: int = TIMELINE_POINTS) -> dict[s
 def highest_rate(meets: Callable[[float], bool], start_rps: float, *, lowest_rps: float) -> float | None:
     """The highest rate that ``meets`` accepts, by doubling or halving from ``start_rps`` and then bisection.
 
-    To a relative ``SLO_TOLERANCE``; ``None`` where nothing down to ``lowest_rps`` is accepted.
+    To a relative ``SLO_TOLERANCE``; ``None`` where nothing down to ``lowest_rps`` is accepted. A run of so few requests
+    that no rate is too high ends the search far above the start.
     """
     low_rps, high_rps = start_rps, start_rps * 2
     if meets(start_rps):
         while meets(high_rps):
             low_rps, high_rps = high_rps, high_rps * 2
+            if low_rps > start_rps / SLO_LOWEST:
+                return low_rps
     else:
         while not meets(low_rps):
             low_rps, high_rps = low_rps / 2, low_rps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 
 from llmrouter import cli
 from llmrouter.study import bench_command, simulate_command
+from llmrouter.study.bench_command import open_final
 from llmrouter.study.bench_options import parse
 from llmrouter.study.contenders import BASE, DEFAULT
 from llmrouter.study.figures import METRICS, change_name
@@ -160,6 +162,22 @@ def test_the_final_seeds_stay_closed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["bench", "--first-seed", "9000", "--out", str(tmp_path)]) == 2
     assert "--final" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_opening_says_who_was_tried_on_what(tmp_path: Path) -> None:
+    options = parse(["--final", "--seeds", "3", "--cells", "azure", "--policies", "LMetric", "--loads", "0.8"])
+    ledger = tmp_path / "openings.jsonl"
+    now = dt.datetime(2030, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+    assert [open_final(options.plan, "the command", ledger=ledger, now=now) for _ in range(2)] == [1, 2]
+    assert json.loads(ledger.read_text().splitlines()[0]) == {
+        "opened_at": "2030-01-02T03:04:05+00:00",
+        "command": "the command",
+        "cells": ["azure"],
+        "loads": [0.8],
+        "policies": [BASE, "LMetric"],
+        "first_seed": 9_000,
+        "seeds": 3,
+    }
 
 
 def test_simulate_says_everything_of_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,12 @@ def test_the_highest_rate_is_found_from_below_and_above(limit: float) -> None:
     assert found <= limit < found * 1.0101
 
 
+def test_a_search_without_a_limit_ends() -> None:
+    found = highest_rate(lambda _rate: True, 10.0, lowest_rps=0.1)
+    assert found is not None
+    assert found > 640.0
+
+
 def test_where_no_rate_will_do_there_is_none() -> None:
     assert highest_rate(lambda _rate: False, 10.0, lowest_rps=0.1) is None
 
