@@ -15,7 +15,7 @@ from rich.console import Console
 from llmrouter.study.bench_options import parse
 from llmrouter.study.plan import all_tasks, capacity_task
 from llmrouter.study.pool import do_tasks
-from llmrouter.study.progress import progress
+from llmrouter.study.progress import make_ready, progress
 from llmrouter.study.result import capacities, result_of
 from llmrouter.study.seeds import ledger_path, record_opening
 from llmrouter.study.store import Store
@@ -67,6 +67,7 @@ def compare(options: Options, store: Store, command: str) -> dict[str, Any]:
     """Does what is missing in the store and puts the comparison together."""
     plan = options.plan
     searches = [capacity_task(cell) for cell in plan.cells]
+    make_ready()
     with progress("capacity", len(searches), unit="cells") as advance:
         do_tasks(searches, store, jobs=options.jobs, on_done=lambda _task: advance(1))
     tasks = all_tasks(plan, capacities(plan, store))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,17 @@ def _results(tasks: Sequence[Task], jobs: int) -> Iterable[tuple[Task, dict[str,
             yield task, perform(task)
         return
     # A fresh interpreter each: threads of the parent, of a progress bar for one, do not survive a fork.
-    workers = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    workers = ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent
+    )
     try:
         futures = {workers.submit(perform, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    """A stopped comparison ends its runs under way; the parent keeps their results or drops them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,8 +8,23 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llmrouter.profiles import H100_MIX
+from llmrouter.routing.rules import Rule
+from llmrouter.sim.model import EngineModel
+from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import CompiledPolicy, Setup
+from llmrouter.sim.workload import Workload
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+def make_ready() -> None:
+    """Compiles the simulator where no process has done so yet, so that several do not all do it at once."""
+    with progress("simulator", 1, unit="ready (compiled once)") as advance:
+        engines = (EngineModel(H100_MIX),)
+        simulate(Setup(engines=engines), Workload.of([0.0], [1], [1]), CompiledPolicy(rule=Rule.ROUND_ROBIN))
+        advance(1)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from llmrouter.study.alone import alone_on_best_s
 from llmrouter.study.figures import Slo, counts, figures
 from llmrouter.study.perform import CAPACITY_REQUESTS, CAPACITY_TOLERANCE, TIMELINE_POINTS, timeline_values
 from llmrouter.study.predictors import Predictor, predicted, unknown_applications
-from llmrouter.study.progress import progress
+from llmrouter.study.progress import make_ready, progress
 from llmrouter.study.simulate_options import parse
 from llmrouter.study.simulate_table import print_runs
 from llmrouter.study.traffic import as_model
@@ -46,6 +46,7 @@ def main(rest: Sequence[str]) -> int:
 
 def simulated(scenario: Scenario, *, command: str) -> dict[str, Any]:
     """The runs of a scenario as plain values."""
+    make_ready()
     full_rps = _capacity(scenario) if scenario.load is not None else None
     rate_rps = scenario.rate_rps if scenario.load is None or full_rps is None else scenario.load * full_rps
     assert rate_rps is not None  # noqa: S101 - a scenario has a load or a rate

@@ -90,7 +90,8 @@ def _spaced(cells: Sequence[str]) -> list[str]:
 
 
 def _busy(fractions: Sequence[float]) -> str:
-    return f"{min(fractions):.0%} to {max(fractions):.0%}" if fractions else ""
+    shown = list(dict.fromkeys(f"{fraction:.0%}" for fraction in (min(fractions), max(fractions)))) if fractions else []
+    return " to ".join(shown)
 
 
 def _print_endings(run: Mapping[str, Any], console: Console) -> None:
