@@ -54,7 +54,7 @@ def quantiles_of(shares_NB: Floats) -> Floats:
     rows_N1 = np.arange(len(shares_NB))[:, None]
     share_NQ = shares_NB[rows_N1, bin_NQ]
     into_NQ = _LEVELS_Q1[:, 0] - (cumulated_NB[rows_N1, bin_NQ] - share_NQ)
-    inside_NQ = np.clip(into_NQ / np.maximum(share_NQ, 1e-300), 0.0, 1.0)
+    inside_NQ = np.minimum(np.maximum(into_NQ / np.maximum(share_NQ, 1e-300), 0.0), 1.0)
     quantiles_NQ: Floats = np.exp(_LOG_START_B[bin_NQ] + inside_NQ * _LOG_WIDTH_B[bin_NQ])
     return quantiles_NQ
 

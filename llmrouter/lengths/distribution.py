@@ -31,6 +31,7 @@ AGENT_EDGES_TOKENS = (256.0, 2_048.0)
 """The buckets that the agent of arXiv 2408.13510 sees."""
 
 _KNOT_LEVELS = np.array((0.0, *LEVELS, 1.0))
+_KNOT_WIDTHS = np.diff(_KNOT_LEVELS)
 _TAIL = 2.0
 _LOG_MAX = float(np.log(MAX_TOKENS))
 
@@ -151,24 +152,31 @@ def lengths_of(
     """
     if quantiles_NQ.ndim != 2 or quantiles_NQ.shape[1] != len(LEVELS):  # noqa: PLR2004 - rows and levels
         raise ValueError(f"quantiles have the shape {quantiles_NQ.shape}, not (N, {len(LEVELS)})")
-    if not all(np.isfinite(given).all() for given in (quantiles_NQ, expected_N, rank_N) if given is not None):
-        raise NotFiniteLengthsError(f"{source}: a prediction is not finite")
-    latent_NQ = np.sort(np.clip(np.asarray(quantiles_NQ, dtype=np.float64), MIN_TOKENS, MAX_TOKENS), axis=1)
-    limit_N = np.full(len(latent_NQ), MAX_TOKENS) if limit_N is None else np.clip(limit_N, MIN_TOKENS, MAX_TOKENS)
+    for given in (quantiles_NQ, expected_N, rank_N):
+        if given is not None and not np.isfinite(given).all():
+            raise NotFiniteLengthsError(f"{source}: a prediction is not finite")
+    latent_NQ = _bounded(np.asarray(quantiles_NQ, dtype=np.float64))
+    latent_NQ.sort(axis=1)
+    limit_N = np.full(len(latent_NQ), MAX_TOKENS) if limit_N is None else _bounded(limit_N)
     if expected_N is None:
         expected_N = _mean_below(_knots(latent_NQ), np.log(limit_N))
-    expected_N = np.clip(np.asarray(expected_N, dtype=np.float64), MIN_TOKENS, limit_N)
+    expected_N = np.minimum(np.maximum(np.asarray(expected_N, dtype=np.float64), MIN_TOKENS), limit_N)
     rank_N = expected_N if rank_N is None else np.asarray(rank_N, dtype=np.float64)
     return Lengths(latent_NQ, limit_N, expected_N, rank_N, source, digest)
 
 
+def _bounded(tokens: Floats) -> Floats:
+    return np.minimum(np.maximum(tokens, MIN_TOKENS), MAX_TOKENS)
+
+
 def _knots(quantiles_NQ: Floats) -> Floats:
     """Logarithms of the quantile function at ``_KNOT_LEVELS``."""
-    log_NQ = np.log(quantiles_NQ)
-    first_N = log_NQ[:, 0] - _TAIL * (log_NQ[:, 1] - log_NQ[:, 0])
-    last_N = log_NQ[:, -1] + _TAIL * (log_NQ[:, -1] - log_NQ[:, -2])
-    first_N, last_N = np.maximum(first_N, 0.0), np.minimum(last_N, _LOG_MAX)
-    return np.concatenate([first_N[:, None], log_NQ, last_N[:, None]], axis=1)
+    knots_NK = np.empty((len(quantiles_NQ), len(_KNOT_LEVELS)))
+    np.log(quantiles_NQ, out=knots_NK[:, 1:-1])
+    first_N, last_N = knots_NK[:, 1], knots_NK[:, -2]
+    knots_NK[:, 0] = np.maximum(first_N - _TAIL * (knots_NK[:, 2] - first_N), 0.0)
+    knots_NK[:, -1] = np.minimum(last_N + _TAIL * (last_N - knots_NK[:, -3]), _LOG_MAX)
+    return knots_NK
 
 
 def _below(knots_NK: Floats, log_tokens_N: Floats) -> Floats:
@@ -186,13 +194,16 @@ def _below(knots_NK: Floats, log_tokens_N: Floats) -> Floats:
 
 def _mean_below(knots_NK: Floats, log_limit_N: Floats) -> Floats:
     """E[min(length, limit)]: of each segment the logarithmic mean up to the limit, and the limit for the rest."""
-    cut_NK = np.minimum(knots_NK, log_limit_N[:, None])
-    width_NS = np.diff(knots_NK, axis=1)
-    kept_NS = np.diff(cut_NK, axis=1)
-    share_NS = np.where(width_NS > 0.0, kept_NS / np.where(width_NS > 0.0, width_NS, 1.0), 1.0)
+    log_limit_N1 = log_limit_N[:, None]
+    cut_NK = np.minimum(knots_NK, log_limit_N1)
+    kept_NS = cut_NK[:, 1:] - cut_NK[:, :-1]
     start_NS = np.exp(cut_NK[:, :-1])
     flat_NS = kept_NS < 1e-9  # noqa: PLR2004 - below it the quotient loses its digits
-    mean_NS = start_NS * np.where(flat_NS, 1.0, np.expm1(kept_NS) / np.where(flat_NS, 1.0, kept_NS))
-    limit_N1 = np.exp(log_limit_N)[:, None]
-    mean_N: Floats = (share_NS * mean_NS + (1.0 - share_NS) * limit_N1) @ np.diff(_KNOT_LEVELS)
+    divisor_NS = np.where(flat_NS, 1.0, kept_NS)
+    mean_NS = start_NS * np.where(flat_NS, 1.0, np.expm1(kept_NS) / divisor_NS)
+    if (knots_NK[:, -1:] > log_limit_N1).any():
+        width_NS = knots_NK[:, 1:] - knots_NK[:, :-1]
+        share_NS = np.where(width_NS > 0.0, kept_NS / np.where(width_NS > 0.0, width_NS, 1.0), 1.0)
+        mean_NS = share_NS * mean_NS + (1.0 - share_NS) * np.exp(log_limit_N1)
+    mean_N: Floats = mean_NS @ _KNOT_WIDTHS
     return mean_N

@@ -108,7 +108,8 @@ class Recalibrated:
         self._answers_S[slot] += 1
         if slot != _EVERYTHING and self._answers_S[slot] < self._min_answers:
             return
-        self._offsets_SQ[slot] = np.clip(self._offsets_SQ[slot] + step * direction_Q, -MAX_OFFSET, MAX_OFFSET)
+        moved_Q = self._offsets_SQ[slot] + step * direction_Q
+        self._offsets_SQ[slot] = np.minimum(np.maximum(moved_Q, -MAX_OFFSET), MAX_OFFSET)
 
     def _touch(self, key: str) -> int:
         slot = self._slots.get(key)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmrouter.errors import InvalidInputError
 from llmrouter.lengths.distribution import MAX_TOKENS
 from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.lengths.prompt_tokens import PromptTokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,10 +57,14 @@ class LengthRow:
 
 @dataclass(frozen=True, slots=True)
 class LengthRows:
-    """What a file held: rows in its order, and how many lines were left out, by reason."""
+    """What a file held: rows in its order, how many lines were left out, by reason, and how many lengths were missing.
+
+    A missing ``prompt_tokens`` is estimated from the prompt.
+    """
 
     rows: tuple[LengthRow, ...]
     skipped: Counter[str]
+    estimated: int
 
 
 def held_out(prompt_digest: bytes) -> bool:
@@ -98,7 +103,8 @@ def read_rows(
     """
     rows: list[LengthRow] = []
     skipped: Counter[str] = Counter()
-    reported = 0
+    estimated = reported = 0
+    tokens = PromptTokens()
     for number, line in _lines(path):
         try:
             row = _row(line, label=label)
@@ -107,8 +113,13 @@ def read_rows(
                 raise InvalidInputError(f"{path}, line {number}: {error}") from None
             skipped[error.reason] += 1
             continue
-        if family is None or row.family == family:
-            rows.append(row)
+        if family is not None and row.family != family:
+            continue
+        if row.request.prompt_tokens is None:
+            estimated += 1
+            request = replace(row.request, prompt_tokens=tokens.estimate(row.request.prompt or ""))
+            row = replace(row, request=request)
+        rows.append(row)
         if len(rows) - reported >= 1_000:  # noqa: PLR2004 - how often progress is told
             on_rows(len(rows) - reported)
             reported = len(rows)
@@ -116,7 +127,7 @@ def read_rows(
     if not rows:
         of_family = "" if family is None else f" of the family {family!r}"
         raise InvalidInputError(f"{path}: holds no row{of_family}" + (f"; skipped: {dict(skipped)}" if skipped else ""))
-    return LengthRows(tuple(rows), skipped)
+    return LengthRows(tuple(rows), skipped, estimated)
 
 
 class _BadLineError(ValueError):

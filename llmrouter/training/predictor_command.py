@@ -114,6 +114,7 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
         "file": options.data.name,
         "rows": len(rows),
         "skipped": dict(read.skipped),
+        "prompt_tokens_estimated": read.estimated,
         "seed": options.seed,
         "resamples": options.resamples,
         "label": options.label,

@@ -1,0 +1,165 @@
+"""How many tokens a prompt has, without a tokenizer: from its characters, calibrated online by what engines report."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrouter.lengths.predictor import label
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+CLASSES = ("prompt", "word", "letter", "capital", "digit", "punctuation", "space", "cjk", "other")
+"""What is counted: the prompt itself, runs of ASCII letters, their letters, capitals, digits, other printable ASCII,
+white space beyond one between words, Chinese, Japanese and Korean characters, all other characters."""
+
+PRIOR_TOKENS = np.array([1.0, 0.8, 0.07, 0.22, 1.15, 0.65, 0.3, 1.3, 0.45])
+"""Tokens that one of each class is worth before anything is known of a model's tokenizer: between those of Llama 2
+and ``cl100k_base``."""
+
+WINDOW_CHARS = 8_192
+WINDOWS = 4
+MODELS = 64
+FORGETTING = 0.999
+PRIOR_SPREAD = 0.5
+MAX_TOKENS_PER_CHAR = 4.0
+MAX_OVERHEAD_TOKENS = 8_192.0
+MIN_TOKENS_PER_CHAR = 1.0 / 64.0
+NOISE = 0.01
+"""Variance of the relative error that no weights explain."""
+
+MAX_TRACE = 10.0
+"""Of the covariance of the weights: forgetting alone would let it grow without bound."""
+
+_LOW, _HIGH = 0.0, 4.0
+_MAX_SURPRISE = 1.0
+_ASCII = 128
+_CJK = ((0x2E80, 0xA4D0), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0), (0x20000, 0x32000))
+
+
+class TokenReportRefusal(StrEnum):
+    """Why a report of prompt tokens is not believed."""
+
+    NOT_A_NUMBER = "NotANumber"
+    NOT_POSITIVE = "NotPositive"
+    TOO_SMALL = "TooSmall"  # fewer than a token per 64 characters
+    TOO_LARGE = "TooLarge"  # more than four a character and a long chat template
+
+
+class PromptTokens:
+    """Estimates prompt tokens of each model as a weighted count of character classes.
+
+    The weights are learned by recursive least squares on relative errors, forgetting by ``FORGETTING`` an answer,
+    starting at ``PRIOR_TOKENS``; each stays within 0 and 4 tokens, and one report moves them as an error of 100 % at
+    most. At most ``MODELS`` models; the one longest silent gives way. Of a prompt of any size four windows of
+    8,192 characters are looked at, and scaled up.
+    """
+
+    def __init__(self, *, models: int = MODELS) -> None:
+        self.refused: Counter[TokenReportRefusal] = Counter()
+        self._capacity = models
+        self._models: OrderedDict[str, tuple[Floats, Floats]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def estimate(self, prompt: str, model: str = "") -> int:
+        """Tokens of a prompt for a model, at least 1."""
+        return max(1, round(float(character_counts(prompt) @ self._weights(label(model))[0])))
+
+    def learn(self, prompt: str, prompt_tokens: float, model: str = "") -> TokenReportRefusal | None:
+        """Takes note of what an engine counted; ``None`` where it was believed, else why not."""
+        reason = _refusal(len(prompt), prompt_tokens)
+        if reason is not None:
+            self.refused[reason] += 1
+            return reason
+        key = label(model)
+        weights_C, spread_CC = self._weights(key)
+        counts_C = character_counts(prompt)
+        scaled_C = counts_C / prompt_tokens
+        surprise = min(max(1.0 - float(scaled_C @ weights_C), -_MAX_SURPRISE), _MAX_SURPRISE)
+        reach_C = spread_CC @ scaled_C
+        gain_C = reach_C / (NOISE + float(scaled_C @ reach_C))
+        weights_C = np.clip(weights_C + gain_C * surprise, _LOW, _HIGH)
+        spread_CC = (spread_CC - np.outer(gain_C, reach_C)) / FORGETTING
+        spread_CC = 0.5 * (spread_CC + spread_CC.T)
+        excess = float(np.trace(spread_CC)) / MAX_TRACE
+        self._keep(key, weights_C, spread_CC / max(1.0, excess))
+        return None
+
+    def weights(self, model: str = "") -> Floats:
+        """Tokens that one of each of ``CLASSES`` is worth for a model."""
+        return self._weights(label(model))[0].copy()
+
+    def _weights(self, key: str) -> tuple[Floats, Floats]:
+        known = self._models.get(key)
+        return (PRIOR_TOKENS, np.diag((PRIOR_SPREAD * PRIOR_TOKENS) ** 2)) if known is None else known
+
+    def _keep(self, key: str, weights_C: Floats, spread_CC: Floats) -> None:
+        self._models[key] = (weights_C, spread_CC)
+        self._models.move_to_end(key)
+        if len(self._models) > self._capacity:
+            self._models.popitem(last=False)
+
+
+def character_counts(prompt: str) -> Floats:
+    """Counts (classes) of ``CLASSES`` in a prompt; of a long one estimated from windows spread over it."""
+    size = len(prompt)
+    if size <= WINDOWS * WINDOW_CHARS:
+        counts_C = _counts(prompt)
+    else:
+        starts = np.linspace(0, size - WINDOW_CHARS, WINDOWS).astype(int)
+        counts_C = sum((_counts(prompt[start : start + WINDOW_CHARS]) for start in starts), np.zeros(len(CLASSES)))
+        counts_C *= size / (WINDOWS * WINDOW_CHARS)
+    counts_C[0] = 1.0
+    return counts_C
+
+
+def _counts(text: str) -> Floats:
+    code_N = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    class_N = np.full(len(code_N), _BEYOND)
+    ascii_N = code_N < _ASCII
+    class_N[ascii_N] = _ASCII_CLASS[code_N[ascii_N]]
+    small, capital, digit, space, punctuation, beyond = np.bincount(class_N, minlength=_BEYOND + 1).tolist()
+    letter_N = class_N <= _CAPITAL
+    words = int(letter_N[:1].sum()) + int((letter_N[1:] & ~letter_N[:-1]).sum())
+    code_N = code_N[~ascii_N]
+    cjk = sum(int(((code_N >= low) & (code_N < high)).sum()) for low, high in _CJK)
+    extra_space = max(0, space - words)
+    values = (1, words, small + capital, capital, digit, punctuation, extra_space, cjk, beyond - cjk)
+    return np.array(values, dtype=np.float64)
+
+
+_SMALL, _CAPITAL, _DIGIT, _SPACE, _PUNCTUATION, _BEYOND = range(6)
+
+
+def _ascii_class(code: int) -> int:
+    sign = chr(code)
+    if sign.islower():
+        return _SMALL
+    if sign.isupper():
+        return _CAPITAL
+    if sign.isdigit():
+        return _DIGIT
+    return _SPACE if sign.isspace() else _PUNCTUATION
+
+
+_ASCII_CLASS = np.array([_ascii_class(code) for code in range(_ASCII)])
+
+
+def _refusal(chars: int, prompt_tokens: float) -> TokenReportRefusal | None:
+    if prompt_tokens != prompt_tokens:  # noqa: PLR0124 - NaN is what differs from itself
+        return TokenReportRefusal.NOT_A_NUMBER
+    if prompt_tokens < 1.0:
+        return TokenReportRefusal.NOT_POSITIVE
+    if prompt_tokens > MAX_TOKENS_PER_CHAR * chars + MAX_OVERHEAD_TOKENS:
+        return TokenReportRefusal.TOO_LARGE
+    if prompt_tokens < MIN_TOKENS_PER_CHAR * chars:
+        return TokenReportRefusal.TOO_SMALL
+    return None
