@@ -98,11 +98,14 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
     """The world of a run before its first event.
 
     Raises:
-        InvalidInputError: too many requests, or prefix blocks that are no whole number of KV blocks.
+        InvalidInputError: too many requests, prefix blocks that are no whole number of KV blocks, or a model that
+            is prefilled and decoded nowhere.
     """
     if len(workload) > MAX_REQUESTS:
         raise InvalidInputError(f"a run takes at most {MAX_REQUESTS} requests, not {len(workload)}")
     instances, routers, models = len(setup.engines), setup.routers.routers, len(workload.models)
+    serves = _serves(setup, workload)
+    _check_roles(setup, workload, serves.reshape(instances, models))
     pool = _pool(setup, workload)
     run = structured(RUN_FIELDS, 1)
     side = setup.routers
@@ -122,7 +125,7 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         routers=table,
         order=np.flatnonzero(workload.after < 0),
         step_ends=np.full(instances, INFINITY),
-        serves=_serves(setup, workload),
+        serves=serves,
         dirty=np.zeros(routers * models, np.int64),
         awake=np.zeros(2 * instances, np.int64),
         event_at=np.zeros(events),
@@ -139,10 +142,19 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
     )
 
 
+def _check_roles(setup: Setup, workload: Workload, serves_IM: NDArray[np.int64]) -> None:
+    roles = np.array([ROLES[engine.role] for engine in setup.engines])
+    prefilled, decoded = (serves_IM[roles == role].any(axis=0) for role in (records.PREFILL_ROLE, records.DECODE_ROLE))
+    if (prefilled & ~decoded).any():
+        model = workload.models[int(np.argmax(prefilled & ~decoded))]
+        raise InvalidInputError(f"model {model!r} is served by a Prefill instance and by no Decode instance")
+
+
 def _pool(setup: Setup, workload: Workload) -> Pool:
     engines = structured(ENGINE_FIELDS, len(setup.engines))
     heap, growing = 0, 0
-    blocks = int(workload.prefix_blocks.max()) + 1 if len(workload.prefix_blocks) else 0
+    used, numbered = np.unique(workload.prefix_blocks, return_inverse=True)
+    blocks = len(used)
     for row, engine in zip(engines.view(np.recarray), setup.engines, strict=True):
         describe_engine(row, engine)
         row.heap_start, row.growing_start = heap, growing
@@ -164,7 +176,7 @@ def _pool(setup: Setup, workload: Workload) -> Pool:
         sizes=np.zeros(lists, np.int64),
         heap=np.zeros(heap, np.int64),
         growing=np.zeros(growing, np.int64),
-        prefix_blocks=workload.prefix_blocks,
+        prefix_blocks=numbered.astype(np.int64),
         prefix_refs=np.full(entries, NONE, np.int64),
         prefix_prev=np.full(entries, NONE, np.int64),
         prefix_next=np.full(entries, NONE, np.int64),

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmrouter.domain import EngineProfile
-from llmrouter.errors import InvalidRequestError
+from llmrouter.errors import InvalidInputError, InvalidRequestError
 from llmrouter.sim.arrays import EVENTS_PER_SEQUENCE, describe_engine
 from llmrouter.sim.kernel import records, steps
 from llmrouter.sim.kernel.records import NONE, SEQUENCE_FIELDS, EngineRecord, Pool, Sequence, clear
-from llmrouter.sim.model import EngineModel
+from llmrouter.sim.model import EngineModel, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -95,6 +95,8 @@ class Engine:
     def __init__(self, engine: EngineModel | EngineProfile) -> None:
         self.model = EngineModel(engine) if isinstance(engine, EngineProfile) else engine
         self.profile = self.model.profile
+        if self.model.role is not Role.MIXED:
+            raise InvalidInputError(f"engine {self.profile.name}: an engine by itself prefills and decodes")
         record: Any = EngineRecord()
         describe_engine(record, self.model)
         record.prefix_caching = 0

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class Status(IntEnum):
-    """How a request ended. ``REFUSED``: no instance can ever hold it. ``SHED``: held too long, or too many held."""
+    """How a request ended.
+
+    ``REFUSED``: no instance serves it, or the one that was chosen can never hold it. ``SHED``: held too long, or too
+    many held. ``UNFINISHED``: still held when nothing more was to come.
+    """
 
     UNFINISHED = 0
     FINISHED = 1

@@ -146,7 +146,7 @@ class _Samples:
         sizes = pool.sizes[: 2 * instances]
         held = int(self._world.routers["held"].sum())
         self._rows.append((float(run["next_sample_at"]), sizes[1::2].tolist(), sizes[0::2].tolist(), kv.tolist(), held))
-        run["next_sample_at"] += run["sample_every_s"]
+        run["next_sample_at"] = len(self._rows) * float(run["sample_every_s"])
 
     def timeline(self) -> Timeline:
         instances = len(self._world.pool.engines)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
+from llmrouter.sim.model import Role
 
 if TYPE_CHECKING:
     from llmrouter.routing.rules import Rule
     from llmrouter.sim.model import EngineModel
 
 MAX_ROUTERS = 1_000
+SHORTEST_PERIOD_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +26,13 @@ class RouterSide:
         shared: whether the loads they see count everyone's dispatches, or each only its own.
         refresh_s: seconds between refreshes of a router's view; 0 where it always sees the loads of now.
         counts_own: whether a router adds its own dispatches to its view at once.
-        reserves: whether a dispatch is compared with the loads of now, as the ledger's reserve call does: candidates
-            that are full or gained more than one request are passed over, and the policy is asked once more.
+        reserves: whether shared views that age are compared with the loads of now, as the ledger's reserve call does:
+            candidates that are full are passed over, and so are those that gained more than one request since the view
+            where the policy looks at loads; where none is left the policy is asked once more. Either way the router
+            knows the loads of all candidates afterwards.
         dispatch_s: seconds from the decision to the engine's front end.
-        decision_every_s: above 0 a router decides only at multiples of it, one request each time (the paper's 0.02 s).
+        decision_every_s: above 0 a router decides only at multiples of it and places one request each time (the
+            paper's 0.02 s).
         max_wait_s: longest hold; after it a request is shed.
         max_held: longest queue of one router; beyond it a request is shed.
     """
@@ -48,6 +53,11 @@ class RouterSide:
         for name in ("refresh_s", "dispatch_s", "decision_every_s"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0):
                 raise InvalidInputError(f"{name} must be finite and at least 0, not {value}")
+        for name in ("refresh_s", "decision_every_s"):
+            if 0 < getattr(self, name) < SHORTEST_PERIOD_S:
+                raise InvalidInputError(f"{name} must be 0 or at least {SHORTEST_PERIOD_S}, not {getattr(self, name)}")
+        if self.max_held < 1:
+            raise InvalidInputError(f"max_held must be at least 1, not {self.max_held}")
         if not self.max_wait_s > 0:
             raise InvalidInputError(f"max_wait_s must be above 0, not {self.max_wait_s}")
 
@@ -71,6 +81,9 @@ class Setup:
             raise InvalidInputError("a run needs at least one engine")
         if self.serves and len(self.serves) != len(self.engines):
             raise InvalidInputError(f"serves names {len(self.serves)} instances, not {len(self.engines)}")
+        roles = {engine.role for engine in self.engines}
+        if roles == {Role.DECODE} or (Role.PREFILL in roles and Role.DECODE not in roles):
+            raise InvalidInputError("a run with Prefill instances needs Decode ones, and the other way round")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -219,4 +219,4 @@ def _check_events(world: World) -> None:
     run = world.run[0]
     keys = [(world.event_at[place], world.event_kind[place], world.event_order[place]) for place in range(run.events)]
     assert all(keys[(place - 1) // 2] <= key for place, key in enumerate(keys) if place)
-    assert all(at_s >= run.now for at_s, _, _ in keys)
+    assert all(at_s > run.now for at_s, _, _ in keys)  # what was due in this instant has happened

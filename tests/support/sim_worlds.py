@@ -88,6 +88,7 @@ class _Run:
 
     @now.setter
     def now(self, at_s: float) -> None:
+        assert at_s > self._now
         self.on_instant()
         self._now = at_s
 
@@ -97,7 +98,7 @@ def _objects(array: np.ndarray[Any, Any], make: Callable[[], Any]) -> Strict:
     for values in array.tolist():
         row = make()
         for name, value in zip(array.dtype.names or (), values, strict=True):
-            setattr(row, name, value)
+            setattr(row, "_now" if name == "now" else name, value)
         rows.append(row)
     return rows
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.sim.engine import EngineRequest
-from llmrouter.testbed.trace import Trace, TraceRequest, arrivals, azure_2023, load, parse
+from llmrouter.testbed.trace import Trace, TraceRequest, azure_2023, load, parse, workload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,8 +81,12 @@ def test_a_file_is_sorted_by_arrival(tmp_path: Path) -> None:
     assert load(path) == Trace((TraceRequest(0.5, "conversation", 6, 2), TraceRequest(2.0, "code", 5, 1)), 2.0)
 
 
-def test_arrivals_keep_the_output_length_for_the_engine_alone() -> None:
-    (one,) = arrivals(Trace((TraceRequest(0.5, "code", 30, 7),), 1.0), "m")
-    assert (one.request.arrived_at_s, one.request.application, one.request.prompt_tokens) == (0.5, "code", 30)
-    assert one.request.predicted_output_tokens == 0
-    assert one.work == EngineRequest("r0", 30, 7)
+def test_a_trace_becomes_a_workload() -> None:
+    """The true output lengths are there for engines; nothing is predicted."""
+    load = workload(Trace((TraceRequest(0.5, "code", 30, 7), TraceRequest(0.75, "chat", 20, 9)), 1.0), "m")
+    assert load.arrived_at_s.tolist() == [0.5, 0.75]
+    assert [load.applications[one] for one in load.application] == ["code", "chat"]
+    assert load.prompt_tokens.tolist() == [30, 20]
+    assert load.output_tokens.tolist() == [7, 9]
+    assert load.predicted_output_tokens.tolist() == [0.0, 0.0]
+    assert load.models == ("m",)

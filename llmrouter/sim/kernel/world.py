@@ -123,9 +123,9 @@ def _end_instant(world: World) -> int:
             decide(world, s)
             s = next_head(world)
         return _AGAIN
-    if run.decision_every_s > 0.0:
-        _end_tick(world)
     began = 0
+    if run.decision_every_s > 0.0:
+        began = _end_tick(world)
     for place in range(run.awake):
         e = world.awake[place]
         world.awake[run.instances + e] = 0
@@ -136,15 +136,17 @@ def _end_instant(world: World) -> int:
     return _AGAIN if began else _OVER
 
 
-def _end_tick(world: World) -> None:
-    """Between ticks no router decides; while requests are held there is a next one."""
+def _end_tick(world: World) -> int:
+    """Between ticks no router decides; while requests are held there is a next one. Says whether it was made now."""
     run = world.run[0]
     held = 0
     for router in range(run.routers):
         world.routers[router].may_decide = 0
         held += world.routers[router].held
-    if held > 0:
-        arm_tick(world)
+    if held == 0 or run.tick_armed:
+        return 0
+    arm_tick(world)
+    return 1
 
 
 def _begin_step(world: World, e: int) -> None:
