@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrouter.validation.report import target_of
+from llmrouter.validation.report import SATURATED_FIGURES, target_of
 from llmrouter.validation.svg import Axis, Series, chart
 
 if TYPE_CHECKING:
@@ -61,17 +61,21 @@ def page(verdicts: Sequence[Verdict], groups: Sequence[dict[str, Any]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Engine model against measured engines</title><style>{_STYLE}</style></head><body>"
         "<h1>Engine model against measured engines</h1>"
-        "<p>Median |simulated/measured − 1| over runs below saturation that no parameter was fitted on; the target in "
-        f"brackets.</p>{_table(groups)}{''.join(sections)}</body></html>"
+        "<p>Median |simulated/measured − 1| over runs that no parameter was fitted on: below saturation, the target "
+        f"in brackets, then the saturated ones.</p>{_table(groups)}{''.join(sections)}</body></html>"
     )
 
 
 def _table(groups: Sequence[dict[str, Any]]) -> str:
     names = [name for name, _ in _ERRORS]
     head = "".join(f"<th>{escape(label)}</th>" for _, label in _ERRORS)
+    head += "<th>saturated</th>" + "".join(f"<th>{label}</th>" for label in ("mean TPOT", "mean E2E", "makespan"))
     rows = []
     for group in groups:
         cells = "".join(f"<td>{_cell(group, name)}</td>" for name in names)
+        over = group["median_abs_err_saturated"]
+        cells += f"<td>{group['unseen_saturated'] or '–'}</td>"
+        cells += "".join(f"<td>{_share(over[name])}</td>" for name in SATURATED_FIGURES)
         counts = f"{group['unseen_below_saturation']} of {group['runs']}"
         rows.append(f"<tr><td>{escape(group['name'])}</td><td>{counts}</td>{cells}</tr>")
     return f'<div class="wrap"><table><tr><th>runs of</th><th>judged</th>{head}</tr>{"".join(rows)}</table></div>'
@@ -81,10 +85,14 @@ def _cell(group: dict[str, Any], name: str) -> str:
     median, target = group["median_abs_err"][name], (group["target"] or {}).get(name)
     if median is None:
         return "–"
-    text = f"{100 * median:.1f} %"
+    text = _share(median)
     if target is None:
         return text
     return f'<span class="{"good" if median <= target else "bad"}">{text}</span> ({100 * target:.0f})'
+
+
+def _share(median: float | None) -> str:
+    return "–" if median is None else f"{100 * median:.1f} %"
 
 
 def _section(name: str, members: Sequence[Verdict]) -> str:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from llmrouter.validation.judge import Verdict
     from llmrouter.validation.readers import Skipped
 
-SUMMARY_FIGURES = ("tpot_mean", "e2e_mean", "ttft_p50", "ttft_mean", "e2e_p99")
+SUMMARY_FIGURES = ("tpot_mean", "e2e_mean", "ttft_p50", "ttft_mean")
+SATURATED_FIGURES = ("tpot_mean", "e2e_mean", "makespan")
 OUTLIER_FACTOR = 3.0
 """A run is an outlier where an error exceeds this many times its group's median …"""
 OUTLIER_LEAST = 0.1
@@ -167,18 +168,23 @@ def _is_outlier(verdict: Verdict, medians: dict[str, float | None]) -> bool:
 
 def summary_table(groups: Sequence[dict[str, Any]]) -> Table:
     """One line per group: medians beside targets."""
-    table = Table(title="Median |error| over unseen runs below saturation (target)", title_justify="left")
+    table = Table(
+        title="Median |error| over unseen runs: below saturation (target), then saturated", title_justify="left"
+    )
     table.add_column("runs of", overflow="fold")
     table.add_column("judged", justify="right")
     for name in SUMMARY_FIGURES:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("worst run (E2E)", overflow="fold")
+    for name in SATURATED_FIGURES:
+        table.add_column(f"saturated {name.replace('_', ' ')}", justify="right")
+    table.add_column("worst run below (E2E)", overflow="fold")
     for group in groups:
         worst = group["worst"]
         table.add_row(
             group["name"],
             f"{group['unseen_below_saturation']}/{group['runs']}",
             *(_against(group, name) for name in SUMMARY_FIGURES),
+            *(_share(group["median_abs_err_saturated"][name]) for name in SATURATED_FIGURES),
             "–" if worst is None else f"{worst['run'].rsplit('/', 1)[-1]} {_percent(worst['e2e_mean_err'])}",
         )
     return table
@@ -187,11 +193,15 @@ def summary_table(groups: Sequence[dict[str, Any]]) -> Table:
 def _against(group: dict[str, Any], name: str) -> str:
     median = group["median_abs_err"][name]
     target = (group["target"] or {}).get(name)
-    text = "–" if median is None else f"{100 * median:.1f} %"
+    text = _share(median)
     if target is None or median is None:
         return text
     colour = "green" if median <= target else "red"
     return f"[{colour}]{text}[/] ({100 * target:.0f})"
+
+
+def _share(median: float | None) -> str:
+    return "–" if median is None else f"{100 * median:.1f} %"
 
 
 def run_table(verdicts: Sequence[Verdict]) -> Table:

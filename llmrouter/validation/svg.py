@@ -45,7 +45,7 @@ class Axis:
 
     def text(self, value: float) -> str:
         """A tick's label."""
-        return f"{100 * value:+.0f} %" if self.percent else f"{value:g}"
+        return (f"{100 * value:+.0f} %" if value else "0") if self.percent else f"{value:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
