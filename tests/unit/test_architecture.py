@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import subprocess
@@ -18,7 +19,25 @@ from llmrouter.testbed.trace import azure_2023, workload
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK_AND_CHANCE = ("time", "random", "asyncio")
-PURE = ("llmrouter.domain", "llmrouter.errors", "llmrouter.routing.policies", "llmrouter.sim.engine")
+PURE = (
+    *("llmrouter.domain", "llmrouter.errors", "llmrouter.routing.policies", "llmrouter.routing.rules"),
+    *(f"llmrouter.sim.{name}" for name in ("arrays", "capacity", "engine", "model", "outcomes", "run", "setup")),
+    *(f"llmrouter.sim.kernel.{name}" for name in ("admission", "decisions", "events", "ledger", "lists", "prefixes")),
+    *(f"llmrouter.sim.kernel.{name}" for name in ("records", "routers", "steps", "world")),
+)
+TRUE_LENGTHS = {"output", "output_tokens"}
+"""What the kernel's records and a workload call true output lengths."""
+
+READERS_OF_TRUE_LENGTHS = {
+    "admission._next_waiting": "an engine that orders its queue by true work, which is a bound",
+    "admission._worst_case_fits": "an engine that admits by the worst case",
+    "admission._left": "as above",
+    "ledger.generated": "tokens produced by now, from the step in which the answer ends",
+    "routers.holds": "whether an engine refuses what its KV can never hold",
+    "steps._end_prefill": "an answer of one token ends with its prefill",
+    "steps._start_decode": "the step in which the answer ends",
+    "steps._stop_decode": "tokens produced by now",
+}
 
 
 def test_import_contracts_are_kept() -> None:
@@ -32,6 +51,30 @@ def test_import_contracts_are_kept() -> None:
 def test_pure_rooms_hold_neither_clock_nor_chance(name: str) -> None:
     module = importlib.import_module(name)
     assert [word for word in CLOCK_AND_CHANCE if hasattr(module, word)] == []
+
+
+def reading(folder: str, names: set[str]) -> set[str]:
+    """Functions of the modules in a folder that read an attribute of one of these names, as ``module.function``."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                read = {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+                found |= {f"{path.stem}.{function.name}"} if read & names else set()
+    return found
+
+
+def test_only_engines_know_true_output_lengths() -> None:
+    """Oracles stay in the engine: in the simulator the functions that are named here read them, in routing nobody."""
+    assert reading("llmrouter/sim/kernel", TRUE_LENGTHS) == set(READERS_OF_TRUE_LENGTHS)
+    assert reading("llmrouter/routing", TRUE_LENGTHS) == set()
+    assert reading("llmrouter/sim", {"output_tokens"}) == {
+        *("arrays._sequences", "outcomes.tpot_s"),
+        "engine.add",  # an engine by itself
+    }
+    reports = {"reports._advance", "reports._observe_finish", "reports.check_report"}  # what clients say has come
+    assert reading("router_grpc", TRUE_LENGTHS) == reports
+    assert not {name for name in reading("llmrouter", TRUE_LENGTHS) if name.endswith((".decide", "._rank"))}
 
 
 def test_the_operators_folder_is_a_place_and_no_package() -> None:
