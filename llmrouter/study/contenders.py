@@ -104,6 +104,13 @@ _CONTENDERS = (
         gated=False,
         in_all=False,
     ),
+    Contender(
+        "DecodeBalancer",
+        Kind.BASELINE,
+        "fewest predicted tokens still to decode",
+        _bounded(Rule.DECODE_BALANCER),
+        in_all=False,
+    ),
     Contender(DEFAULT, Kind.OURS, "marginal cost; waits where KV is full: the default", _gated(Rule.MARGINAL_COST)),
     _served(f"{DEFAULT}-as-served", "the same by the serving code", kind=Kind.OURS, gated=True, in_all=False),
     _bound("DecodeBalancer-oracle", "fewest true tokens still to decode: the paper's", _bounded(Rule.DECODE_BALANCER)),
@@ -115,14 +122,18 @@ _CONTENDERS = (
 CONTENDERS = {contender.name: contender for contender in _CONTENDERS}
 """By name, in the order of every table; ``BASE`` comes first."""
 
+ALIASES = {"onnx": DEFAULT.casefold(), "marginal-cost": DEFAULT.casefold(), "marginalcost": DEFAULT.casefold()}
+"""Other names of contenders: the one policy model that is shipped is the default's formula."""
+
 QUICK = (BASE, "LeastInFlight", "LMetric", "KvGate", DEFAULT)
 """What a quick comparison compares."""
 
 
 def contender(name: str) -> Contender:
-    """The contender of a name, as it is written or in another case; raises InvalidInputError listing all names."""
+    """The contender of a name or of one of ``ALIASES``, in any case; raises InvalidInputError listing all names."""
     known = {one.casefold(): found for one, found in CONTENDERS.items()}
-    found = known.get(name.strip().casefold())
+    asked = name.strip().casefold()
+    found = known.get(ALIASES.get(asked, asked))
     if found is None:
         raise InvalidInputError(f"no policy {name!r}; there is: {', '.join(CONTENDERS)}")
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidInputError
+from llmrouter.resources import PolicyType
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.setup import CompiledPolicy
 from llmrouter.study import bench_options, simulate_options
@@ -172,6 +173,12 @@ def test_contenders_are_unique_and_make_fresh_policies() -> None:
 def test_the_base_is_always_among_the_chosen_and_first() -> None:
     assert [one.name for one in chosen_contenders("LMetric,random,LMetric")] == [BASE, "LMetric", "Random"]
     assert contender("lmetric") is CONTENDERS["LMetric"]
+
+
+def test_every_type_of_routing_policy_can_be_asked_for() -> None:
+    types = {name for part in get_args(PolicyType) for name in (get_args(part) or (part,))}
+    assert {contender(name).name for name in types} <= set(CONTENDERS)
+    assert contender("Onnx") is contender("marginal-cost") is CONTENDERS[DEFAULT]
 
 
 def test_simulate_takes_a_trace_as_it_came(trace: Path) -> None:
