@@ -8,6 +8,7 @@ of the neighbouring pair goes on for twice its length (on a normal law of log le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,20 +67,20 @@ class LengthDistribution:
         return lengths_of(np.array([self.quantiles]), limit_N=np.array([self.max_output_tokens]), source=self.source)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Lengths:
     """Laws of N answers: arrays (N,), ``latent`` (N, levels).
 
-    ``latent`` are the quantiles without regard to ``limit_tokens``, the most each answer may have; the other fields
-    and all methods regard it.
+    ``latent`` are the quantiles without regard to ``limit_tokens``, the most each answer may have; properties and
+    methods regard it. ``own_mean`` and ``own_rank`` are there where the predictor has its own. Made by ``lengths_of``.
     """
 
     latent: Floats
     limit_tokens: Floats
-    expected_tokens: Floats
-    rank: Floats
     source: str
     digest: str = ""
+    own_mean: Floats | None = None
+    own_rank: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -88,6 +89,30 @@ class Lengths:
     def quantiles(self) -> Floats:
         """Tokens (N, levels), ascending, at most the limit."""
         return np.minimum(self.latent, self.limit_tokens[:, None])
+
+    @cached_property
+    def expected_tokens(self) -> Floats:
+        """Mean (N,): the predictor's own, else that of the quantile function; within 1 and the limit."""
+        mean_N = self.own_mean
+        if mean_N is None:
+            mean_N = _mean_below(_knots(self.latent), np.log(self.limit_tokens))
+        return np.minimum(np.maximum(mean_N, MIN_TOKENS), self.limit_tokens)
+
+    @property
+    def rank(self) -> Floats:
+        """Rank scores (N,), a lower one is expected to be done sooner: the predictor's own, else the mean."""
+        return self.expected_tokens if self.own_rank is None else self.own_rank
+
+    def __getitem__(self, rows: slice) -> Lengths:
+        """The laws of these rows."""
+        return Lengths(
+            self.latent[rows],
+            self.limit_tokens[rows],
+            self.source,
+            self.digest,
+            own_mean=None if self.own_mean is None else self.own_mean[rows],
+            own_rank=None if self.own_rank is None else self.own_rank[rows],
+        )
 
     def row(self, index: int) -> LengthDistribution:
         """The law of one request."""
@@ -158,11 +183,7 @@ def lengths_of(
     latent_NQ = _bounded(np.asarray(quantiles_NQ, dtype=np.float64))
     latent_NQ.sort(axis=1)
     limit_N = np.full(len(latent_NQ), MAX_TOKENS) if limit_N is None else _bounded(limit_N)
-    if expected_N is None:
-        expected_N = _mean_below(_knots(latent_NQ), np.log(limit_N))
-    expected_N = np.minimum(np.maximum(np.asarray(expected_N, dtype=np.float64), MIN_TOKENS), limit_N)
-    rank_N = expected_N if rank_N is None else np.asarray(rank_N, dtype=np.float64)
-    return Lengths(latent_NQ, limit_N, expected_N, rank_N, source, digest)
+    return Lengths(latent_NQ, limit_N, source, digest, own_mean=expected_N, own_rank=rank_N)
 
 
 def _bounded(tokens: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +61,8 @@ def run_online(contender: Contender, traffic: Answered, advance: Advance) -> dic
     """Predicts each request, then learns its answer, in order; the contender alone, and recalibrated."""
     run = _one_by_one if contender.learns else _batches
     plain = run(contender.make(), traffic, advance)
-    recalibrated = _one_by_one(Recalibrated(_Recorded(plain)), traffic, advance)
+    ranked = replace(plain, own_rank=plain.rank)
+    recalibrated = _one_by_one(Recalibrated(_Recorded(ranked)), traffic, advance)
     return {contender.name: plain, contender.name + CALIBRATED: recalibrated}
 
 
@@ -85,23 +86,26 @@ def _batches(predictor: LengthPredictor, traffic: Answered, advance: Advance) ->
 
 
 def _one_by_one(predictor: LengthPredictor, traffic: Answered, advance: Advance) -> Lengths:
+    hands_back = isinstance(predictor, Recalibrated)  # the others make nothing of the law they gave
     parts = []
     for request, tokens in zip(traffic.requests, traffic.output_tokens.tolist(), strict=True):
         law = predictor.predict([request])
         parts.append(law)
-        predictor.learn(request, tokens, law.row(0))
+        predictor.learn(request, tokens, law.row(0) if hands_back else None)
         advance(1)
     return _joined(parts)
 
 
 def _joined(parts: Sequence[Lengths]) -> Lengths:
+    means = [one.own_mean for one in parts if one.own_mean is not None]
+    ranks = [one.own_rank for one in parts if one.own_rank is not None]
     return Lengths(
-        latent=np.concatenate([one.latent for one in parts]),
-        limit_tokens=np.concatenate([one.limit_tokens for one in parts]),
-        expected_tokens=np.concatenate([one.expected_tokens for one in parts]),
-        rank=np.concatenate([one.rank for one in parts]),
-        source=parts[0].source,
-        digest=parts[0].digest,
+        np.concatenate([one.latent for one in parts]),
+        np.concatenate([one.limit_tokens for one in parts]),
+        parts[0].source,
+        parts[0].digest,
+        own_mean=np.concatenate(means) if means else None,
+        own_rank=np.concatenate(ranks) if ranks else None,
     )
 
 
@@ -117,15 +121,7 @@ class _Recorded:
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         place = slice(self._next, self._next + len(requests))
         self._next += len(requests)
-        laws = self._laws
-        return Lengths(
-            laws.latent[place],
-            laws.limit_tokens[place],
-            laws.expected_tokens[place],
-            laws.rank[place],
-            laws.source,
-            laws.digest,
-        )
+        return self._laws[place]
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
