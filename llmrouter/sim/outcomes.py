@@ -97,5 +97,7 @@ class Outcomes:
 
     @property
     def makespan_s(self) -> float:
-        """First arrival to last finish."""
+        """First arrival to last finish; NaN where nothing was finished."""
+        if not self.finished.any():
+            return float("nan")
         return float(np.nanmax(self.finished_at_s) - np.nanmin(self.arrived_at_s))

@@ -242,6 +242,7 @@ def test_a_policy_that_always_holds_ends_with_unfinished_requests(side: RouterSi
     assert (outcomes.status == 0).all()
     assert outcomes.arrived_at_s.tolist() == [0.0, 1.0, 5_000.0]
     assert np.isnan(outcomes.dispatched_at_s).all()
+    assert np.isnan(outcomes.makespan_s)
 
 
 def test_a_load_far_above_capacity_ends() -> None:
