@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrouter.sim.capacity import capacity_rps
 from llmrouter.sim.run import simulate
 from llmrouter.study.alone import alone_on_best_s
+from llmrouter.study.capacity import CAPACITY_REQUESTS, capacity_of
 from llmrouter.study.cells import build_cell
 from llmrouter.study.contenders import contender
 from llmrouter.study.figures import counts, figures, samples
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from llmrouter.study.predictors import Predictor
     from llmrouter.study.task import Task
 
-CAPACITY_REQUESTS = 40_000
-"""Length of the run by which C is found; its arrivals are of seed 0, of the training block."""
-
-CAPACITY_TOLERANCE = 0.005
 TIMELINE_POINTS = 300
 SLO_TOLERANCE = 0.01
 SLO_LOWEST = 1 / 64
@@ -93,11 +89,7 @@ def highest_rate(meets: Callable[[float], bool], start_rps: float, *, lowest_rps
 
 def _capacity(task: Task) -> dict[str, Any]:
     cell = build_cell(task.cell)
-    found_rps = capacity_rps(
-        cell.setup,
-        lambda rate_rps: cell.workload_at(rate_rps, CAPACITY_REQUESTS, task.seed),
-        tolerance=CAPACITY_TOLERANCE,
-    )
+    found_rps = capacity_of(cell.setup, lambda rate_rps: cell.workload_at(rate_rps, CAPACITY_REQUESTS, task.seed))
     return {"capacity_rps": found_rps}
 
 

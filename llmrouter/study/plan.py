@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmrouter.study.capacity import CAPACITY_SEED
 from llmrouter.study.cells import build_cell
 from llmrouter.study.contenders import BASE, DEFAULT
 from llmrouter.study.task import Task, TaskKind
@@ -49,8 +50,8 @@ class Point:
 
 
 def capacity_task(cell: CellSpec) -> Task:
-    """The search for C of a cell: by round-robin, on seed 0."""
-    return Task(kind=TaskKind.CAPACITY, cell=cell, policy=BASE)
+    """The search for C of a cell."""
+    return Task(kind=TaskKind.CAPACITY, cell=cell, policy=BASE, seed=CAPACITY_SEED)
 
 
 def points_of(plan: Plan, capacity_rps: Mapping[str, float]) -> list[Point]:

@@ -9,11 +9,11 @@ import math
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from llmrouter.study.capacity import CAPACITY_REQUESTS
 from llmrouter.study.cells import build_cell
 from llmrouter.study.contenders import BASE, CONTENDERS, DEFAULT, Kind
 from llmrouter.study.figures import METRICS, SAMPLED, Slo, change_name
 from llmrouter.study.notes import notes_of
-from llmrouter.study.perform import CAPACITY_REQUESTS
 from llmrouter.study.plan import (
     capacity_task,
     points_of,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from llmrouter.sim.capacity import capacity_rps
 from llmrouter.sim.run import simulate
 from llmrouter.study.alone import alone_on_best_s
+from llmrouter.study.capacity import CAPACITY_REQUESTS, capacity_of
 from llmrouter.study.figures import Slo, counts, figures
-from llmrouter.study.perform import CAPACITY_REQUESTS, CAPACITY_TOLERANCE, TIMELINE_POINTS, timeline_values
+from llmrouter.study.perform import TIMELINE_POINTS, timeline_values
 from llmrouter.study.predictors import Predictor, predicted, unknown_applications
 from llmrouter.study.progress import make_ready, progress
 from llmrouter.study.simulate_options import parse
@@ -76,7 +76,7 @@ def _capacity(scenario: Scenario) -> float:
         return as_model(requests, scenario.model) if scenario.model is not None else requests
 
     with progress("capacity", 1, unit="search") as advance:
-        found_rps = capacity_rps(scenario.setup, at, tolerance=CAPACITY_TOLERANCE)
+        found_rps = capacity_of(scenario.setup, at)
         advance(1)
     return found_rps
 

@@ -12,6 +12,7 @@ from llmrouter.arrivals import cells as arrivals_cells
 from llmrouter.arrivals.laws import LengthClass, SyntheticLaw
 from llmrouter.arrivals.transform import take
 from llmrouter.errors import InvalidInputError
+from llmrouter.study.capacity import CAPACITY_SEED
 from llmrouter.study.cells import KINDS, bucket_accuracies
 from llmrouter.study.predictors import Predictor, usual_predictor
 from llmrouter.study.resample import at_rate, resampled
@@ -26,9 +27,6 @@ MAX_REQUESTS = 20_000_000
 MAX_LENGTH = 10_000_000
 HISTORY_REQUESTS = 20_000
 POISSON_REQUESTS = 10_000
-
-CAPACITY_SEED = 0
-"""Capacity is of the traffic, not of one run: it is found on the same requests whatever the run's seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

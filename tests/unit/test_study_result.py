@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from llmrouter.errors import InvalidInputError
+from llmrouter.profiles import H100_MIX
+from llmrouter.sim.model import EngineModel
 from llmrouter.sim.outcomes import Timeline
+from llmrouter.sim.setup import Setup
+from llmrouter.sim.workload import Workload
+from llmrouter.study.capacity import servable
 from llmrouter.study.contenders import BASE, DEFAULT
 from llmrouter.study.perform import highest_rate, timeline_values
 from llmrouter.study.result import PerSeed, best_baseline, changes, load_key
@@ -53,6 +61,21 @@ def test_a_search_without_a_limit_ends() -> None:
 
 def test_where_no_rate_will_do_there_is_none() -> None:
     assert highest_rate(lambda _rate: False, 10.0, lowest_rps=0.1) is None
+
+
+def test_what_no_engine_can_hold_is_left_out_with_what_follows_it() -> None:
+    engine = EngineModel(replace(H100_MIX, kv_tokens=1_600))
+    workload = Workload.of(
+        [0.0, 1.0, 1.0, 1.0, 2.0],
+        [100, 100, 5_000, 100, 100],
+        [10, 10, 10, 10, 1_501],
+        after=[-1, -1, 1, 2, -1],
+    )
+    left = servable(Setup(engines=(engine,)), workload)
+    assert left.arrived_at_s.tolist() == [0.0, 1.0]
+    assert servable(Setup(engines=(engine,)), left) is left
+    with pytest.raises(InvalidInputError, match="1600 tokens"):
+        servable(Setup(engines=(engine,)), Workload.of([0.0], [5_000], [1]))
 
 
 def test_a_timeline_is_thinned_and_turned_to_instances() -> None:
