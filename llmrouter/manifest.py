@@ -155,6 +155,8 @@ def check_manifest(
     if manifest.kind is ModelKind.POLICY:
         _check_features(manifest, FEATURE_VERSION, FEATURE_NAMES)
         _check_tensors(manifest, inputs={"features": (None, len(FEATURE_NAMES)), "weights": (len(WEIGHT_NAMES),)})
+    elif manifest.feature_version > LENGTH_FEATURE_VERSION:
+        _check_text(manifest)
     else:
         names = length_feature_names(manifest.applications)
         _check_features(manifest, LENGTH_FEATURE_VERSION, names)
@@ -165,8 +167,22 @@ def check_manifest(
         )
 
 
+def _check_text(manifest: Manifest) -> None:
+    """Two inputs, ``ids`` and ``dense``, and two outputs, ``quantiles`` and ``rank``."""
+    # What the features are stands beside the code that computes them, which needs numpy; nothing else here does.
+    from llmrouter.lengths.distribution import LEVELS  # noqa: PLC0415
+    from llmrouter.lengths.text import DENSE, IDS, TEXT_FEATURE_NAMES, TEXT_FEATURE_VERSION  # noqa: PLC0415
+
+    _check_features(manifest, TEXT_FEATURE_VERSION, TEXT_FEATURE_NAMES)
+    _check_tensors(
+        manifest,
+        inputs={"ids": (None, IDS), "dense": (None, DENSE)},
+        outputs={"quantiles": (None, len(LEVELS)), "rank": (None,)},
+    )
+
+
 def output_name(kind: ModelKind) -> str:
-    """Name of the one output, shape (rows,), that models of a kind have."""
+    """Name of the one output, shape (rows,), that models of a kind have; text models have others."""
     return "costs" if kind is ModelKind.POLICY else "output_tokens"
 
 
@@ -188,11 +204,16 @@ def _check_features(manifest: Manifest, version: int, names: tuple[str, ...]) ->
             )
 
 
-def _check_tensors(manifest: Manifest, *, inputs: dict[str, tuple[int | None, ...]]) -> None:
+def _check_tensors(
+    manifest: Manifest,
+    *,
+    inputs: dict[str, tuple[int | None, ...]],
+    outputs: dict[str, tuple[int | None, ...]] | None = None,
+) -> None:
     declared = {tensor.name: tensor.shape for tensor in manifest.inputs}
     if declared != inputs:
         raise ModelRejectedError(Rejection.SHAPE_MISMATCH, f"inputs are {declared}, not {inputs}")
-    outputs = {tensor.name: tensor.shape for tensor in manifest.outputs}
-    wanted = {output_name(manifest.kind): (None,)}
-    if outputs != wanted:
-        raise ModelRejectedError(Rejection.SHAPE_MISMATCH, f"outputs are {outputs}, not {wanted}")
+    given = {tensor.name: tensor.shape for tensor in manifest.outputs}
+    wanted = outputs or {output_name(manifest.kind): (None,)}
+    if given != wanted:
+        raise ModelRejectedError(Rejection.SHAPE_MISMATCH, f"outputs are {given}, not {wanted}")

@@ -44,8 +44,8 @@ class Recipe:
 
     Each row is shown with its application, its task or neither, and with its model, its family or neither; n-grams are
     left out at random, and some rows are shown without their words or without any prompt, so that the network answers
-    from what it is given. Embeddings of n-grams in fewer than ``min_prompts`` prompts stay zero. What is kept is a moving
-    average of the parameters: each update counts ``1 − averaging``.
+    from what it is given. Embeddings of n-grams in fewer than ``min_prompts`` prompts stay zero. What is kept is a
+    moving average of the parameters: each update counts ``1 − averaging``.
     """
 
     sizes: Sizes = field(default_factory=Sizes)
