@@ -67,6 +67,8 @@ def bench_result(
     return {
         "command": "llmrouter bench --cells all --loads 0.5,0.8,0.95,1.1 --policies all --seeds 20 --first-seed 1000",
         "version": "0.1.0",
+        "base": "RoundRobin",
+        "default": "MarginalCost" if "MarginalCost" in policies else None,
         "seeds": {"block": "selection", "first": 1000, "count": seeds},
         "policies": {name: {"kind": POLICIES[name][0], "description": POLICIES[name][1]} for name in policies},
         "notes": ["Every policy ran on the same arrivals, lengths and predictions.", "Made of chance: no claim."],

@@ -245,7 +245,7 @@ def small(means: dict[str, list[float]]) -> Study:
         row = {"cell": "c", "load": 0.8, "policy": name, "e2e_mean_s": sum(values) / len(values)}
         rows.append({**row, "e2e_mean_pct": sum(percents) / len(percents), "e2e_mean_pct_ci95": 0.5})
     per_seed = {name: {"per_seed": {"e2e_mean_s": values}} for name, values in means.items()}
-    return read_study({"rows": rows, "samples": {"c": {"0.8": per_seed}}})
+    return read_study({"rows": rows, "samples": {"c": {"0.8": per_seed}}, "default": "MarginalCost"})
 
 
 def test_a_simple_rule_that_beats_the_default_is_named() -> None:
@@ -298,6 +298,24 @@ def test_verdicts_know_which_way_is_better() -> None:
 def test_the_front_is_what_no_other_beats() -> None:
     figures = {"a": (1.0, 3.0), "b": (2.0, 1.0), "c": (2.0, 2.0), "d": (3.0, 1.0), "same as b": (2.0, 1.0)}
     assert on_front(figures) == ["a", "b", "same as b"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "default"),
+    [
+        ({"default": "LMetric"}, "LMetric"),
+        ({"default": "Other"}, "MarginalCost"),
+        ({"default": None, "best": [{"cell": "h100-mix", "load": 0.8, "default": "LMetric"}]}, "LMetric"),
+        ({"default": None, "policies": {}, "best": []}, None),
+    ],
+)
+def test_the_default_is_the_one_the_result_names(little: dict[str, Any], parts: dict[str, Any], default: str) -> None:
+    study = read_study({**little, **parts})
+    assert study.default == default
+
+
+def test_another_base_is_said(little: dict[str, Any]) -> None:
+    assert "Changes are against Random" in Page(render({**little, "base": "Random"})).text
 
 
 def test_the_headline_counts() -> None:

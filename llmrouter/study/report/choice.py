@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmrouter.plots.theme import series_slot
-from llmrouter.study.report.data import BASE, BASELINE, BOUND, DEFAULT, OURS
+from llmrouter.study.report.data import BASE, BASELINE, BOUND, OURS
 from llmrouter.study.report.metrics import E2E_MEAN
 from llmrouter.study.report.values import number
 from llmrouter.study.statistics import paired_change
@@ -89,7 +89,7 @@ def by_metric(point: Point, metric: Metric = E2E_MEAN) -> list[Row]:
     return first + [row for row in rows if row.value(metric) is None]
 
 
-def ranked(points: Sequence[Point], kinds: Mapping[str, str]) -> tuple[dict[str, int], set[str]]:
+def ranked(points: Sequence[Point], kinds: Mapping[str, str], default: str | None) -> tuple[dict[str, int], set[str]]:
     """A colour slot for every policy, and those that stand out at first.
 
     The base has the neutral slot 0, the default slot 1; then come the best baselines, by how often they are that, and
@@ -103,7 +103,7 @@ def ranked(points: Sequence[Point], kinds: Mapping[str, str]) -> tuple[dict[str,
     winners = [_winner(point, kinds) for point in points]
     known = ["LeastInFlight", "LMetric"]
     ours = [name for name, kind in kinds.items() if kind == OURS]
-    front = [BASE, DEFAULT, *leaders, *(name for name in winners if name), *known]
+    front = [BASE, *([default] if default else []), *leaders, *(name for name in winners if name), *known]
     first = [name for name in dict.fromkeys(front) if name in kinds]
     rest = sorted(kinds, key=lambda name: [OURS, BASELINE, BOUND].index(kinds[name]) if kinds[name] in _ORDER else 3)
     others = [name for name in dict.fromkeys([*first, *ours, *rest]) if name != BASE]

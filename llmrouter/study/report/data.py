@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BASE = "RoundRobin"
-DEFAULT = "MarginalCost"
 BASELINE, OURS, BOUND = "baseline", "ours", "bound"
 
 
@@ -77,7 +76,11 @@ class PolicyInfo:
 
 @dataclass(frozen=True)
 class Study:
-    """The whole result; ``missing`` says in sentences what it lacks."""
+    """The whole result.
+
+    ``default`` is the product's default policy, if it is among the policies; ``missing`` says in sentences what the
+    result lacks.
+    """
 
     command: str | None
     version: str | None
@@ -87,6 +90,7 @@ class Study:
     policies: Mapping[str, PolicyInfo]
     points: tuple[Point, ...]
     slo: Mapping[str, Any]
+    default: str | None = None
     missing: tuple[str, ...] = field(default=())
 
     @cached_property
@@ -104,11 +108,6 @@ class Study:
         """Those that any row knows."""
         rows = [row for point in self.points for row in point.rows.values()]
         return tuple(metric for metric in METRICS if any(row.value(metric) is not None for row in rows))
-
-    @property
-    def default(self) -> str | None:
-        """The product's default policy, if it is among the policies."""
-        return DEFAULT if DEFAULT in self.policies else None
 
     def of_cell(self, cell: str) -> tuple[Point, ...]:
         """The points of a cell, ascending by load."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.study.report.choice import ranked
-from llmrouter.study.report.data import BASE, BASELINE, BOUND, DEFAULT, OURS, Point, PolicyInfo, Row, Study
+from llmrouter.study.report.data import BASE, BASELINE, BOUND, OURS, Point, PolicyInfo, Row, Study
 from llmrouter.study.report.metrics import DISTRIBUTIONS
 from llmrouter.study.report.values import items, known_numbers, load_key, mapping, number, numbers, text
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def read_study(result: Mapping[str, Any]) -> Study:
     """The result as the page sees it; nothing in it is required."""
     rows, dropped = _rows(result)
-    kinds = _kinds(result, rows)
+    default = _default(result, {row.policy for row in rows})
+    kinds = _kinds(result, rows, default)
     points = _points(result, rows, kinds)
     return Study(
         command=text(result.get("command")),
@@ -24,9 +25,10 @@ def read_study(result: Mapping[str, Any]) -> Study:
         seeds=mapping(result.get("seeds")),
         notes=tuple(note for note in items(result.get("notes")) if isinstance(note, str)),
         cells={str(name): mapping(about) for name, about in mapping(result.get("cells")).items()},
-        policies=_policies(result, points, kinds),
+        policies=_policies(result, points, kinds, default=default),
         points=points,
         slo=mapping(result.get("slo")),
+        default=default,
         missing=tuple(_missing(result, points, dropped)),
     )
 
@@ -45,16 +47,26 @@ def _rows(result: Mapping[str, Any]) -> tuple[list[Row], int]:
     return found, dropped
 
 
-def _kinds(result: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, str]:
+def _default(result: Mapping[str, Any], policies: set[str]) -> str | None:
+    """As the result names it, at its top or with the best; else the only one of ours."""
+    entries = [mapping(entry) for entry in _best_entries(result).values()]
+    named = [text(result.get("default")), *(text(entry.get("default")) for entry in entries)]
+    about = mapping(result.get("policies"))
+    ours = [name for name, one in about.items() if mapping(one).get("kind") == OURS and name in policies]
+    found = [name for name in named if name in policies]
+    return found[0] if found else ours[0] if len(ours) == 1 else None
+
+
+def _kinds(result: Mapping[str, Any], rows: Iterable[Row], default: str | None) -> dict[str, str]:
     given = mapping(result.get("policies"))
     names = dict.fromkeys(row.policy for row in rows)
-    return {name: text(mapping(given.get(name)).get("kind")) or _guess(name) for name in names}
+    return {name: text(mapping(given.get(name)).get("kind")) or _guess(name, default) for name in names}
 
 
-def _guess(name: str) -> str:
+def _guess(name: str, default: str | None) -> str:
     if name.endswith("-oracle"):
         return BOUND
-    return OURS if name.startswith(DEFAULT) else BASELINE
+    return OURS if name == default else BASELINE
 
 
 def _points(result: Mapping[str, Any], rows: list[Row], kinds: Mapping[str, str]) -> tuple[Point, ...]:
@@ -130,9 +142,11 @@ def _best_baseline(entry: Mapping[str, Any], rows: Mapping[str, Row], kinds: Map
     return min(means, key=means.__getitem__) if means else None
 
 
-def _policies(result: Mapping[str, Any], points: tuple[Point, ...], kinds: Mapping[str, str]) -> dict[str, PolicyInfo]:
+def _policies(
+    result: Mapping[str, Any], points: tuple[Point, ...], kinds: Mapping[str, str], *, default: str | None
+) -> dict[str, PolicyInfo]:
     given = mapping(result.get("policies"))
-    slots, front = ranked(points, kinds)
+    slots, front = ranked(points, kinds, default)
     return {
         name: PolicyInfo(name, kind, text(mapping(given.get(name)).get("description")), slots[name], name in front)
         for name, kind in kinds.items()
@@ -147,6 +161,8 @@ def _missing(result: Mapping[str, Any], points: tuple[Point, ...], dropped: int)
         said.append(f"{dropped} rows lack their cell, load or policy and are left out.")
     if points and not any(BASE in point.rows for point in points):
         said.append(f"{BASE} is not among the policies, so changes have no reference.")
+    if (base := text(result.get("base"))) not in (None, BASE):
+        said.append(f"Changes are against {base}; where this page says {BASE}, read {base}.")
     if points and not any(point.quantiles for point in points):
         said.append("The result has no samples: no latency distributions, no intervals of absolute figures.")
     if points and not any(point.timelines for point in points):
