@@ -120,7 +120,7 @@ def _judge_all(
             engines.append(engine)
             for run in assignment.runs:
                 progress.update(bar, doing=run.name)
-                by_run[id(run)] = _verdict(engine, run)
+                by_run[id(run)] = _verdict(engine, run, second_half=assignment.halves)
                 progress.advance(bar)
     return engines, [by_run[id(run)] for run in runs]
 
@@ -141,12 +141,12 @@ def _fitted(assignment: Assignment, search: FitOptions, progress: Progress) -> M
     return engine
 
 
-def _verdict(engine: MeasuredEngine, run: MeasuredRun) -> Verdict:
+def _verdict(engine: MeasuredEngine, run: MeasuredRun, *, second_half: bool) -> Verdict:
     """A run that the engine can never hold is a finding about the engine, not the end of the command."""
-    reason = cannot_judge(run)
+    reason = cannot_judge(run.half(second=True) if second_half else run)
     if reason is None:
         try:
-            return judge(run, engine, replay(engine, run, draws=DRAWS))
+            return judge(run, engine, replay(engine, run, draws=DRAWS), second_half=second_half)
         except InvalidInputError as error:
             reason = str(error)
     return unjudged(run, reason, engine)

@@ -21,6 +21,9 @@ FIGURES = ("ttft_p50", "ttft_mean", "ttft_p99", "tpot_mean", "e2e_mean", "e2e_p9
 """What is compared; an error carries the figure's name and ``_err``."""
 
 
+SECOND_HALF = "the only run of its engine: fitted on the first half of its requests, judged on the second"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """One run, judged. ``errors``: simulated/measured − 1 by figure, ``None`` where not measurable or not judged."""
@@ -67,12 +70,13 @@ def compare(run: MeasuredRun, replayed: Replay) -> dict[str, float | None]:
     return {name: _relative(simulated[name], measured[name]) for name in FIGURES}
 
 
-def judge(run: MeasuredRun, engine: MeasuredEngine, replayed: Replay) -> Verdict:
-    """The verdict over one run."""
-    errors = compare(run, replayed)
+def judge(run: MeasuredRun, engine: MeasuredEngine, replayed: Replay, *, second_half: bool = False) -> Verdict:
+    """The verdict over one run, or over its second half where the engine was fitted on the first."""
+    errors = compare(run.half(second=True) if second_half else run, replayed)
     below = below_saturation(run)
-    note = None if below else engine.unjudged
-    if note is not None:
+    note = SECOND_HALF if second_half else None
+    if engine.unjudged is not None and not below:
+        note = engine.unjudged
         errors.update({name: None for name in FIGURES if name.startswith(("ttft", "e2e"))})
     return Verdict(run=run, engine=engine, below_saturation=below, errors=errors, replay=replayed, note=note)
 

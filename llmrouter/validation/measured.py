@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +46,11 @@ class MeasuredRun:
     def judged(self) -> NDArray[np.bool_]:
         """Which requests count: the measured ones but the warm-up."""
         return self.measured & (np.arange(len(self)) >= (WARM_UP_REQUESTS if len(self) > WARM_UP_REQUESTS else 0))
+
+    def half(self, *, second: bool) -> MeasuredRun:
+        """The same run of which only the first or the second half of the requests is measured."""
+        late = np.arange(len(self)) >= len(self) // 2
+        return replace(self, measured=self.measured & (late if second else ~late))
 
     @property
     def rate_rps(self) -> float:

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.validation.engines import Coefficients, MeasuredEngine, Reuse
+from llmrouter.validation.fit import STEP_COEFFICIENTS
 from llmrouter.validation.measured import below_saturation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llmrouter.validation.measured import MeasuredRun
+from llmrouter.validation.measured import MeasuredRun
 
 LONG_PROMPT_TOKENS = 4_000
 """Prompts of this length that come again and again from one user are a growing conversation with a cached beginning."""
+
+DISPLACEMENT = 1.35
+"""How far off the shipped coefficients a fresh fit starts."""
 
 LOW_SHARE = 0.35
 """The lower of the two fitted rates, as a share of the higher."""
@@ -25,12 +29,16 @@ LOW_SHARE = 0.35
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """An engine, its runs, and those it must be fitted on before it can judge (none: its fit is shipped)."""
+    """An engine, its runs, and those it must be fitted on before it can judge (none: its fit is shipped).
+
+    Where ``halves``, there is one run: the engine is fitted on the first half of its requests and judged on the second.
+    """
 
     engine: MeasuredEngine
     runs: tuple[MeasuredRun, ...]
     fit_on: tuple[MeasuredRun, ...] = ()
     fit_kv: bool = False
+    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +98,25 @@ def two_rates(runs: Sequence[MeasuredRun]) -> tuple[MeasuredRun, ...]:
 def _assign(engine: MeasuredEngine, runs: list[MeasuredRun], *, refit: bool) -> Assignment:
     if not refit:
         return Assignment(engine=engine, runs=tuple(runs))
-    return Assignment(engine=engine, runs=tuple(runs), fit_on=two_rates(runs), fit_kv="kv_tokens" in engine.fitted)
+    fresh = replace(engine, coefficients=_displaced(engine.coefficients), fitted=(), fitted_on=())
+    return _to_fit(fresh, runs, fit_kv="kv_tokens" in engine.fitted)
+
+
+def _to_fit(engine: MeasuredEngine, runs: list[MeasuredRun], *, fit_kv: bool) -> Assignment:
+    halves = len(runs) == 1
+    fit_on = (runs[0].half(second=False),) if halves else two_rates(runs)
+    return Assignment(engine=engine, runs=tuple(runs), fit_on=fit_on, fit_kv=fit_kv, halves=halves)
+
+
+def _displaced(start: Coefficients) -> Coefficients:
+    """Coefficients well off the shipped ones, up and down in turn, so that a fresh fit owes them nothing."""
+    return replace(
+        start,
+        **{
+            name: getattr(start, name) * (DISPLACEMENT if place % 2 else 1 / DISPLACEMENT)
+            for place, name in enumerate(STEP_COEFFICIENTS)
+        },
+    )
 
 
 def _unknown_name(run: MeasuredRun) -> str:
@@ -100,10 +126,9 @@ def _unknown_name(run: MeasuredRun) -> str:
 
 def _new(name: str, runs: list[MeasuredRun], known: Sequence[MeasuredEngine]) -> Assignment:
     """A deployment that the catalogue does not know: the start is the known engine of the same layout most like it."""
-    fit_on = two_rates(runs)
-    sample = fit_on[0]
+    sample = runs[0]
     alike = [engine for engine in known if engine.layout == sample.layout] or list(known)
-    tpot_s = _median_tpot_s(fit_on)
+    tpot_s = _shortest_gap_s(runs)
     nearest = min(alike, key=lambda engine: abs(np.log(engine.coefficients.base_decode_s / tpot_s)))
     found = re.search(r"(\d+)replicas", name)
     engine = replace(
@@ -118,10 +143,10 @@ def _new(name: str, runs: list[MeasuredRun], known: Sequence[MeasuredEngine]) ->
         fitted=(),
         fitted_on=(),
     )
-    return Assignment(engine=engine, runs=tuple(runs), fit_on=fit_on, fit_kv=not all(map(below_saturation, runs)))
+    return _to_fit(engine, runs, fit_kv=not all(map(below_saturation, runs)))
 
 
-def _median_tpot_s(runs: Sequence[MeasuredRun]) -> float:
+def _shortest_gap_s(runs: Sequence[MeasuredRun]) -> float:
     tpot_s = np.concatenate([run.tpot_s for run in runs])
     known = tpot_s[np.isfinite(tpot_s) & (tpot_s > 0)]
     return float(np.quantile(known, 0.1)) if len(known) else 0.02

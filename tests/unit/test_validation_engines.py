@@ -128,6 +128,21 @@ def test_an_unknown_deployment_is_fitted_on_two_of_its_rates_and_a_known_one_is_
     assert [run.name for run in refit.assignments[0].fit_on] == ["truth-1", "truth-4"]
 
 
+def test_the_only_run_of_an_engine_is_fitted_on_its_first_half_and_judged_on_its_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made,) = plan([run := a_run("mystery-2", 2.0)], [TRUTH], refit=False).assignments
+    assert made.halves
+    (first,) = made.fit_on
+    assert np.flatnonzero(first.measured).tolist() == list(range(30))
+    assert np.flatnonzero(run.half(second=True).measured).tolist() == list(range(30, 60))
+    write(tmp_path / "set.csv", [run])
+    arguments = ("--data", str(tmp_path), "--json", "--out", str(tmp_path), "--starts", "1", "--evaluations", "5")
+    (entry,) = told(capsys, *arguments)["runs"]
+    assert entry["fitted_on"] == ["mystery-2"]
+    assert "judged on the second" in entry["note"]
+
+
 def test_medians_leave_out_runs_that_were_fitted_on() -> None:
     engine = replace(TRUTH, fitted_on=("truth-1",))
     runs = [a_run("truth-1", 1.0), a_run("truth-2", 2.0)]
