@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from support.sim_books import check_books, check_nobody_waits_for_the_idle, check_work
 from support.sim_worlds import Case, cases, interpret
 
 if TYPE_CHECKING:
     from llmrouter.sim.kernel.records import World
+
+pytestmark = pytest.mark.timeout(600)  # random worlds, step by step
 
 
 @given(case=cases())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from support.sim_worlds import Case, cases, interpret
 
@@ -13,6 +14,7 @@ from llmrouter.sim.outcomes import Outcomes, Status
 if TYPE_CHECKING:
     from llmrouter.sim.kernel.records import World
 
+pytestmark = pytest.mark.timeout(600)  # random worlds, step by step
 SLACK_S = 1e-9
 
 

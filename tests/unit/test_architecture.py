@@ -81,6 +81,7 @@ def test_the_operators_folder_is_a_place_and_no_package() -> None:
     assert not (ROOT / "operator" / "__init__.py").exists()
 
 
+@pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
 @pytest.mark.parametrize(("fraction", "sustained"), [(0.97, True), (1.03, False)])
 def test_the_demos_capacity_is_what_the_simulator_says(*, fraction: float, sustained: bool) -> None:
     profiles = [LLAMA_31_8B_RTX_4090] * 4 + [LLAMA_31_8B_RTX_PRO_6000] * 4
