@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 OUT = Path("build/validation")
 DRAWS = 5
 WIDTH = 150
+TOO_LITTLE = "an engine that is not in the catalogue, and too few measured requests to fit one"
 MAX_STARTS, MAX_EVALUATIONS = 100, 100_000
 
 
@@ -117,18 +118,26 @@ def _judge_all(
         bar = progress.add_task("runs", total=len(runs), completed=len(work.excluded), doing="")
         for assignment in work.assignments:
             engine = _fitted(assignment, search, progress)
-            engines.append(engine)
+            if engine is not None:
+                engines.append(engine)
             for run in assignment.runs:
                 progress.update(bar, doing=run.name)
-                by_run[id(run)] = _verdict(engine, run, second_half=assignment.halves)
+                by_run[id(run)] = (
+                    unjudged(run, TOO_LITTLE)
+                    if engine is None
+                    else _verdict(engine, run, second_half=assignment.halves)
+                )
                 progress.advance(bar)
     return engines, [by_run[id(run)] for run in runs]
 
 
-def _fitted(assignment: Assignment, search: FitOptions, progress: Progress) -> MeasuredEngine:
+def _fitted(assignment: Assignment, search: FitOptions, progress: Progress) -> MeasuredEngine | None:
+    """The engine ready to judge; ``None`` where it is unknown and nothing of its runs can be fitted to."""
+    if not assignment.fit_on:
+        return assignment.engine
     usable = [run for run in assignment.fit_on if cannot_judge(run) is None]
     if not usable:
-        return assignment.engine
+        return None
     total = search.starts * search.evaluations
     bar = progress.add_task(f"fit {assignment.engine.name}", total=total, doing="")
     free = free_parameters(assignment.engine, kv=assignment.fit_kv)

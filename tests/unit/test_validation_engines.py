@@ -143,6 +143,22 @@ def test_the_only_run_of_an_engine_is_fitted_on_its_first_half_and_judged_on_its
     assert "judged on the second" in entry["note"]
 
 
+def test_runs_that_say_too_little_are_listed_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run("short", 2.0, count=2)
+    long = replace(a_run("vllm-3", 2.0, count=3), prompt_tokens=np.full(3, 90_000))
+    silent = replace(a_run("vllm-4", 2.0, count=3), ttft_s=np.zeros(3))
+    at_once = replace(a_run("vllm-5", 2.0, count=5), arrived_at_s=np.zeros(5))
+    write(tmp_path / "set.csv", [run, long, silent, at_once])
+    found = told(capsys, "--data", str(tmp_path), "--json", "--out", str(tmp_path / "out"))["runs"]
+    assert [entry["e2e_mean_err"] is None for entry in found] == [True, True, True, False]
+    assert "too few measured requests" in found[0]["note"]
+    assert "never fits" in found[1]["note"]
+    assert "no request of this run has measured latencies" in found[2]["note"]
+    assert found[3]["rate_rps"] is None
+
+
 def test_medians_leave_out_runs_that_were_fitted_on() -> None:
     engine = replace(TRUTH, fitted_on=("truth-1",))
     runs = [a_run("truth-1", 1.0), a_run("truth-2", 2.0)]
