@@ -23,21 +23,23 @@ PRIOR_TOKENS = np.array([1.0, 0.8, 0.07, 0.22, 1.15, 0.65, 0.3, 1.3, 0.45])
 """Tokens that one of each class is worth before anything is known of a model's tokenizer: between those of Llama 2
 and ``cl100k_base``."""
 
+PRIOR_SPREAD = np.array([3.0, *0.5 * PRIOR_TOKENS[1:]])
+"""Their standard deviations; chat templates differ most."""
+
 WINDOW_CHARS = 8_192
 WINDOWS = 4
 MODELS = 64
 FORGETTING = 0.999
-PRIOR_SPREAD = 0.5
 MAX_TOKENS_PER_CHAR = 4.0
 MAX_OVERHEAD_TOKENS = 8_192.0
 MIN_TOKENS_PER_CHAR = 1.0 / 64.0
 NOISE = 0.01
 """Variance of the relative error that no weights explain."""
 
-MAX_TRACE = 10.0
+MAX_TRACE = 1_000.0
 """Of the covariance of the weights: forgetting alone would let it grow without bound."""
 
-_LOW, _HIGH = 0.0, 4.0
+_HIGHEST = np.array([MAX_OVERHEAD_TOKENS, *[MAX_TOKENS_PER_CHAR] * (len(CLASSES) - 1)])
 _MAX_SURPRISE = 1.0
 _ASCII = 128
 _CJK = ((0x2E80, 0xA4D0), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0), (0x20000, 0x32000))
@@ -56,9 +58,9 @@ class PromptTokens:
     """Estimates prompt tokens of each model as a weighted count of character classes.
 
     The weights are learned by recursive least squares on relative errors, forgetting by ``FORGETTING`` an answer,
-    starting at ``PRIOR_TOKENS``; each stays within 0 and 4 tokens, and one report moves them as an error of 100 % at
-    most. At most ``MODELS`` models; the one longest silent gives way. Of a prompt of any size four windows of
-    8,192 characters are looked at, and scaled up.
+    starting at ``PRIOR_TOKENS``. Each stays within 0 and 4 tokens (that of the prompt itself, which is its chat
+    template, within 8,192), and one report moves them as an error of 100 % at most. At most ``MODELS`` models; the one
+    longest silent gives way. Of a prompt of any size four windows of 8,192 characters are looked at, and scaled up.
     """
 
     def __init__(self, *, models: int = MODELS) -> None:
@@ -86,7 +88,7 @@ class PromptTokens:
         surprise = min(max(1.0 - float(scaled_C @ weights_C), -_MAX_SURPRISE), _MAX_SURPRISE)
         reach_C = spread_CC @ scaled_C
         gain_C = reach_C / (NOISE + float(scaled_C @ reach_C))
-        weights_C = np.clip(weights_C + gain_C * surprise, _LOW, _HIGH)
+        weights_C = np.clip(weights_C + gain_C * surprise, 0.0, _HIGHEST)
         spread_CC = (spread_CC - np.outer(gain_C, reach_C)) / FORGETTING
         spread_CC = 0.5 * (spread_CC + spread_CC.T)
         excess = float(np.trace(spread_CC)) / MAX_TRACE
@@ -99,7 +101,7 @@ class PromptTokens:
 
     def _weights(self, key: str) -> tuple[Floats, Floats]:
         known = self._models.get(key)
-        return (PRIOR_TOKENS, np.diag((PRIOR_SPREAD * PRIOR_TOKENS) ** 2)) if known is None else known
+        return (PRIOR_TOKENS, np.diag(PRIOR_SPREAD**2)) if known is None else known
 
     def _keep(self, key: str, weights_C: Floats, spread_CC: Floats) -> None:
         self._models[key] = (weights_C, spread_CC)

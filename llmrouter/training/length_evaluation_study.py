@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrouter.errors import InvalidInputError
 from llmrouter.lengths.distribution import LEVELS, PAPER_EDGES_TOKENS
 from llmrouter.training.length_evaluation import (
     CALIBRATED,
@@ -73,6 +74,9 @@ def evaluate(rows: Sequence[LengthRow], study: Study, progress: Progress) -> dic
     Families with fewer than ``MIN_FAMILY_ROWS`` rows are left to the pooled stream, and named in ``notes``; tasks with
     fewer than ``MIN_TASK_ROWS`` rows are not told apart. Learned baselines never see the row they are scored on:
     online each is predicted before it is learned; offline, prompts are split by their SHA-256.
+
+    Raises:
+        InvalidInputError: offline, all prompts fall on one side of the split.
     """
     settings = []
     families = families_of(rows) if study.by_family else {}
@@ -90,6 +94,8 @@ def evaluate(rows: Sequence[LengthRow], study: Study, progress: Progress) -> dic
                 "streams": [one for one in done if one is not None],
             }
         )
+    if not settings[0]["streams"]:
+        raise InvalidInputError("the split by prompt leaves nothing to learn from or nothing to score: try --online")
     return {**_summary(settings, study), "settings": settings, "notes": _notes(rows, families, study)}
 
 
@@ -161,25 +167,22 @@ def _summary(settings: Sequence[Mapping[str, Any]], study: Study) -> dict[str, A
     """The subject's numbers in the first setting, as plain numbers, and the same of every other predictor."""
     streams = settings[0]["streams"]
     subject = study.subject + (CALIBRATED if settings[0]["online"] else "")
-    pooled = streams[0]["overall"]["predictors"] if streams else {}
+    pooled = streams[0]["overall"]["predictors"]
     return {
         "schema": SCHEMA_VERSION,
         "levels": list(LEVELS),
         "bucket_edges_tokens": list(PAPER_EDGES_TOKENS),
         "predictor": subject,
         **_values(pooled, subject),
-        "intervals": {metric: part[1:] for metric, part in pooled.get(subject, {}).items()},
+        "intervals": {metric: part[1:] for metric, part in pooled[subject].items()},
         "baselines": {name: _values(pooled, name) for name in pooled if name != subject},
-        "by_task": {
-            task: _values(one["predictors"], subject)
-            for task, one in (streams[0]["by_task"] if streams else {}).items()
-        },
+        "by_task": {task: _values(one["predictors"], subject) for task, one in streams[0]["by_task"].items()},
         "by_family": {one["family"]: _values(one["overall"]["predictors"], subject) for one in streams[1:]},
     }
 
 
 def _values(predictors: Mapping[str, Any], name: str) -> dict[str, float | None]:
-    return {metric: part[0] for metric, part in predictors.get(name, {}).items()}
+    return {metric: part[0] for metric, part in predictors[name].items()}
 
 
 def _notes(rows: Sequence[LengthRow], families: Mapping[str, Sequence[LengthRow]], study: Study) -> list[str]:
