@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MIN_FAMILY_ROWS = 100
 MIN_TASK_ROWS = 30
+ANSWERS_SEEN = (0, 10, 50, 500)
 ALL_FAMILIES = None
 
 
@@ -131,25 +132,46 @@ def _stream(
             laws |= run_offline(contender, training, traffic, progress(f"{title}: {contender.name}", total))
     scores = {name: row_scores(one, traffic.output_tokens) for name, one in laws.items()}
     prompt_N = np.unique([row.prompt_digest for row in scored], return_inverse=True)[1]
-    grouped = _groups(scored)
     result: dict[str, Any] = {"family": family, "rows": len(scored), "prompts": int(prompt_N.max()) + 1}
-    result["overall"] = _scores(scores, prompt_N, study)
-    result["by_task"] = {}
-    if len(grouped) > 1:
-        for task, places in grouped.items():
-            chosen = {name: one.take(places) for name, one in scores.items()}
-            _, inside_N = np.unique(prompt_N[places], return_inverse=True)
-            result["by_task"][task] = {"rows": len(places), **_scores(chosen, inside_N, study)}
+    result["overall"] = scores_of(scores, prompt_N, study)
+    groupings = {"by_task": _by_task(scored)}
+    if setting.online:
+        groupings["by_answers_seen"] = _by_answers_seen(scored)
+    for grouping, groups in groupings.items():
+        result[grouping] = {}
+        for name, places in groups.items():
+            chosen = {contender: one.take(places) for contender, one in scores.items()}
+            inside_N = np.unique(prompt_N[places], return_inverse=True)[1]
+            result[grouping][name] = {"rows": len(places), **scores_of(chosen, inside_N, study)}
     return result
 
 
-def _groups(rows: Sequence[LengthRow]) -> dict[str, NDArray[np.intp]]:
+def _by_answers_seen(rows: Sequence[LengthRow]) -> dict[str, NDArray[np.intp]]:
+    """Rows by how many answers of their source, task and model were there before them."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    before = []
+    for row in rows:
+        key = (row.source, row.task, row.request.model)
+        before.append(seen[key])
+        seen[key] += 1
+    before_N = np.array(before)
+    groups = {}
+    for low, high in zip(ANSWERS_SEEN, (*ANSWERS_SEEN[1:], None), strict=True):
+        inside_N = before_N >= low if high is None else (before_N >= low) & (before_N < high)
+        groups[f"{low}-" if high is None else f"{low}-{high - 1}"] = np.flatnonzero(inside_N)
+    return {name: places for name, places in groups.items() if len(places) >= MIN_TASK_ROWS}
+
+
+def _by_task(rows: Sequence[LengthRow]) -> dict[str, NDArray[np.intp]]:
     tasks = np.array([row.task for row in rows])
     groups = {str(task): np.flatnonzero(tasks == task) for task in np.unique(tasks)}
+    if len(groups) == 1:
+        return {}
     return {task: places for task, places in groups.items() if len(places) >= MIN_TASK_ROWS}
 
 
-def _scores(scores: Mapping[str, RowScores], prompt_N: NDArray[np.intp], study: Study) -> dict[str, Any]:
+def scores_of(scores: Mapping[str, RowScores], prompt_N: NDArray[np.intp], study: Study) -> dict[str, Any]:
+    """Every metric of every predictor with its interval, and their differences from the mean of the task."""
     values, differences = estimates(
         scores, prompt_N, rng=np.random.default_rng(study.seed), against=TASK_MEAN, resamples=study.resamples
     )

@@ -29,6 +29,8 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
             console.print(_stream_table(setting, stream))
         if setting["streams"] and setting["streams"][0]["by_task"]:
             console.print(_task_table(result["predictor"], setting))
+    if "drift" in result:
+        console.print(_drift_table(result["drift"]))
     for note in result["notes"]:
         console.print(f"· {note}", markup=False, highlight=False)
 
@@ -67,6 +69,23 @@ def _task_table(subject: str, setting: Mapping[str, Any]) -> Table:
     for task, one in sorted(tasks.items()):
         metrics = one["predictors"][subject]
         table.add_row(task or "(none)", f"{one['rows']:,}", *(cell(metric, metrics[metric]) for metric in COLUMNS))
+    return table
+
+
+def _drift_table(drift: Mapping[str, Any]) -> Table:
+    title = f"{drift['before']} gives way to {drift['after']}: pinball loss ÷ that of a fresh predictor, 80 % covers"
+    table = Table(title=title)
+    table.add_column("predictor")
+    windows = drift["windows"]
+    for window in windows:
+        table.add_column(f"answers {window['from'] + 1}–{window['to']}", justify="right")
+    for name in windows[0]["after_change"]["predictors"]:
+        cells = []
+        for window in windows:
+            lived, fresh = (window[which]["predictors"][name] for which in ("after_change", "fresh"))
+            loss = lived["pinball_loss"][0] / max(fresh["pinball_loss"][0], 1e-9)
+            cells.append(f"{loss:.2f}; {lived['coverage_80'][0]:.1%}")
+        table.add_row(name, *cells)
     return table
 
 

@@ -17,6 +17,7 @@ from llmrouter.errors import InvalidInputError, ModelRejectedError
 from llmrouter.lengths.online import HALF_LIFE
 from llmrouter.training.length_evaluation_artefact import load_artefact
 from llmrouter.training.length_evaluation_contenders import Contender, baselines
+from llmrouter.training.length_evaluation_drift import evaluate_drift
 from llmrouter.training.length_evaluation_rows import read_rows
 from llmrouter.training.length_evaluation_scores import RESAMPLES
 from llmrouter.training.length_evaluation_study import Order, Setting, Study, evaluate
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--label", choices=("task", "app"), default="task", help="field that is the application (default: %(default)s)")
     add("--order", choices=[order.value for order in Order], default="random", help="online: order of the rows")
     add("--family", metavar="F", help="score the rows of this family alone")
+    add("--drift", nargs=2, metavar=("FROM", "TO"), help="online: also, rows of family FROM give way to those of TO")
     add("--no-families", action="store_true", help="score all rows together only")
     add("--held-out", action="store_true", help="online: take only the fifth of prompts that no model is trained on")
     add("--seed", type=int, default=SEED, help="of the order and of the intervals (default: %(default)s)")
@@ -108,6 +110,8 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
             resamples=options.resamples,
         )
         result = evaluate(rows, study, progress)
+        if options.drift is not None:
+            result["drift"] = evaluate_drift(rows, study, progress, before=options.drift[0], after=options.drift[1])
     result["notes"] += notes
     return {
         "command": command,
@@ -127,6 +131,11 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
 def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.resamples <= MAX_RESAMPLES:
         raise InvalidInputError(f"--resamples must be within 0 and {MAX_RESAMPLES}, not {options.resamples}")
+    for option in ("drift", "held_out"):
+        if getattr(options, option) and not options.online:
+            raise InvalidInputError(f"--{option.replace('_', '-')} needs --online")
+    if options.drift is not None and options.family is not None:
+        raise InvalidInputError("--drift and --family exclude each other")
     if options.seed < 0:
         raise InvalidInputError(f"--seed must be at least 0, not {options.seed}")
 

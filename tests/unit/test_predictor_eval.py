@@ -262,6 +262,22 @@ class TestCommand:
         assert result["by_task"] == {}
         assert any("No row has a task" in note for note in result["notes"])
 
+    def test_a_drift_is_told_in_windows(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        lines = records(1_200)
+        for line in lines:
+            line["response_tokens"] = 20 if line["family"] == "even" else 700
+        path = write(tmp_path / "rows.jsonl", lines)
+        drift = evaluated(path, "--online", "--hint", "--no-families", "--drift", "even", "odd", capsys=capsys)["drift"]
+        assert [(window["from"], window["to"]) for window in drift["windows"]] == [(0, 250), (250, 500), (500, 1_000)]
+        first, later = (drift["windows"][place]["after_change"]["predictors"] for place in (0, 2))
+        assert first["task-mean"]["mae_tokens"][0] > 500
+        assert later["application-quantiles"]["mae_tokens"][0] < 20 < later["task-mean"]["mae_tokens"][0]
+
+    def test_newcomers_are_told_apart(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        result = evaluated(path, "--online", "--hint", "--no-families", capsys=capsys)
+        seen = result["settings"][0]["streams"][0]["by_answers_seen"]
+        assert {name: one["rows"] for name, one in seen.items()} == {"0-9": 30, "10-49": 120, "50-499": 90}
+
     def test_a_single_row(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         result = evaluated(write(tmp_path / "rows.jsonl", records(1)), "--online", capsys=capsys)
         assert result["kendall_tau"] is None
@@ -288,6 +304,10 @@ class TestCommand:
             ["--data", "PATH", "--artifact", "no-such-folder"],
             ["--data", "PATH", "--artifact", "BROKEN"],
             ["--data", "PATH", "--family", "nobody"],
+            ["--data", "PATH", "--held-out"],
+            ["--data", "PATH", "--drift", "even", "odd"],
+            ["--data", "PATH", "--online", "--drift", "even", "odd"],
+            ["--data", "PATH", "--online", "--drift", "even", "odd", "--family", "odd"],
         ],
     )
     def test_bad_input_is_one_line_and_status_2(
