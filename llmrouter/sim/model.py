@@ -34,7 +34,8 @@ class Admission(StrEnum):
     """When a waiting request may join the batch.
 
     ``WATERMARK``: its whole prompt fits and the watermark stays free (vLLM, with ``scheduler_reserve_full_isl``).
-    ``WORST_CASE``: besides, all running could grow to their ends (S-LoRA, LightLLM).
+    ``WORST_CASE``: besides, all running could grow to their ends (S-LoRA, LightLLM); where prompts run beside decodes,
+    all full lengths fit together.
     ``FIRST_CHUNK``: its first chunk fits (vLLM V1 without that setting, which can thrash where KV is short).
     """
 

@@ -49,7 +49,7 @@ class Outcomes:
         first_token_at_s, finished_at_s: at the engine.
         preemptions: how often it lost its KV.
         recomputed_tokens: KV tokens it lost by that.
-        cached_tokens: prompt tokens it did not compute, thanks to the prefix cache.
+        cached_tokens: prompt tokens it did not compute when it was first admitted, thanks to the prefix cache.
         decode_instance: where it decoded, if prefill and decode are disaggregated; else ``instance``.
         engine_busy_s: shape (I,): seconds each engine spent in steps.
     """

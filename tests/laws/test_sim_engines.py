@@ -231,6 +231,17 @@ def test_worst_case_admission_never_preempts(schedule: Schedule, rows: list[tupl
     assert outcomes.finished.all()
 
 
+def test_worst_case_admission_knows_the_peak() -> None:
+    """Worst case, prompts alone: 100 + 200 and 300 + 20 tokens fit in 520, as one has gone when the other is long."""
+    engine = EngineModel(
+        replace(SMALL, kv_tokens=520, block_tokens=1), Schedule.INTERVAL, admission=Admission.WORST_CASE
+    )
+    together = run(Workload.of([0.0, 0.0], [100, 300], [200, 20]), engine)
+    apart = run(Workload.of([0.0, 0.0], [100, 300], [200, 120]), engine)
+    assert together.first_token_at_s[1] < together.finished_at_s[0]
+    assert apart.first_token_at_s[1] > apart.finished_at_s[0]
+
+
 @pytest.mark.parametrize("schedule", list(Schedule))
 def test_optimistic_admission_preempts_and_still_gives_every_token(schedule: Schedule) -> None:
     """Watermark: five that fit now and not at their ends lose KV on the way, count what they lost, and finish."""

@@ -10,6 +10,7 @@ from llmrouter.sim.kernel.records import (
     DECODE,
     FIRST_CHUNK,
     FIRST_COME,
+    LAYERED,
     LEAST_WORK_LEFT,
     NONE,
     PREFILL,
@@ -72,19 +73,26 @@ def admit_next(pool: Pool, e: int, budget: int) -> int:
         return NONE
     if engine.admission == WORST_CASE and not alone and not _worst_case_fits(pool, e, s):
         return NONE
+    _take_in(pool, e, s, cached)
+    use_blocks(pool, e, s, blocks)
+    return int(s)
+
+
+def _take_in(pool: Pool, e: int, s: int, cached: int) -> None:
+    """Moves a waiting sequence into the batch, a user of its cached blocks."""
+    engine, sequence = pool.engines[e], pool.sequences[s]
     unlink(pool, 2 * e, s)
     append(pool, 2 * e + 1, s)
     if cached > 0:
         take_cached(pool, e, s, cached)
-    sequence.cached = max(sequence.cached, computed)
-    sequence.prefilled = computed
+    sequence.prefilled = cached * pool.prefix_sizes[1]
+    if sequence.preemptions == 0:
+        sequence.cached = sequence.prefilled
     sequence.blocks = 0
-    use_blocks(pool, e, s, blocks)
     engine.tickets += 1
     sequence.ticket = engine.tickets
     sequence.phase = PREFILL
     engine.partial += 1
-    return int(s)
 
 
 def _next_waiting(pool: Pool, e: int) -> int:
@@ -111,9 +119,13 @@ def _next_waiting(pool: Pool, e: int) -> int:
 
 
 def _worst_case_fits(pool: Pool, e: int, candidate: int) -> bool:
-    """Whether all running and the candidate could grow to their ends (LightLLM): peak over the ends of each."""
+    """Whether all running and the candidate could grow to their ends: the peak over the end of each (LightLLM).
+
+    Where prompts run beside decodes a candidate starts to grow later than that counts on: there full lengths must fit.
+    """
     engine = pool.engines[e]
     capacity = engine.blocks_total * engine.block_tokens
+    mixes = engine.schedule in (CHUNKED, LAYERED)
     at = candidate
     while at >= 0:
         left = _left(pool, e, at)
@@ -121,12 +133,14 @@ def _worst_case_fits(pool: Pool, e: int, candidate: int) -> bool:
         other = candidate
         while other >= 0:
             other_left = _left(pool, e, other)
-            if other_left >= left:
+            if mixes:
+                peak += pool.sequences[other].prompt + pool.sequences[other].output
+            elif other_left >= left:
                 together += 1
                 peak += pool.sequences[other].prompt + pool.sequences[other].output - other_left
             other = pool.heads[2 * e + 1] if other == candidate else pool.sequences[other].next
-        if peak + left * together > capacity:
-            return False
+        if mixes or peak + left * together > capacity:
+            return bool(peak + left * together <= capacity)
         at = pool.heads[2 * e + 1] if at == candidate else pool.sequences[at].next
     return True
 
