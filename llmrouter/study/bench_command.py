@@ -22,7 +22,7 @@ from llmrouter.study.store import Store
 from llmrouter.study.table import print_comparison
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from llmrouter.study.bench_options import Options
@@ -51,7 +51,7 @@ def main(rest: Sequence[str]) -> int:
         except KeyboardInterrupt:
             Console(stderr=True).print("stopped: the same command goes on from here")
             return INTERRUPTED
-    text = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    text = as_text(result)
     (options.out / "bench.json").write_text(text, encoding="utf-8")
     _write_report(options, result)
     if options.as_json:
@@ -74,6 +74,18 @@ def compare(options: Options, store: Store, command: str) -> dict[str, Any]:
     with progress("runs", len(tasks)) as advance:
         do_tasks(tasks, store, jobs=options.jobs, on_done=lambda _task: advance(1))
     return result_of(plan, store, command=command)
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """JSON with one line for each top-level key and each row: short enough to keep, and lines fit to compare."""
+    parts = []
+    for key, value in result.items():
+        if key in ("rows", "best"):
+            inner = ",\n  ".join(json.dumps(one, ensure_ascii=False, allow_nan=False) for one in value)
+            parts.append(f" {json.dumps(key)}: [\n  {inner}\n ]")
+        else:
+            parts.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def open_final(plan: Plan, command: str, *, ledger: Path, now: dt.datetime) -> int:

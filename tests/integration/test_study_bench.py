@@ -12,7 +12,7 @@ import pytest
 
 from llmrouter import cli
 from llmrouter.study import bench_command, simulate_command
-from llmrouter.study.bench_command import open_final
+from llmrouter.study.bench_command import as_text, open_final
 from llmrouter.study.bench_options import parse
 from llmrouter.study.contenders import BASE, DEFAULT
 from llmrouter.study.figures import METRICS, change_name
@@ -106,6 +106,10 @@ def test_the_file_is_plain_json_without_numbers_that_are_none(done: Path) -> Non
         raise AssertionError(word)
 
     json.loads((done / "bench.json").read_text(), parse_constant=refuse)
+
+
+def test_its_text_says_what_the_values_are(result: dict[str, Any]) -> None:
+    assert json.loads(as_text(result)) == result
 
 
 def test_a_stopped_comparison_goes_on_to_the_same_bytes(done: Path) -> None:
