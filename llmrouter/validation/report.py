@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmrouter.validation.judge import Verdict
     from llmrouter.validation.readers import Skipped
 
-SUMMARY_FIGURES = ("tpot_mean", "e2e_mean", "ttft_p50", "ttft_mean")
+SUMMARY_FIGURES = ("tpot_mean", "e2e_mean", "ttft_p50")
 SATURATED_FIGURES = ("tpot_mean", "e2e_mean", "makespan")
 OUTLIER_FACTOR = 3.0
 """A run is an outlier where an error exceeds this many times its group's median …"""
@@ -169,23 +169,25 @@ def _is_outlier(verdict: Verdict, medians: dict[str, float | None]) -> bool:
 def summary_table(groups: Sequence[dict[str, Any]]) -> Table:
     """One line per group: medians beside targets."""
     table = Table(
-        title="Median |error| over unseen runs: below saturation (target), then saturated", title_justify="left"
+        title="Median |error| over unseen runs: those below saturation (target), then those over", title_justify="left"
     )
-    table.add_column("runs of", overflow="fold")
-    table.add_column("judged", justify="right")
+    table.add_column("runs of", overflow="fold", ratio=3)
+    table.add_column("below", justify="right")
     for name in SUMMARY_FIGURES:
         table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("worst by E2E", overflow="fold", ratio=2)
+    table.add_column("over", justify="right")
     for name in SATURATED_FIGURES:
-        table.add_column(f"saturated {name.replace('_', ' ')}", justify="right")
-    table.add_column("worst run below (E2E)", overflow="fold")
+        table.add_column(name.replace("_", " "), justify="right")
     for group in groups:
         worst = group["worst"]
         table.add_row(
             group["name"],
             f"{group['unseen_below_saturation']}/{group['runs']}",
             *(_against(group, name) for name in SUMMARY_FIGURES),
-            *(_share(group["median_abs_err_saturated"][name]) for name in SATURATED_FIGURES),
             "–" if worst is None else f"{worst['run'].rsplit('/', 1)[-1]} {_percent(worst['e2e_mean_err'])}",
+            str(group["unseen_saturated"] or "–"),
+            *(_share(group["median_abs_err_saturated"][name]) for name in SATURATED_FIGURES),
         )
     return table
 
