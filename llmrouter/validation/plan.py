@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.validation.engines import Coefficients, MeasuredEngine, Reuse
+from llmrouter.validation.engines import Coefficients, MeasuredEngine, Reuse, Split
 from llmrouter.validation.fit import STEP_COEFFICIENTS
 from llmrouter.validation.measured import below_saturation
 
@@ -139,6 +139,9 @@ def _new(name: str, runs: list[MeasuredRun], known: Sequence[MeasuredEngine]) ->
         coefficients=_scaled(nearest.coefficients, tpot_s),
         replicas=int(found.group(1)) if found else 1,
         reuse=_reuse(sample),
+        split=Split.SESSION if _reuse(sample) is Reuse.SESSIONS else Split.RANDOM,
+        warm_fraction=1.0,
+        decode_instances=0,
         documented={},
         fitted=(),
         fitted_on=(),

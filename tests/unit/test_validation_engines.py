@@ -128,6 +128,24 @@ def test_an_unknown_deployment_is_fitted_on_two_of_its_rates_and_a_known_one_is_
     assert [run.name for run in refit.assignments[0].fit_on] == ["truth-1", "truth-4"]
 
 
+@pytest.mark.parametrize(
+    ("prompt_tokens", "user", "reuse", "split"),
+    [
+        (20_000, 7, Reuse.SESSIONS, Split.SESSION),
+        (100, 7, Reuse.NONE, Split.RANDOM),
+        (1_000, -1, Reuse.SHARE, Split.RANDOM),
+    ],
+)
+def test_an_unknown_deployment_behind_a_chat_benchmark_reuses_prompts_as_its_users_do(
+    prompt_tokens: int, user: int, reuse: Reuse, split: Split
+) -> None:
+    run = a_run("zeta-2replicas/long_input_1.5", 1.5)
+    run = replace(run, layout="generation", prompt_tokens=np.full(60, prompt_tokens), session=np.full(60, user))
+    (made,) = plan([run], shipped(), refit=False).assignments
+    assert (made.engine.reuse, made.engine.split, made.engine.replicas) == (reuse, split, 2)
+    assert made.engine.name == "set: zeta-2replicas/long_input"
+
+
 def test_the_only_run_of_an_engine_is_fitted_on_its_first_half_and_judged_on_its_second(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
