@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MODEL_NAME = "text"
 MODEL_VERSION = "1.0.0"
 ROWS_PER_MINUTE = 200_000
-"""Rows that one core learns from in a minute, about: turns minutes into epochs, the same on every machine."""
+"""Rows that one core learns from in a minute, about: turns minutes into updates, the same on every machine."""
 
 UNKNOWN_LICENCE = "not stated"
 _METRICS = ("bucket_accuracy", "kendall_tau", "pinball_loss", "coverage_80", "mae_tokens")
@@ -61,29 +61,30 @@ def fit_artifact(
         rows: answered requests; ``held_out`` ones score the model and never train it.
         out_dir: folder to write to, made where it is missing.
         seed: of everything drawn; the same rows, seed and machine give the same bytes.
-        budget: minutes of one core, about, as a number of epochs (ROWS_PER_MINUTE); ``None`` for the recipe's own.
+        budget: minutes of one core, about, as a number of rows seen (ROWS_PER_MINUTE); ``None`` for the recipe's own.
         progress: is told what is being done.
 
     Raises:
         InvalidInputError: too few rows, or a folder that cannot be written.
         ExportDisagreesError: graph and network differ; nothing is written.
     """
-    fitted = fit(rows, recipe=budgeted(Recipe(), len(rows), budget), seed=seed, progress=progress)
+    recipe = budgeted(Recipe(), budget)
     try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        fitted = fit(rows, recipe=recipe, seed=seed, progress=progress)
         fitted.artefact.write(out_dir)
     except OSError as error:
         raise InvalidInputError(f"{out_dir}: cannot be written: {error.strerror}") from error
     return fitted
 
 
-def budgeted(recipe: Recipe, rows: int, minutes: float | None) -> Recipe:
-    """The recipe with as many epochs as fit into so many minutes, from 1 to its own number."""
+def budgeted(recipe: Recipe, minutes: float | None) -> Recipe:
+    """The recipe with no more rows seen than fit into so many minutes."""
     if minutes is None:
         return recipe
     if not minutes > 0.0:
         raise InvalidInputError(f"minutes must be more than 0, not {minutes:g}")
-    epochs = int(min(minutes * ROWS_PER_MINUTE / max(1, rows), float(recipe.epochs)))
-    return replace(recipe, epochs=max(1, epochs))
+    return replace(recipe, most_rows=minutes * ROWS_PER_MINUTE)
 
 
 def fit(rows: Sequence[LengthRow], *, recipe: Recipe, seed: int, progress: Progress) -> Fitted:
@@ -95,8 +96,8 @@ def fit(rows: Sequence[LengthRow], *, recipe: Recipe, seed: int, progress: Progr
     learned_set = text_set(learned, looked)
     asked = with_task_as_application(held_out)
     held_out_set = text_set(asked, looked)
-    epoch = progress("training", recipe.epochs)
-    model = rounded(train(learned_set, recipe, seed=seed, on_epoch=lambda _number, _loss: epoch(1)))
+    done = progress("training", recipe.rounds)
+    model = rounded(train(learned_set, recipe, seed=seed, on_round=lambda _number, _loss: done(1)))
     exported, worst = export(model, *shown(held_out_set, application=1, model=1))
     progress("scoring", None)
     scores = score_text(model, held_out_set, asked, learned)
@@ -149,7 +150,7 @@ def _manifest(model: TextModel, learned: Sequence[LengthRow], features: TextSet,
 def _flat(scores: dict[str, GroupScores], model: TextModel, worst: float) -> dict[str, float]:
     flat = {
         "export/worst_difference_ln_tokens": float(f"{worst:.2g}"),
-        "training/epochs": float(model.epochs),
+        "training/round": float(model.rounds),
         "training/validation_pinball_ln_tokens": round(model.validation_pinball, 5),
     }
     for group, one in scores.items():

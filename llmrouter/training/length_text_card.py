@@ -30,7 +30,7 @@ joined with three embeddings of the labels and {dense} numbers, and pass two sma
 | outputs | `quantiles` float32 (N, 7), tokens at 5, 10, 25, 50, 75, 90, 95 %, ascending; `rank` float32 (N,) |
 | range | 1 … {max_tokens:,.0f} tokens, twice the longest answer of its rows |
 | size of the network | embeddings of {embedding} (8 bits), layers of {first} and {second} |
-| trained with | {losses}; epoch {epochs} of {all_epochs}; seed {seed} |
+| trained with | {losses}; {epochs} epochs, best round {round} of {rounds}; seed {seed} |
 | graph against network | at most {worst:g} in ln tokens, on all held-out rows |
 | sha256 | `{sha256}` |
 
@@ -84,8 +84,9 @@ def text_card(manifest: Manifest, scores: Mapping[str, GroupScores], recipe: Rec
         first=recipe.sizes.first,
         second=recipe.sizes.second,
         losses=f"pinball {losses.pinball:g}, cross-entropy of buckets {losses.buckets:g}, ListMLE {losses.rank:g}",
-        epochs=f"{manifest.scores['training/epochs']:.0f}",
-        all_epochs=recipe.epochs,
+        epochs=recipe.epochs,
+        round=f"{manifest.scores['training/round']:.0f}",
+        rounds=recipe.rounds,
         seed=manifest.seed,
         worst=manifest.scores["export/worst_difference_ln_tokens"],
         sha256=manifest.sha256,

@@ -55,14 +55,14 @@ def export(model: TextModel, ids_NK: NDArray[np.int32], dense_ND: Floats) -> tup
     """
     exported = stable_bytes(_graph(model))
     session = _session(exported)
-    quantiles_NQ, rank_N = model.predict(ids_NK, dense_ND)
+    quantiles_NQ = model.predict(ids_NK, dense_ND)
     highest = np.log(np.float32(model.max_tokens))
     worst = 0.0
     for start in range(0, len(ids_NK), _CHUNK):
         rows = slice(start, start + _CHUNK)
         inputs = {"ids": ids_NK[rows].astype(np.float32), "dense": dense_ND[rows]}
         got_NQ, got_N = session.run(["quantiles", "rank"], inputs)
-        for got, want in ((got_NQ, quantiles_NQ[rows]), (got_N, rank_N[rows])):
+        for got, want in ((got_NQ, quantiles_NQ[rows]), (got_N, quantiles_NQ[rows, MEDIAN])):
             if got.shape != want.shape or not np.isfinite(got).all():
                 raise ExportDisagreesError(f"the graph answers {got.shape}, or what is not finite, to {want.shape}")
             difference = np.abs(np.log(got) - np.clip(want, np.log(MIN_TOKENS), highest))
@@ -118,11 +118,10 @@ def _graph(model: TextModel) -> ModelProto:
     steps = graph.op("Softplus", graph.columns(out, 1, len(LEVELS)))
     sums = graph.constant("sums", _sums(model))
     quantiles = graph.op("Add", median, graph.op("MatMul", steps, sums))
-    rank = graph.op("Add", median, graph.columns(out, len(LEVELS), len(LEVELS) + 1))
     low = graph.constant("low", np.array(np.log(MIN_TOKENS), dtype=np.float32))
     high = graph.constant("high", np.array(np.log(np.float32(model.max_tokens)), dtype=np.float32))
     graph.op("Exp", graph.op("Clip", quantiles, low, high), output="quantiles")
-    flat = graph.op("Squeeze", graph.op("Clip", rank, low, high), "index1")
+    flat = graph.op("Squeeze", graph.op("Clip", median, low, high), "index1")
     graph.op("Exp", flat, output="rank")
     return _model(graph)
 

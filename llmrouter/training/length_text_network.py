@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 BAGS = tuple(name for name in FIELD_WIDTHS if name != "labels")
-OUTPUTS = len(LEVELS) + 1
-"""Columns of the last layer: median, steps below it from the lowest, steps above it, difference of rank and median."""
+OUTPUTS = len(LEVELS)
+"""Columns of the last layer: median, steps below it from the lowest, steps above it."""
 
 _LEVELS_Q = np.array(LEVELS, dtype=np.float32)
 _KNOT_LEVELS = np.array((0.0, *LEVELS, 1.0), dtype=np.float32)
@@ -69,7 +69,7 @@ def first_parameters(seed: int, sizes: Sizes, log_quantiles_Q: NDArray[np.float6
         return (rng.standard_normal((rows, columns)) * scale).astype(np.float32)
 
     steps = np.log(np.expm1(np.maximum(np.diff(log_quantiles_Q), 0.02)))
-    start = np.concatenate([[log_quantiles_Q[MEDIAN]], steps, [0.0]])
+    start = np.concatenate([[log_quantiles_Q[MEDIAN]], steps])
     return {
         "table": jnp.zeros((HASH_BUCKETS, sizes.embedding)),
         "first": jnp.asarray(layer(width, sizes.first, np.sqrt(2.0 / width))),
@@ -89,8 +89,8 @@ def answers(
     segments_FT: Array,
     kept_V: Array | None = None,
     dropout: Array | None = None,
-) -> tuple[Array, Array]:
-    """Quantiles in ln tokens at ``LEVELS`` (N, levels), ascending, and rank scores (N,) in ln tokens.
+) -> Array:
+    """Quantiles in ln tokens at ``LEVELS`` (N, levels), ascending. The median is the rank, too.
 
     Args:
         parameters: of the network.
@@ -112,20 +112,19 @@ def answers(
     if dropout is not None:
         x = x * dropout
     out_NO = x @ parameters["last"] + parameters["last_bias"]
-    median_N = out_NO[:, :1]
-    steps_NS = jax.nn.softplus(out_NO[:, 1:-1])
+    median_N1 = out_NO[:, :1]
+    steps_NS = jax.nn.softplus(out_NO[:, 1:])
     below_NS = jnp.cumsum(steps_NS[:, :MEDIAN][:, ::-1], axis=1)[:, ::-1]
     above_NS = jnp.cumsum(steps_NS[:, MEDIAN:], axis=1)
-    quantiles_NQ = jnp.concatenate([median_N - below_NS, median_N, median_N + above_NS], axis=1)
-    return quantiles_NQ, median_N[:, 0] + out_NO[:, -1]
+    return jnp.concatenate([median_N1 - below_NS, median_N1, median_N1 + above_NS], axis=1)
 
 
-def loss(quantiles_NQ: Array, rank_N: Array, log_tokens_N: Array, *, list_size: int, weights: Losses) -> Array:
+def loss(quantiles_NQ: Array, log_tokens_N: Array, *, list_size: int, weights: Losses) -> Array:
     """Mean over rows of the weighted parts; rows come list by list, ``list_size`` of them each."""
     over_NQ = log_tokens_N[:, None] - quantiles_NQ
     pinball = jnp.maximum(_LEVELS_Q * over_NQ, (_LEVELS_Q - 1.0) * over_NQ).sum(axis=1).mean()
     buckets = _bucket_loss(quantiles_NQ, log_tokens_N)
-    ranks = _list_mle(rank_N.reshape(-1, list_size), log_tokens_N.reshape(-1, list_size))
+    ranks = _list_mle(quantiles_NQ[:, MEDIAN].reshape(-1, list_size), log_tokens_N.reshape(-1, list_size))
     return weights.pinball * pinball + weights.buckets * buckets + weights.rank * ranks
 
 
@@ -143,9 +142,9 @@ def _bucket_loss(quantiles_NQ: Array, log_tokens_N: Array) -> Array:
     return -jnp.log(jnp.maximum(likelihood_N, _LEAST_PROBABILITY)).mean()
 
 
-def _list_mle(rank_LR: Array, log_tokens_LR: Array) -> Array:
-    """ListMLE (Xia et al., 2008) of the order from short to long: Plackett-Luce with −rank, a mean over rows."""
+def _list_mle(median_LR: Array, log_tokens_LR: Array) -> Array:
+    """ListMLE (Xia et al., 2008) of the order from short to long: Plackett-Luce with −median, a mean over rows."""
     order_LR = jnp.argsort(log_tokens_LR, axis=1)
-    score_LR = -jnp.take_along_axis(rank_LR, order_LR, axis=1)
+    score_LR = -jnp.take_along_axis(median_LR, order_LR, axis=1)
     rest_LR = jax.lax.cumlogsumexp(score_LR, axis=1, reverse=True)
     return cast("Array", (rest_LR - score_LR).mean())

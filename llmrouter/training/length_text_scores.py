@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.distribution import lengths_of
+from llmrouter.lengths.distribution import MEDIAN, lengths_of
 from llmrouter.lengths.online import By, OnlineQuantiles
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.training.length_evaluation_contenders import FEW
@@ -65,13 +65,9 @@ def score_text(
 
 
 def _laws(model: TextModel, rows: TextSet, *, application: int) -> Lengths:
-    quantiles_NQ, rank_N = model.predict(*shown(rows, application=application, model=1))
-    highest = np.log(model.max_tokens)
-    return lengths_of(
-        np.exp(np.clip(quantiles_NQ.astype(np.float64), 0.0, highest)),
-        source="text",
-        rank_N=np.exp(np.clip(rank_N.astype(np.float64), 0.0, highest)),
-    )
+    quantiles_NQ = model.predict(*shown(rows, application=application, model=1)).astype(np.float64)
+    tokens_NQ = np.exp(np.clip(quantiles_NQ, 0.0, np.log(model.max_tokens)))
+    return lengths_of(tokens_NQ, source="text", rank_N=tokens_NQ[:, MEDIAN])
 
 
 def _task_means(rows: Sequence[LengthRow], learned: Sequence[LengthRow]) -> Lengths:

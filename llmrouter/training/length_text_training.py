@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -44,13 +46,17 @@ class Recipe:
 
     Each row is shown with its application, its task or neither, and with its model, its family or neither; n-grams are
     left out at random, and some rows are shown without their words or without any prompt, so that the network answers
-    from what it is given. Embeddings of n-grams in fewer than ``min_prompts`` prompts stay zero. What is kept is a
-    moving average of the parameters: each update counts ``1 − averaging``.
+    from what it is given. Embeddings of n-grams in fewer than ``min_prompts`` prompts stay zero. Training sees all rows
+    ``epochs`` times, or makes ``min_updates`` where that is more, but sees ``most_rows`` at most; it is cut into
+    ``rounds``. What is kept is a moving average of the parameters over about a round.
     """
 
     sizes: Sizes = field(default_factory=Sizes)
     losses: Losses = field(default_factory=Losses)
     epochs: int = 16
+    min_updates: int = 800
+    most_rows: float = 1e9
+    rounds: int = 16
     learning_rate: float = 4e-3
     batch: int = 256
     list_size: int = 16
@@ -64,7 +70,6 @@ class Recipe:
     without_prompt_tokens: float = 0.05
     id_dropout: float = 0.7
     dropout: float = 0.2
-    averaging: float = 0.99
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +84,7 @@ class TextModel:
     mean: Floats
     scale: Floats
     max_tokens: float
-    epochs: int
+    rounds: int
     validation_pinball: float
     spread_below: float = 1.0
     spread_above: float = 1.0
@@ -88,13 +93,13 @@ class TextModel:
         """What the network sees of the dense features."""
         return _standardised(dense_ND, self.mean, self.scale)
 
-    def predict(self, ids_NK: NDArray[np.int32], dense_ND: Floats) -> tuple[Floats, Floats]:
-        """Quantiles in ln tokens (N, levels) and rank in ln tokens (N,), both before any clipping."""
+    def predict(self, ids_NK: NDArray[np.int32], dense_ND: Floats) -> Floats:
+        """Quantiles in ln tokens (N, levels), before any clipping."""
         parameters = {key: jnp.asarray(value) for key, value in self.parameters.items()}
-        quantiles_NQ, rank_N = _predict(parameters, ids_NK, self, dense_ND)
+        quantiles_NQ = _predict(parameters, ids_NK, self, dense_ND)
         apart_NQ = quantiles_NQ - quantiles_NQ[:, MEDIAN : MEDIAN + 1]
         spread_Q = np.where(np.arange(len(LEVELS)) < MEDIAN, self.spread_below, self.spread_above).astype(np.float32)
-        return quantiles_NQ + apart_NQ * (spread_Q - np.float32(1.0)), rank_N
+        return quantiles_NQ + apart_NQ * (spread_Q - np.float32(1.0))
 
 
 def shown(rows: TextSet, *, application: int, model: int) -> tuple[NDArray[np.int32], Floats]:
@@ -109,14 +114,14 @@ def shown(rows: TextSet, *, application: int, model: int) -> tuple[NDArray[np.in
     return ids_NK, dense_ND
 
 
-def train(rows: TextSet, recipe: Recipe, *, seed: int, on_epoch: Callable[[int, float], None]) -> TextModel:
-    """Trains on all rows but those for validation, and keeps the epoch that foretells these best.
+def train(rows: TextSet, recipe: Recipe, *, seed: int, on_round: Callable[[int, float], None]) -> TextModel:
+    """Trains on all rows but those for validation, and keeps the round that foretells these best.
 
     Args:
         rows: at least MIN_ROWS of them.
         recipe: how.
         seed: of the first parameters and of everything drawn.
-        on_epoch: called after each epoch with its number, from 1, and the pinball loss on the rows for validation.
+        on_round: called after each round with its number, from 1, and the pinball loss on the rows for validation.
 
     Raises:
         InvalidInputError: too few rows.
@@ -128,57 +133,74 @@ def train(rows: TextSet, recipe: Recipe, *, seed: int, on_epoch: Callable[[int, 
     log_tokens_N = np.log(np.maximum(learned.output_tokens, 1.0)).astype(np.float32)
     parameters = first_parameters(seed, recipe.sizes, np.quantile(log_tokens_N, LEVELS))
     kept_V = _kept(learned, recipe.min_prompts)
-    steps = max(1, len(_batches(learned.group, recipe, np.random.default_rng(seed))))
-    step, state = _step(parameters, recipe, kept_V, steps=steps * recipe.epochs)
+    updates = _updates(learned, recipe)
+    state = _optimiser(recipe, updates).init(parameters)
     max_tokens = float(np.ceil(2.0 * rows.output_tokens.max()))
     average = parameters
-    best = TextModel({}, mean_D, scale_D, max_tokens, epochs=0, validation_pinball=np.inf)
-    rng = np.random.default_rng([seed, 1])
-    for epoch in range(1, recipe.epochs + 1):
-        for batch in _epoch(learned, recipe, rng):
-            chosen_B, ids_BK, dense_BD, dropout_BH = batch
-            dense_BD = _standardised(dense_BD, mean_D, scale_D)
-            batch_values = (ids_BK, dense_BD, dropout_BH, log_tokens_N[chosen_B])
-            parameters, average, state = step(parameters, average, state, batch_values)
+    best = TextModel({}, mean_D, scale_D, max_tokens, rounds=0, validation_pinball=np.inf)
+    batches = _endless(learned, recipe, np.random.default_rng([seed, 1]))
+    for number in range(1, recipe.rounds + 1):
+        for chosen_B, ids_BK, dense_BD, dropout_BH in islice(batches, updates // recipe.rounds):
+            standard_BD = _standardised(dense_BD, mean_D, scale_D)
+            batch = (ids_BK, standard_BD, dropout_BH, log_tokens_N[chosen_B])
+            parameters, average, state = _step(
+                parameters, average, state, kept_V, batch, recipe=recipe, updates=updates
+            )
         kept = {key: np.asarray(value) for key, value in average.items()}
         kept["table"] = kept["table"] * kept_V[:, None]
-        model = TextModel(kept, mean_D, scale_D, max_tokens, epochs=epoch, validation_pinball=0.0)
+        model = TextModel(kept, mean_D, scale_D, max_tokens, rounds=number, validation_pinball=0.0)
         pinball = _validation_pinball(model, checked)
-        on_epoch(epoch, pinball)
+        on_round(number, pinball)
         if pinball < best.validation_pinball:
-            best = TextModel(kept, mean_D, scale_D, max_tokens, epochs=epoch, validation_pinball=pinball)
+            best = replace(model, validation_pinball=pinball)
     if not best.parameters:
         raise InvalidInputError("training did not converge on these rows")
     return _spread(best, checked)
 
 
-def _step(parameters: Parameters, recipe: Recipe, kept_V: Floats, *, steps: int) -> tuple[Any, Any]:
-    """One update, compiled, and the first state of its optimiser (Adam, cosine decay after a short warm-up)."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, max(1, steps // 20), steps, recipe.learning_rate * 0.02
-    )
-    optimiser = optax.adam(schedule)
-    segments_FT = segments()
+def _updates(rows: TextSet, recipe: Recipe) -> int:
+    """How many updates training makes: a multiple of the rounds."""
+    each = len(_batches(rows.group, recipe, np.random.default_rng(0)))
+    batch = min(recipe.batch, len(rows))
+    wanted = min(max(recipe.epochs * each, recipe.min_updates), int(recipe.most_rows / batch))
+    return max(1, wanted // recipe.rounds) * recipe.rounds
 
-    def batch_loss(parameters: Parameters, batch: tuple[Array, ...]) -> Array:
+
+def _optimiser(recipe: Recipe, updates: int) -> optax.GradientTransformation:
+    """Adam with cosine decay after a short warm-up."""
+    highest = recipe.learning_rate
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, highest, max(1, updates // 20), updates, highest * 0.02))
+
+
+@partial(jax.jit, static_argnames=("recipe", "updates"), compiler_options=_COMPILED)
+def _step(
+    parameters: Parameters,
+    average: Parameters,
+    state: Any,  # noqa: ANN401 - the optimiser's own
+    kept_V: Array,
+    batch: tuple[Array, ...],
+    *,
+    recipe: Recipe,
+    updates: int,
+) -> tuple[Parameters, Parameters, Any]:
+    """One update."""
+
+    def batch_loss(parameters: Parameters) -> Array:
         ids_BK, dense_BD, dropout_BH, log_tokens_B = batch
-        quantiles_BQ, rank_B = answers(
-            parameters, ids_BK, dense_BD, segments_FT=segments_FT, kept_V=kept_V, dropout=dropout_BH
-        )
-        return loss(quantiles_BQ, rank_B, log_tokens_B, list_size=recipe.list_size, weights=recipe.losses)
+        quantiles_BQ = answers(parameters, ids_BK, dense_BD, segments_FT=segments(), kept_V=kept_V, dropout=dropout_BH)
+        return loss(quantiles_BQ, log_tokens_B, list_size=recipe.list_size, weights=recipe.losses)
 
-    def update(
-        parameters: Parameters,
-        average: Parameters,
-        state: Any,  # noqa: ANN401
-        batch: tuple[Array, ...],
-    ) -> tuple[Parameters, Parameters, Any]:
-        gradients = jax.grad(batch_loss)(parameters, batch)
-        changes, state = optimiser.update(gradients, state, parameters)
-        parameters = optax.apply_updates(parameters, changes)
-        return parameters, optax.incremental_update(parameters, average, 1.0 - recipe.averaging), state
+    changes, state = _optimiser(recipe, updates).update(jax.grad(batch_loss)(parameters), state, parameters)
+    parameters = optax.apply_updates(parameters, changes)
+    share = 1.0 / max(2, updates // recipe.rounds)
+    return parameters, optax.incremental_update(parameters, average, share), state
 
-    return jax.jit(update, compiler_options=_COMPILED), optimiser.init(parameters)
+
+def _endless(
+    rows: TextSet, recipe: Recipe, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.int32], Floats, Floats]]:
+    while True:
+        yield from _epoch(rows, recipe, rng)
 
 
 def _epoch(
@@ -250,7 +272,7 @@ def _validation_pinball(model: TextModel, rows: TextSet) -> float:
     log_tokens_N = np.log(np.maximum(rows.output_tokens, 1.0))
     losses = []
     for application in (1, 0):
-        quantiles_NQ, _ = model.predict(*shown(rows, application=application, model=1))
+        quantiles_NQ = model.predict(*shown(rows, application=application, model=1))
         over_NQ = log_tokens_N[:, None] - quantiles_NQ
         levels_Q = np.array(LEVELS)
         losses.append(np.maximum(levels_Q * over_NQ, (levels_Q - 1.0) * over_NQ).mean())
@@ -259,7 +281,7 @@ def _validation_pinball(model: TextModel, rows: TextSet) -> float:
 
 def _spread(model: TextModel, rows: TextSet) -> TextModel:
     """Split conformal prediction (Romano et al., 2019), as a factor on each side of the median."""
-    quantiles_NQ, _ = model.predict(*shown(rows, application=1, model=1))
+    quantiles_NQ = model.predict(*shown(rows, application=1, model=1))
     over_N = np.log(np.maximum(rows.output_tokens, 1.0)) - quantiles_NQ[:, MEDIAN]
     factors = []
     for level, sign in ((LEVELS.index(0.1), -1.0), (LEVELS.index(0.9), 1.0)):
@@ -268,20 +290,17 @@ def _spread(model: TextModel, rows: TextSet) -> TextModel:
     return replace(model, spread_below=factors[0], spread_above=factors[1])
 
 
-def _answers(parameters: Parameters, ids_NK: Array, dense_ND: Array) -> tuple[Array, Array]:
+@partial(jax.jit, compiler_options=_COMPILED)
+def _answers(parameters: Parameters, ids_NK: Array, dense_ND: Array) -> Array:
     return answers(parameters, ids_NK, dense_ND, segments_FT=segments())
 
 
-def _predict(
-    parameters: Parameters, ids_NK: NDArray[np.int32], model: TextModel, dense_ND: Floats
-) -> tuple[Floats, Floats]:
-    run = jax.jit(_answers, compiler_options=_COMPILED)
-    parts = []
+def _predict(parameters: Parameters, ids_NK: NDArray[np.int32], model: TextModel, dense_ND: Floats) -> Floats:
+    parts = [np.zeros((0, len(LEVELS)), dtype=np.float32)]
     for start in range(0, len(ids_NK), _CHUNK):
         rows = min(_CHUNK, len(ids_NK) - start)
         padding = ((0, _CHUNK - rows), (0, 0))
         ids_CK = np.pad(ids_NK[start : start + rows], padding)
         dense_CD = np.pad(model.standardised(dense_ND[start : start + rows]), padding)
-        quantiles_CQ, rank_C = run(parameters, ids_CK, dense_CD)
-        parts.append((np.asarray(quantiles_CQ)[:rows], np.asarray(rank_C)[:rows]))
-    return np.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts])
+        parts.append(np.asarray(_answers(parameters, ids_CK, dense_CD))[:rows])
+    return np.concatenate(parts)

@@ -1,0 +1,133 @@
+"""How long the text model takes to foretell output lengths, features included: on one core, and on a GPU if any.
+
+A prediction is everything from prompts to quantiles: hashing, the network, the law. Prompts are made of random words.
+Latencies in milliseconds. ``crossover`` is the smallest batch for which the GPU answers sooner than the core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import shlex
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+
+from llmrouter.artefacts import builtin_model
+from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.lengths.text import text_features
+from llmrouter.training.length_evaluation_artefact import load_model
+from router_grpc.adapters.onnx_model import CPU, CUDA, cuda_usable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+WORDS = {"short prompts, 40 words": 40, "long prompts, 2,000 words": 2_000, "10-MB prompts": 1_700_000}
+HUGE_WORDS = 100_000
+SEED = 1
+WARM_UP = 20
+
+Row = dict[str, str | int | float]
+
+
+def prompts(words: int, count: int, rng: random.Random) -> list[LengthRequest]:
+    vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(3_000)]
+    asked = []
+    for _ in range(count):
+        text = " ".join(rng.choices(vocabulary, k=words))
+        asked.append(LengthRequest(text, int(1.3 * words), "chat", "a-model", max_output_tokens=1_000, temperature=0.7))
+    return asked
+
+
+def measured(what: str, where: str, *, size: int, runs: int, call: Callable[[], object]) -> Row:
+    for _ in range(WARM_UP):
+        call()
+    took_ms = np.empty(runs)
+    for run in range(runs):
+        started_ns = time.perf_counter_ns()
+        call()
+        took_ms[run] = (time.perf_counter_ns() - started_ns) / 1e6
+    p50, p95, p99 = (round(float(value), 3) for value in np.percentile(took_ms, (50, 95, 99)))
+    return {"what": what, "on": where, "batch": size, "runs": runs, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+
+
+def session(model: bytes, provider: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=[provider])
+
+
+def foretell(asked: list[LengthRequest], on: onnxruntime.InferenceSession) -> object:
+    features = text_features(asked)
+    return on.run(["quantiles", "rank"], {"ids": features.ids.astype(np.float32), "dense": features.dense})
+
+
+def measurements(runs: int) -> list[Row]:
+    rng = random.Random(SEED)
+    model_bytes, manifest = builtin_model("output_length", "text")
+    model, _ = load_model(model_bytes, manifest)
+    sessions = {"cpu": session(model_bytes, CPU)}
+    if cuda_usable():
+        sessions["cuda"] = session(model_bytes, CUDA)
+    rows = []
+    for kind, words in WORDS.items():
+        huge = words > HUGE_WORDS
+        asked = prompts(words, 2 if huge else BATCHES[-1], rng)
+        for size in (1, 2) if huge else BATCHES:
+            batch = asked[:size]
+            row = partial(measured, size=size, runs=runs)
+            rows.append(row(f"features, {kind}", "cpu", call=partial(text_features, batch)))
+            rows += [
+                row(f"features and network, {kind}", where, call=partial(foretell, batch, one))
+                for where, one in sessions.items()
+            ]
+            rows.append(row(f"law, {kind}", "cpu", call=partial(model.predict, batch)))
+    return rows
+
+
+def crossover(rows: list[Row]) -> int | None:
+    """Smallest batch of short prompts from which the GPU is sooner; ``None`` where it never is, or there is none."""
+    kind = f"features and network, {next(iter(WORDS))}"
+    median = {(row["on"], row["batch"]): float(row["p50_ms"]) for row in rows if row["what"] == kind}
+    sooner = [size for size in BATCHES if median.get(("cuda", size), np.inf) < median["cpu", size]]
+    return min(sooner, default=None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500, help="timed calls per row (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("build/bench/length_models.json"), help="file to write")
+    arguments = parser.parse_args()
+    if arguments.runs < 1:
+        parser.error("--runs must be at least 1")
+    rows = measurements(arguments.runs)
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "gpu": any(row["on"] == "cuda" for row in rows),
+        "crossover": crossover(rows),
+        "rows": rows,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"$ {report['command']}")
+    print(f"{'milliseconds':52}{'on':>6}{'batch':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
+    for row in rows:
+        numbers = f"{row['p50_ms']:>9}{row['p95_ms']:>9}{row['p99_ms']:>9}"
+        print(f"{row['what']:52}{row['on']:>6}{row['batch']:>7}{numbers}")
+    gpu = "no GPU here" if not report["gpu"] else f"GPU sooner from a batch of: {report['crossover'] or 'none'}"
+    print(gpu)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
