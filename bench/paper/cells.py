@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.paper import assumptions, printed
-from bench.paper.routes import CLASSICAL, REFERENCES, Lengths
+from bench.paper.routes import CLASSICAL, REFERENCES, SHORT_REFERENCES, Lengths
 from llmrouter.arrivals import predictions
 from llmrouter.arrivals.cells import Cell, cell
 from llmrouter.domain import EngineMode
@@ -142,6 +142,7 @@ def a100() -> PaperCell:
         requests=assumptions.A100_REQUESTS,
         rate_rps=80.0,
         tick_s=assumptions.A100_TICK_S,
+        routes=CLASSICAL + SHORT_REFERENCES,
         printed_s={"RoundRobin": (seconds["RoundRobin"],) * 2},
         printed_pct=printed.percent_of(seconds),
     )

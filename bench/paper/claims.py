@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.paper import printed, verdicts
 from bench.paper.play import BASE
-from bench.paper.variations import FASTER_AND_SMALLER, NO_WATERMARK
+from bench.paper.variations import FASTER_AND_SMALLER, NO_WATERMARK, SLOW_A100_NO_WATERMARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -99,6 +99,12 @@ def _without_watermark(varied: Mapping[str, Mapping[str, Sequence[Row]]]) -> lis
         ("4 x V100", varied["v100-4"][NO_WATERMARK], NO_WATERMARK, printed.V100_MAKESPAN_PCT),
         ("4 x V100", varied["v100-4"][FASTER_AND_SMALLER], FASTER_AND_SMALLER, printed.V100_MAKESPAN_PCT),
         ("8 x V100", varied["v100-8"][NO_WATERMARK], NO_WATERMARK, printed.V100_8_MAKESPAN_PCT),
+        (
+            "4 x A100",
+            varied["a100-4"][SLOW_A100_NO_WATERMARK],
+            SLOW_A100_NO_WATERMARK,
+            printed.percent_of(printed.A100_MAKESPAN_S),
+        ),
     )
     return [_best(f"{where}, {what}", rows, _guided(papers)) for where, rows, what, papers in wanted]
 

@@ -65,5 +65,6 @@ ROUTES = {route.name: route for route in _ROUTES}
 
 CLASSICAL = ("RoundRobin", "JSQ", "MaxCapacity", "MinMin", "DecodeBalancer")
 REFERENCES = tuple(route.name for route in _ROUTES if route.reference)
+SHORT_REFERENCES = ("MixingPenalty", "KV gate + random", "KV gate + marginal cost")
 PROBES = ("RoundRobin", "JSQ", "KV gate + random", "KV gate + marginal cost")
 """What a variation of a cell is probed with."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 NO_WATERMARK = "no watermark"
+SLOW_A100 = "every step 1.9 times as long, 1,200 KV blocks"
+SLOW_A100_NO_WATERMARK = f"{SLOW_A100}, no watermark"
 FASTER_AND_SMALLER = "no watermark, 900 KV blocks, steps 8 % shorter"
 
 
@@ -69,8 +71,8 @@ def _a100() -> dict[str, PaperCell]:
         "acts every 0.031 s": replace(cell, tick_s=0.031),
         "500 KV blocks": _kv(cell, 500),
         "every step 2.6 times as long": _slower(cell, 2.6),
-        "every step 1.9 times as long, 1,200 KV blocks": _kv(_slower(cell, 1.9), 1_200),
-        "the same without watermark": replace(_kv(_slower(cell, 1.9), 1_200), watermark_blocks=0),
+        SLOW_A100: _kv(_slower(cell, 1.9), 1_200),
+        SLOW_A100_NO_WATERMARK: replace(_kv(_slower(cell, 1.9), 1_200), watermark_blocks=0),
         "2,000 requests, every step 6.5 times as long, 1,200 KV blocks": replace(
             _kv(_slower(cell, 6.5), 1_200), requests=2_000
         ),

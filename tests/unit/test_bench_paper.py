@@ -148,7 +148,7 @@ def test_claims_are_computed_from_the_rows() -> None:
     }
     two = two_instances.study([1], 60)
     held = {claim.statement: claim for claim in claims.of_all(found, mixing.measure(), two, varied)}
-    assert len(held) == 21
+    assert len(held) == 22
     lone = next(claim for statement, claim in held.items() if statement.startswith("a lone"))
     assert (lone.paper, lone.holds) == ("17 and 31", True)
     time = next(claim for statement, claim in held.items() if "2,000 requests" in statement)
