@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 CAPACITY = 4_096
 MIN_ANSWERS = 20
-FIRST_STEP, LAST_STEP, STEP_DECAY = 0.5, 0.02, 0.6
+FIRST_STEP, LAST_STEP, STEP_DECAY = 0.5, 0.03, 0.6
 MIN_SPREAD, MAX_SPREAD = 0.2, 2.0
-MAX_OFFSET = 4.0
+MAX_OFFSET = 8.0
 _LEVELS_Q = np.array(LEVELS)
 _EVERYTHING = 0
 
@@ -40,8 +40,8 @@ class Recalibrated:
     After each answer, the offset of a level rises by step · level where the answer exceeded the quantile that was
     given, and falls by step · (1 − level) where it did not. Steps are in units of ln(q75/q25) of the law that was
     given; they shrink with the answers of the application, from ``FIRST_STEP`` to ``LAST_STEP``, so that a change of
-    traffic is followed. An application's own offset counts from ``min_answers`` on. At most ``capacity``
-    applications; the one longest silent gives way.
+    traffic is followed. An application has the offset of all requests until it has ``min_answers``, and from there on
+    one of its own. At most ``capacity`` applications; the one longest silent gives way.
     """
 
     def __init__(
@@ -90,17 +90,20 @@ class Recalibrated:
         if predicted is None:
             predicted = self.predict([request]).row(0)
         given_Q = np.array(predicted.quantiles)
-        spread = min(max(math.log(given_Q[MEDIAN + 1] / given_Q[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
-        direction_Q = spread * (_LEVELS_Q - (output_tokens <= given_Q))
         slot = self._touch(label(request.application))
-        self._move(_EVERYTHING, direction_Q)
-        self._move(slot, direction_Q)
+        used_Q = self._offsets_SQ[slot if self._answers_S[slot] >= self._min_answers else _EVERYTHING]
+        of_all_Q = given_Q * np.exp(self._offsets_SQ[_EVERYTHING] - used_Q)
+        spread = min(max(math.log(given_Q[MEDIAN + 1] / given_Q[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
+        self._move(_EVERYTHING, spread * (_LEVELS_Q - (output_tokens <= of_all_Q)))
+        if self._answers_S[slot] + 1 == self._min_answers:
+            self._offsets_SQ[slot] = self._offsets_SQ[_EVERYTHING]
+        self._move(slot, spread * (_LEVELS_Q - (output_tokens <= given_Q)))
         return self.inner.learn(request, output_tokens)
 
     def _offsets(self, applications: Sequence[str]) -> Floats:
         slots_N = np.array([self._slots.get(label(name), _EVERYTHING) for name in applications], dtype=np.int64)
-        own_N1 = ((slots_N != _EVERYTHING) & (self._answers_S[slots_N] >= self._min_answers))[:, None]
-        offsets_NQ: Floats = self._offsets_SQ[_EVERYTHING] + np.where(own_N1, self._offsets_SQ[slots_N], 0.0)
+        slots_N = np.where(self._answers_S[slots_N] >= self._min_answers, slots_N, _EVERYTHING)
+        offsets_NQ: Floats = self._offsets_SQ[slots_N]
         return offsets_NQ
 
     def _move(self, slot: int, direction_Q: Floats) -> None:

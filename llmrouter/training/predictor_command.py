@@ -69,7 +69,12 @@ def parser() -> argparse.ArgumentParser:
     add("--label", choices=("task", "app"), default="task", help="field that is the application (default: %(default)s)")
     add("--order", choices=[order.value for order in Order], default="random", help="online: order of the rows")
     add("--family", metavar="F", help="score the rows of this family alone")
-    add("--drift", nargs=2, metavar=("FROM", "TO"), help="online: also, rows of family FROM give way to those of TO")
+    add(
+        "--drift",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="online: of two families alone; also, one gives way to the other",
+    )
     add("--no-families", action="store_true", help="score all rows together only")
     add("--held-out", action="store_true", help="online: take only the fifth of prompts that no model is trained on")
     add("--seed", type=int, default=SEED, help="of the order and of the intervals (default: %(default)s)")
@@ -99,8 +104,10 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
             on_rows=progress(f"reading {options.data.name}", None),
         )
         rows = [row for row in read.rows if row.held_out] if options.held_out and options.online else read.rows
+        if options.drift is not None:
+            rows = [row for row in rows if row.family in options.drift]
         if not rows:
-            raise InvalidInputError(f"{options.data}: no prompt falls in the held-out fifth")
+            raise InvalidInputError(f"{options.data}: no row is held out, or of the families of --drift")
         study = Study(
             contenders=tuple(contenders),
             subject=subject,
