@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,7 @@ class PaperCell:
         return replace(self, engine=replace(self.engine, profile=profile))
 
 
+@functools.cache
 def bucket_classifier(source: Cell) -> predictions.BucketClassifier:
     """The paper's predictor as its printed accuracies describe it; a bucket stands for its mean length."""
     accuracy = {one.name: one.bucket_accuracy for one in source.classes if one.bucket_accuracy is not None}
