@@ -22,17 +22,26 @@ METRICS = (
     "bucket_accuracy",
     "bucket_accuracy_of_mean",
     "kendall_tau",
+    "somers_d",
     "pinball_loss",
     "pinball_loss_normalised",
     "coverage_80",
     "mae_tokens",
     "mae_tokens_of_mean",
 )
-"""Share of answers in the most probable bucket; in the bucket of the expected tokens; τ-b of rank and length; pinball
-loss, mean over ``LEVELS``, in tokens and ÷ mean length; share of answers within the 10 % and the 90 % quantile; mean
-absolute error of the median and of the expected tokens."""
+"""What is said of a predictor:
 
-HIGHER_IS_BETTER = frozenset({"bucket_accuracy", "bucket_accuracy_of_mean", "kendall_tau"})
+- ``bucket_accuracy``: share of answers in the most probable of the paper's buckets; ``…_of_mean``: in that of the
+  expected tokens;
+- ``kendall_tau``: τ-b of rank and length;
+- ``somers_d``: Somers' D of the rank given the length: a pair that the rank leaves undecided is a coin flip, where τ-b
+  leaves it out of its denominator. A predictor that ties whole tasks compares by D with one that decides each pair;
+- ``pinball_loss``: mean over ``LEVELS``, tokens; ``…_normalised``: ÷ mean length;
+- ``coverage_80``: share of answers within the 10 % and the 90 % quantile, ends included;
+- ``mae_tokens``: mean absolute error of the median; ``…_of_mean``: of the expected tokens.
+"""
+
+HIGHER_IS_BETTER = frozenset({"bucket_accuracy", "bucket_accuracy_of_mean", "kendall_tau", "somers_d"})
 RESAMPLES = 300
 INTERVAL = (2.5, 97.5)
 _LOW, _HIGH = LEVELS.index(0.1), LEVELS.index(0.9)
@@ -210,10 +219,12 @@ def _metrics(sums_BM: Floats, totals_M: Floats, names: list[str]) -> dict[str, d
         )
         with np.errstate(invalid="ignore", divide="ignore"):
             tau_B = agree_B / np.sqrt(rank_B * length_B)
+            somers_B = agree_B / length_B
         metrics[name] = {
             "bucket_accuracy": mean_BC[:, _HIT],
             "bucket_accuracy_of_mean": mean_BC[:, _HIT_MEAN],
             "kendall_tau": np.clip(tau_B, -1.0, 1.0),
+            "somers_d": np.clip(somers_B, -1.0, 1.0),
             "pinball_loss": mean_BC[:, _PINBALL],
             "pinball_loss_normalised": mean_BC[:, _PINBALL] * rows_B / lengths_B,
             "coverage_80": mean_BC[:, _COVERED],

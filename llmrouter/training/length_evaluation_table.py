@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COLUMNS = {
     "bucket_accuracy": ("bucket accuracy", "{:.1%}"),
     "kendall_tau": ("τ-b", "{:.3f}"),
+    "somers_d": ("Somers' D", "{:.3f}"),
     "pinball_loss": ("pinball loss", "{:.2f}"),
     "coverage_80": ("80 % covers", "{:.1%}"),
     "mae_tokens": ("MAE tokens", "{:.1f}"),

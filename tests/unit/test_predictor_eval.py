@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, somersd
 
 from llmrouter import cli
 from llmrouter.errors import InvalidInputError
@@ -150,6 +150,15 @@ class TestScores:
             if rank_varies_N.any() and length_varies_N.any():
                 tau = agree_N.mean() / np.sqrt(rank_varies_N.mean() * length_varies_N.mean())
                 assert tau == pytest.approx(kendalltau(rank_N, actual_N).statistic)
+
+    def test_somers_d_counts_a_tie_as_a_coin_flip(self) -> None:
+        rng = np.random.default_rng(8)
+        actual_N = np.arange(60.0)
+        tied_N, decided_N = np.floor(actual_N / 30.0), actual_N // 30.0 + rng.random(60)
+        found = [score({"one": RowScores(np.zeros((60, 6)), rank, actual_N)})["one"] for rank in (tied_N, decided_N)]
+        assert found[0]["somers_d"] == pytest.approx(somersd(actual_N, tied_N).statistic)
+        assert found[0]["kendall_tau"] > 0.65
+        assert found[0]["somers_d"] == pytest.approx(found[1]["somers_d"], abs=0.1)
 
     def test_what_is_certain_and_right(self) -> None:
         actual_N = np.array([10.0, 300.0, 5_000.0, 250.0])
