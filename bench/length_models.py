@@ -1,7 +1,8 @@
 """How long the text model takes to foretell output lengths, features included: on one core, and on a GPU if any.
 
 A prediction is everything from prompts to quantiles: hashing, the network, the law. Prompts are made of random words.
-Latencies in milliseconds. ``crossover`` is the smallest batch for which the GPU answers sooner than the core.
+Latencies in milliseconds: as a caller waits, and CPU time alone, which other work on the machine disturbs less.
+``crossover`` is the smallest batch for which the GPU answers sooner than the core.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ WORDS = {"short prompts, 40 words": 40, "long prompts, 2,000 words": 2_000, "10-
 HUGE_WORDS = 100_000
 SEED = 1
 WARM_UP = 20
+PERCENTILES = (50, 95, 99)
 
 Row = dict[str, str | int | float]
 
@@ -50,13 +52,17 @@ def prompts(words: int, count: int, rng: random.Random) -> list[LengthRequest]:
 def measured(what: str, where: str, *, size: int, runs: int, call: Callable[[], object]) -> Row:
     for _ in range(WARM_UP):
         call()
-    took_ms = np.empty(runs)
+    took_ms, busy_ms = np.empty(runs), np.empty(runs)
     for run in range(runs):
-        started_ns = time.perf_counter_ns()
+        started_ns, worked_ns = time.perf_counter_ns(), time.thread_time_ns()
         call()
         took_ms[run] = (time.perf_counter_ns() - started_ns) / 1e6
-    p50, p95, p99 = (round(float(value), 3) for value in np.percentile(took_ms, (50, 95, 99)))
-    return {"what": what, "on": where, "batch": size, "runs": runs, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+        busy_ms[run] = (time.thread_time_ns() - worked_ns) / 1e6
+    row: Row = {"what": what, "on": where, "batch": size, "runs": runs}
+    for name, of_runs in (("", took_ms), ("cpu_", busy_ms)):
+        percentiles = np.percentile(of_runs, PERCENTILES)
+        row |= {f"{name}p{p}_ms": round(float(v), 3) for p, v in zip(PERCENTILES, percentiles, strict=True)}
+    return row
 
 
 def session(model: bytes, provider: str) -> onnxruntime.InferenceSession:
@@ -120,9 +126,10 @@ def main() -> int:
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"$ {report['command']}")
-    print(f"{'milliseconds':52}{'on':>6}{'batch':>7}{'p50':>9}{'p95':>9}{'p99':>9}")
+    names = [f"{kind}p{p}_ms" for kind in ("", "cpu_") for p in PERCENTILES]
+    print(f"{'':52}{'on':>6}{'batch':>7}{''.join(f'{name:>11}' for name in names)}")
     for row in rows:
-        numbers = f"{row['p50_ms']:>9}{row['p95_ms']:>9}{row['p99_ms']:>9}"
+        numbers = "".join(f"{row[name]:>11}" for name in names)
         print(f"{row['what']:52}{row['on']:>6}{row['batch']:>7}{numbers}")
     gpu = "no GPU here" if not report["gpu"] else f"GPU sooner from a batch of: {report['crossover'] or 'none'}"
     print(gpu)

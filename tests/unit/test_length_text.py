@@ -93,8 +93,8 @@ class TestLearning:
             [LengthRequest(prompt=f"{word} w3 w5 w9 number 9001", prompt_tokens=20) for word in ("list", "name")]
         )
         long, short = laws.quantiles[:, LEVELS.index(0.5)]
-        assert 200 < long < 800
-        assert 10 < short < 40
+        assert long > 150
+        assert short < 60
         assert laws.rank[0] > laws.rank[1]
 
     def test_held_out_scores_are_told(self, fitted: Fitted) -> None:
