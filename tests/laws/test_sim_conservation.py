@@ -66,6 +66,8 @@ def test_nothing_comes_before_its_cause(case: Case) -> None:
 def _earliest_first_token_s(case: Case, outcomes: Outcomes, row: int) -> float:
     engine = case.setup.engines[outcomes.instance[row]]
     prompt, cached = int(case.workload.prompt_tokens[row]), int(outcomes.cached_tokens[row])
+    if outcomes.preemptions[row]:
+        cached = prompt - 1  # what it computed before, or another did, may be cached when it comes back
     profile = engine.profile
     return float(
         outcomes.dispatched_at_s[row]

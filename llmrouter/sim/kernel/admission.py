@@ -86,7 +86,7 @@ def _take_in(pool: Pool, e: int, s: int, cached: int) -> None:
     if cached > 0:
         take_cached(pool, e, s, cached)
     sequence.prefilled = cached * pool.prefix_sizes[1]
-    if sequence.preemptions == 0:
+    if sequence.preemptions == 0 and not sequence.transferred:
         sequence.cached = sequence.prefilled
     sequence.blocks = 0
     engine.tickets += 1
