@@ -57,8 +57,10 @@ stubs: .venv/.synced ## generate the Python code of router.proto
 	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
 .PHONY: bench
-bench: .venv/.synced binaries ## all benchmarks, each writing JSON to build/bench/ (about half an hour)
-	for script in burst models engine_server capacity policies; do $(PYTHON) bench/$$script.py; done
+bench: .venv/.synced binaries ## all benchmarks, each writing JSON to build/bench/ (about an hour)
+	for script in burst models decisions engine_server capacity simulator_speed; do $(PYTHON) bench/$$script.py; done
+	$(PYTHON) -m bench.paper
+	$(BIN)/llmrouter bench
 
 .PHONY: bench-burst
 bench-burst: .venv/.synced binaries ## how bursts spread over idle instances, with and without reserve
