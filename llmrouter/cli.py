@@ -43,7 +43,7 @@ FORWARDED = {
     "simulate": "run one policy on one workload, simulated",
     "bench": "compare policies, paired and with intervals, over cells and loads",
     "validate-engine": "hold the engine model against measured engines, or fit it to one's own",
-    "predictor": "score what foretells the length of answers, against every baseline",
+    "predictor": "train what foretells the length of answers, and score it against every baseline",
 }
 """Commands whose options a module of their own declares, and what they do."""
 

@@ -9,9 +9,8 @@ import onnxruntime
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidInputError, ModelRejectedError
-from llmrouter.lengths.distribution import LEVELS
 from llmrouter.lengths.simple import PointModel, QuantileModel
-from llmrouter.lengths.text import DENSE, IDS, TEXT_FEATURE_NAMES, TEXT_FEATURE_VERSION, text_features
+from llmrouter.lengths.text import TEXT_FEATURE_VERSION, text_features
 from llmrouter.manifest import ModelKind, Rejection, check_manifest, parse_manifest
 from llmrouter.routing.lengths import application_columns, length_features
 from llmrouter.training.length_table import RENAMED
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from llmrouter.manifest import Manifest
 
 MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
-FOREST = "random-forest"
+FOREST, TEXT = "random-forest", "text"
 FOREST_SPREAD = 0.7
 """Standard deviation of ln(length ÷ forecast) that is given to the forest's point forecasts; recalibration mends it."""
 
@@ -61,12 +60,19 @@ def load_model(model: bytes, manifest_bytes: bytes) -> tuple[PointModel | Quanti
     """As ``load_artefact``, of bytes."""
     manifest = parse_manifest(manifest_bytes)
     digest = sha256_of(model)
-    if manifest.feature_version == TEXT_FEATURE_VERSION:
-        _check_text(manifest, digest)
-        return QuantileModel(_TextScorer(_session(model)), name=manifest.name, digest=digest), manifest
     check_manifest(manifest, expected_kind=ModelKind.OUTPUT_LENGTH, model_sha256=digest, expected_sha256=None)
-    scorer = _ForestScorer(_session(model), manifest)
-    return PointModel(scorer, name="forest", digest=digest, spread=FOREST_SPREAD), manifest
+    session = _session(model)
+    if manifest.feature_version == TEXT_FEATURE_VERSION:
+        return QuantileModel(_TextScorer(session), name=manifest.name, digest=digest), manifest
+    name = "forest" if manifest.name == FOREST else manifest.name
+    return PointModel(_ForestScorer(session, manifest), name=name, digest=digest, spread=FOREST_SPREAD), manifest
+
+
+def shipped_text() -> tuple[QuantileModel, Manifest]:
+    """The text model that comes with the product."""
+    loaded, manifest = load_model(*builtin_model(ModelKind.OUTPUT_LENGTH, TEXT))
+    assert isinstance(loaded, QuantileModel)  # noqa: S101 - the shipped text model is one
+    return loaded, manifest
 
 
 class _ForestScorer:
@@ -104,18 +110,3 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelRejectedError(Rejection.MODEL_CORRUPT, f"the runtime cannot read the model: {error}") from error
-
-
-def _check_text(manifest: Manifest, digest: str) -> None:
-    if manifest.kind is not ModelKind.OUTPUT_LENGTH:
-        raise ModelRejectedError(Rejection.MANIFEST_INVALID, f"kind: {manifest.kind} is not output_length")
-    if manifest.sha256 != digest:
-        raise ModelRejectedError(
-            Rejection.MODEL_CORRUPT, f"the model's sha256 is {digest}, its manifest says {manifest.sha256}"
-        )
-    if manifest.feature_names != TEXT_FEATURE_NAMES:
-        raise ModelRejectedError(Rejection.FEATURE_VERSION_MISMATCH, "the features are not those of this program")
-    shapes = {one.name: one.shape for one in (*manifest.inputs, *manifest.outputs)}
-    wanted = {"ids": (None, IDS), "dense": (None, DENSE), "quantiles": (None, len(LEVELS)), "rank": (None,)}
-    if shapes != wanted:
-        raise ModelRejectedError(Rejection.SHAPE_MISMATCH, f"inputs and outputs are {shapes}, not {wanted}")

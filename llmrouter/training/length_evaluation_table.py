@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from llmrouter.training.length_evaluation_scores import METRICS
@@ -51,22 +52,26 @@ def _stream_table(setting: Mapping[str, Any], stream: Mapping[str, Any]) -> Tabl
     how = f"online, {setting['order']} order" if setting["online"] else "offline"
     hint = "with the task hint" if setting["hint"] else "without the task hint"
     who = stream["family"] or "all rows"
-    table = Table(title=f"{who}: {stream['rows']:,} rows, {stream['prompts']:,} prompts; {how}, {hint}")
-    table.add_column("predictor")
+    table = Table(
+        box=SIMPLE_HEAD, title=f"{who}: {stream['rows']:,} rows, {stream['prompts']:,} prompts; {how}, {hint}"
+    )
+    table.add_column("predictor", no_wrap=True)
     for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     for name, metrics in stream["overall"]["predictors"].items():
-        table.add_row(name, *(cell(metric, metrics[metric]) for metric in COLUMNS))
+        table.add_row(name.replace("+", "\n+"), *(cell(metric, metrics[metric]) for metric in COLUMNS))
     return table
 
 
 def _task_table(subject: str, setting: Mapping[str, Any]) -> Table:
     tasks = setting["streams"][0]["by_task"]
-    table = Table(title=f"{subject}, by task ({'with' if setting['hint'] else 'without'} the task hint)")
-    table.add_column("task")
+    table = Table(
+        box=SIMPLE_HEAD, title=f"{subject}, by task ({'with' if setting['hint'] else 'without'} the task hint)"
+    )
+    table.add_column("task", no_wrap=True)
     table.add_column("rows", justify="right")
     for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     for task, one in sorted(tasks.items()):
         metrics = one["predictors"][subject]
         table.add_row(task or "(none)", f"{one['rows']:,}", *(cell(metric, metrics[metric]) for metric in COLUMNS))
@@ -75,8 +80,8 @@ def _task_table(subject: str, setting: Mapping[str, Any]) -> Table:
 
 def _drift_table(drift: Mapping[str, Any]) -> Table:
     title = f"{drift['before']} gives way to {drift['after']}: pinball loss ÷ that of a fresh predictor, 80 % covers"
-    table = Table(title=title)
-    table.add_column("predictor")
+    table = Table(box=SIMPLE_HEAD, title=title)
+    table.add_column("predictor", no_wrap=True)
     windows = drift["windows"]
     for window in windows:
         table.add_column(f"answers {window['from'] + 1}–{window['to']}", justify="right")
@@ -86,7 +91,7 @@ def _drift_table(drift: Mapping[str, Any]) -> Table:
             lived, fresh = (window[which]["predictors"][name] for which in ("after_change", "fresh"))
             loss = lived["pinball_loss"][0] / max(fresh["pinball_loss"][0], 1e-9)
             cells.append(f"{loss:.2f}; {lived['coverage_80'][0]:.1%}")
-        table.add_row(name, *cells)
+        table.add_row(name.replace("+", "\n+"), *cells)
     return table
 
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llmrouter.artefacts import builtin_names
 from llmrouter.errors import InvalidInputError, ModelRejectedError
+from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.online import HALF_LIFE
-from llmrouter.training.length_evaluation_artefact import load_artefact
+from llmrouter.manifest import ModelKind
+from llmrouter.training.length_evaluation_artefact import TEXT, load_artefact, shipped_text
 from llmrouter.training.length_evaluation_contenders import Contender, baselines
 from llmrouter.training.length_evaluation_drift import evaluate_drift
 from llmrouter.training.length_evaluation_rows import read_rows
@@ -26,23 +29,30 @@ from llmrouter.training.length_evaluation_table import print_evaluation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-DEFAULT_SUBJECT = "application-quantiles"
+    from llmrouter.lengths.simple import PointModel, QuantileModel
+    from llmrouter.manifest import Manifest
+
+ONLINE_SUBJECT = "application-quantiles"
 SEED = 20_261_121
 MAX_RESAMPLES = 10_000
 
 
 def main(rest: Sequence[str]) -> int:
-    """Runs ``predictor eval``; returns the exit status.
+    """Runs ``predictor eval`` or ``predictor fit``; returns the exit status.
 
     Raises:
         InvalidInputError: the command line, a file or a model that it names is wrong.
     """
     options = parser().parse_args(rest)
     command = shlex.join(["llmrouter", "predictor", *rest])
+    if options.action == "fit":
+        return fit(options)
     try:
         result = evaluation(options, command=command)
     except ModelRejectedError as error:
-        raise InvalidInputError(f"{options.artifact}: {error.reason}: {error}") from error
+        raise InvalidInputError(f"{options.artifact or 'the shipped model'}: {error.reason}: {error}") from error
+    except NotFiniteLengthsError as error:
+        raise InvalidInputError(f"{options.artifact or 'the shipped model'}: {error}") from error
     if options.as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
     else:
@@ -63,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = evaluate_parser.add_argument
     add("--data", type=Path, required=True, metavar="FILE", help="JSON lines, gzipped or not")
-    add("--artifact", type=Path, metavar="DIR", help="folder of a model (model.onnx, manifest.json) to score as well")
+    add("--artifact", type=Path, metavar="DIR", help="folder of a model (model.onnx, manifest.json); else the shipped")
     add("--online", action="store_true", help="predict, then learn, in order; else fit and score on a split by prompt")
     add("--hint", action=argparse.BooleanOptionalAction, default=None, help="show the task, or not (default: both)")
     add("--label", choices=("task", "app"), default="task", help="field that is the application (default: %(default)s)")
@@ -81,19 +91,62 @@ def parser() -> argparse.ArgumentParser:
     add("--resamples", type=int, default=RESAMPLES, help="of the intervals; 0 for none (default: %(default)s)")
     add("--skip-bad-rows", action="store_true", help="leave wrong lines out and count them")
     add("--json", dest="as_json", action="store_true", help="write JSON to standard output")
+    fit_parser = actions.add_parser(
+        "fit",
+        help="train a text model on answered requests of one's own",
+        description="Trains a text model on a file of answered requests (as eval reads them) and writes model.onnx, "
+        "manifest.json and MODEL_CARD.md. A fifth of the prompts is held out and scores it. Needs the extra `train`.",
+    )
+    add = fit_parser.add_argument
+    add("--data", type=Path, required=True, metavar="FILE", help="JSON lines, gzipped or not")
+    add("--artifact", type=Path, required=True, metavar="DIR", help="folder to write the model to")
+    add("--label", choices=("task", "app"), default="app", help="field that is the application (default: %(default)s)")
+    add("--family", metavar="F", help="train on the rows of this family alone")
+    add("--seed", type=int, default=SEED, help="of everything that is drawn (default: %(default)s)")
+    add("--minutes", type=float, metavar="M", help="train for about so many minutes of one core at most")
+    add("--skip-bad-rows", action="store_true", help="leave wrong lines out and count them")
     return top
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Trains on the options' file and writes the artefact."""
+    if options.seed < 0:
+        raise InvalidInputError(f"--seed must be at least 0, not {options.seed}")
+    try:
+        from llmrouter.training.length_text import fit_artifact  # noqa: PLC0415 - evaluation does without a trainer
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"fit needs {error.name}: install llmrouter[train]") from error
+    console = Console(stderr=True)
+    with _bars() as progress:
+        read = read_rows(
+            options.data,
+            label=options.label,
+            skip_bad=options.skip_bad_rows,
+            family=options.family,
+            on_rows=progress(f"reading {options.data.name}", None),
+        )
+        fitted = fit_artifact(read.rows, options.artifact, seed=options.seed, budget=options.minutes, progress=progress)
+    manifest = fitted.artefact.manifest
+    if read.skipped:
+        console.print(f"skipped: {dict(read.skipped)}", markup=False, highlight=False)
+    size = len(fitted.artefact.model)
+    sys.stdout.write(f"{options.artifact}: {size:,} bytes, sha256 {manifest.sha256}; MODEL_CARD.md has the scores\n")
+    return 0
 
 
 def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
     """The evaluation that the options ask for."""
     _check(options)
     contenders = list(baselines(half_life=HALF_LIFE if options.online else None))
-    subject = DEFAULT_SUBJECT
+    subject = ONLINE_SUBJECT
     notes = []
-    if options.artifact is not None:
-        model, manifest = load_artefact(options.artifact)
+    loaded = _subject_model(options.artifact)
+    if loaded is not None:
+        model, manifest = loaded
         subject = model.name if model.name not in {one.name for one in contenders} else f"artifact {model.name}"
-        contenders.append(Contender(subject, f"the model in {options.artifact}", lambda: model, learns=False))
+        contenders.append(
+            Contender(subject, f"the model in {options.artifact or 'the product'}", lambda: model, learns=False)
+        )
         notes.append(_trained_on(manifest.training_data))
     with _bars() as progress:
         read = read_rows(
@@ -133,6 +186,12 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
         "descriptions": {one.name: one.description for one in contenders},
         **result,
     }
+
+
+def _subject_model(folder: Path | None) -> tuple[PointModel | QuantileModel, Manifest] | None:
+    if folder is not None:
+        return load_artefact(folder)
+    return shipped_text() if TEXT in builtin_names(ModelKind.OUTPUT_LENGTH) else None
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from llmrouter.lengths.online import By, OnlineQuantiles
 from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
 from llmrouter.lengths.recalibrated import Recalibrated
 from llmrouter.lengths.simple import ConstantLengths, PointModel, QuantileModel, ThreeBucketRule
-from llmrouter.training.length_evaluation_artefact import shipped_forest
+from llmrouter.training.length_evaluation_artefact import shipped_forest, shipped_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,11 +45,13 @@ MAKERS: dict[str, Callable[[], LengthPredictor]] = {
     "online, new": OnlineQuantiles,
     "online, taught": lambda: taught(OnlineQuantiles(exploration=0.2)),
     "forest": shipped_forest,
+    "text": lambda: shipped_text()[0],
     "point with spread": lambda: PointModel(lambda requests: np.full(len(requests), 40.0), name="point", spread=0.5),
     "quantiles": lambda: QuantileModel(by_prompt, name="by-prompt", digest="d"),
     "recalibrated, new": lambda: Recalibrated(OnlineQuantiles()),
     "recalibrated, taught": lambda: taught(Recalibrated(OnlineQuantiles())),
     "recalibrated constant": lambda: taught(Recalibrated(ConstantLengths(256))),
+    "recalibrated text": lambda: taught(Recalibrated(shipped_text()[0])),
     "recalibrated forest": lambda: taught(Recalibrated(shipped_forest())),
 }
 

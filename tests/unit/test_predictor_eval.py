@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,6 @@ from llmrouter.errors import InvalidInputError
 from llmrouter.lengths.distribution import LEVELS, lengths_of
 from llmrouter.training.length_evaluation_rows import digest_of, held_out, read_rows
 from llmrouter.training.length_evaluation_scores import METRICS, RowScores, concordance, estimates, row_scores
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TASKS = {"short": 12, "middle": 300, "long": 1_500}
 
@@ -229,10 +227,15 @@ class TestCommand:
     def test_online(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         result = evaluated(path, "--online", capsys=capsys)
         assert set(METRICS) <= set(result)
-        assert result["predictor"] == "application-quantiles+calibrated"
-        assert 0.6 < result["coverage_80"] < 0.95
-        assert result["bucket_accuracy"] > 0.6 > result["baselines"]["constant"]["bucket_accuracy"]
+        assert result["predictor"] == "text+calibrated"
+        assert 0.6 < result["baselines"]["application-quantiles+calibrated"]["coverage_80"] < 0.95
+        assert (
+            result["baselines"]["application-quantiles"]["bucket_accuracy"]
+            > 0.6
+            > result["baselines"]["constant"]["bucket_accuracy"]
+        )
         assert {"task-mean", "three-buckets", "prompt-histogram", "forest"} <= set(result["baselines"])
+        assert any("trained on" in note for note in result["notes"])
         assert set(result["by_task"]) == set(TASKS)
         assert set(result["by_family"]) == {"even", "odd"}
         assert [setting["hint"] for setting in result["settings"]] == [True, False]
@@ -295,6 +298,17 @@ class TestCommand:
         path = write(tmp_path / "rows.jsonl", [*records(30), "{", {"prompt": "x", "response_tokens": 0}])
         result = evaluated(path, "--online", "--hint", "--skip-bad-rows", capsys=capsys)
         assert result["skipped"] == {"not JSON": 1, "response_tokens": 1}
+
+    def test_a_model_of_ones_own(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = Path(__file__).resolve().parents[2] / "models" / "output_length" / "random-forest"
+        result = evaluated(path, "--hint", "--no-families", "--artifact", str(folder), capsys=capsys)
+        assert result["predictor"] == "artifact forest"
+        assert result["mae_tokens"] == result["baselines"]["forest"]["mae_tokens"]
+
+    def test_fit_says_what_it_needs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        few = write(tmp_path / "rows.jsonl", records(20))
+        assert cli.main(["predictor", "fit", "--data", str(few), "--artifact", str(tmp_path / "model")]) == 2
+        assert "rows" in capsys.readouterr().err
 
     def test_the_table(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         options = ["--online", "--hint", "--no-families", "--resamples", "20"]
