@@ -15,17 +15,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COLUMNS = {
-    "bucket_accuracy": ("bucket accuracy", "{:.1%}"),
+    "bucket_accuracy": ("bucket", "{:.1%}"),
     "kendall_tau": ("τ-b", "{:.3f}"),
     "somers_d": ("Somers' D", "{:.3f}"),
-    "pinball_loss": ("pinball loss", "{:.2f}"),
-    "coverage_80": ("80 % covers", "{:.1%}"),
-    "mae_tokens": ("MAE tokens", "{:.1f}"),
+    "pinball_loss": ("pinball", "{:.2f}"),
+    "coverage_80": ("covers", "{:.1%}"),
+    "mae_tokens": ("MAE", "{:.1f}"),
 }
 
 
+LEGEND = (
+    "bucket: share of answers in the most probable of 0-250-1000-. τ-b, Somers' D: of rank and length. pinball: loss, "
+    "tokens. covers: of the 80 % interval. MAE: of the median, tokens. ±: half of the 95 % interval (bootstrap over "
+    "prompts)."
+)
+
+
 def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
-    """Tables of all streams, the subject's tasks, and the notes."""
+    """Tables of all streams, the subject's tasks, what the columns are, and the notes."""
     for setting in result["settings"]:
         for stream in setting["streams"]:
             console.print(_stream_table(setting, stream))
@@ -33,19 +40,20 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
             console.print(_task_table(result["predictor"], setting))
     if "drift" in result:
         console.print(_drift_table(result["drift"]))
+    console.print(LEGEND, markup=False, highlight=False)
     for note in result["notes"]:
         console.print(f"· {note}", markup=False, highlight=False)
 
 
 def cell(metric: str, part: Sequence[float | None]) -> str:
-    """A value with its interval."""
+    """A value with half the width of its 95 % interval."""
     _, form = COLUMNS[metric]
     value, low, high = part
     if value is None:
         return "–"
     if low is None or high is None:
         return form.format(value)
-    return f"{form.format(value)}\n({form.format(low).removesuffix('%')}–{form.format(high)})"
+    return f"{form.format(value)}\n±{form.format((high - low) / 2.0).removesuffix('%')}"
 
 
 def _stream_table(setting: Mapping[str, Any], stream: Mapping[str, Any]) -> Table:
