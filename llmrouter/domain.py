@@ -22,8 +22,9 @@ class EngineProfile:
     """Step-time coefficients (seconds) and limits of one engine class.
 
     A decode-only step takes ``base_decode_s + context_s_per_token·C + sequence_s·B``; a prefill-only step takes
-    ``base_prefill_s + prefill_s_per_token·P + prefill_s_per_token_squared·Q``, where C is the context tokens of the B
-    decoding sequences, P the prompt tokens of the step and Q = Σ((s+c)² − s²) over its prompt chunks.
+    ``base_prefill_s + prefill_s_per_token·P + prefill_s_per_token_squared·Q``, at least ``prefill_floor_s``, where C is
+    the context tokens of the B decoding sequences, P the prompt tokens of the step and Q = Σ((s+c)² − s²) over its
+    prompt chunks.
     """
 
     name: str
@@ -37,6 +38,7 @@ class EngineProfile:
     token_budget: int
     mode: EngineMode
     prefill_s_per_token_squared: float = 0.0
+    prefill_floor_s: float = 0.0
     block_tokens: int = 16
 
 

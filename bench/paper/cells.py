@@ -41,7 +41,6 @@ class PaperCell:
         rate_rps: mean arrivals per second.
         tick_s: seconds between two actions of the router.
         cv: coefficient of variation of the gaps.
-        watermark_blocks: KV blocks that an admission leaves free; ``None`` takes the simulator's hundredth.
         routes: names of ``ROUTES``.
         printed_s: makespans the paper prints.
         printed_pct: changes of the makespan against round-robin the paper prints.
@@ -56,7 +55,6 @@ class PaperCell:
     rate_rps: float = 20.0
     tick_s: float = assumptions.V100_TICK_S
     cv: float = 1.0
-    watermark_blocks: int | None = None
     routes: tuple[str, ...] = CLASSICAL + REFERENCES
     printed_s: Mapping[str, tuple[float, float]]
     printed_pct: Mapping[str, float]
@@ -96,6 +94,7 @@ def scaled(profile: EngineProfile, factor: float) -> EngineProfile:
         prefill_s_per_token_squared=profile.prefill_s_per_token_squared * factor,
         context_s_per_token=profile.context_s_per_token * factor,
         sequence_s=profile.sequence_s * factor,
+        prefill_floor_s=profile.prefill_floor_s * factor,
     )
 
 

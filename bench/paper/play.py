@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.paper.routes import ROUTES
-from llmrouter.sim import compiled as sim_compiled
-from llmrouter.sim import run as sim_run
-from llmrouter.sim.arrays import lay_out
+from llmrouter.sim.run import simulate
 from llmrouter.study.statistics import half_width, mean_of, paired_change
 
 if TYPE_CHECKING:
@@ -68,10 +66,7 @@ def episode(cell: PaperCell, route: str, seed: int) -> dict[str, float]:
     """One episode of a cell under a route."""
     chosen = ROUTES[route]
     workload = cell.workload(seed, chosen.lengths)
-    world = lay_out(cell.setup, workload, seed=seed)
-    if cell.watermark_blocks is not None:
-        world.pool.engines["watermark_blocks"] = cell.watermark_blocks
-    return figures(sim_run.play(world, cell.setup, workload, chosen.make(), advance=sim_compiled.advance(), seed=seed))
+    return figures(simulate(cell.setup, workload, chosen.make(), seed=seed))
 
 
 def rows(

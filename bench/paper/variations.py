@@ -44,9 +44,9 @@ def _main() -> dict[str, PaperCell]:
         "900 KV blocks": _kv(cell, 900),
         "1,600 KV blocks": _kv(cell, 1_600),
         "2,400 KV blocks: never short": _kv(cell, 2_400),
-        "watermark of 6 blocks, not 12": replace(cell, watermark_blocks=6),
-        NO_WATERMARK: replace(cell, watermark_blocks=0),
-        FASTER_AND_SMALLER: replace(_kv(_slower(cell, 0.92), 900), watermark_blocks=0),
+        "watermark of 6 blocks, not 12": _watermark(cell, 6),
+        NO_WATERMARK: _watermark(cell, 0),
+        FASTER_AND_SMALLER: _watermark(_kv(_slower(cell, 0.92), 900), 0),
         "admission by worst case": replace(cell, engine=replace(cell.engine, admission=Admission.WORST_CASE)),
         "outputs up to 4,000 tokens": replace(cell, source=_outputs_to(cell.source, 4_000)),
         "13.5 requests/s": replace(cell, rate_rps=13.5),
@@ -59,7 +59,7 @@ def _main() -> dict[str, PaperCell]:
 
 def _eight() -> dict[str, PaperCell]:
     cell = cells.eight_instances()
-    return {"as in the table": cell, NO_WATERMARK: replace(cell, watermark_blocks=0)}
+    return {"as in the table": cell, NO_WATERMARK: _watermark(cell, 0)}
 
 
 def _a100() -> dict[str, PaperCell]:
@@ -72,7 +72,7 @@ def _a100() -> dict[str, PaperCell]:
         "500 KV blocks": _kv(cell, 500),
         "every step 2.6 times as long": _slower(cell, 2.6),
         SLOW_A100: _kv(_slower(cell, 1.9), 1_200),
-        SLOW_A100_NO_WATERMARK: replace(_kv(_slower(cell, 1.9), 1_200), watermark_blocks=0),
+        SLOW_A100_NO_WATERMARK: _watermark(_kv(_slower(cell, 1.9), 1_200), 0),
         "2,000 requests, every step 6.5 times as long, 1,200 KV blocks": replace(
             _kv(_slower(cell, 6.5), 1_200), requests=2_000
         ),
@@ -84,7 +84,7 @@ def _production() -> dict[str, PaperCell]:
     return {
         "as in the table": cell,
         "2,500 KV blocks": _kv(cell, 2_500),
-        "2,500 KV blocks, no watermark": replace(_kv(cell, 2_500), watermark_blocks=0),
+        "2,500 KV blocks, no watermark": _watermark(_kv(cell, 2_500), 0),
         "every step 1.9 times as long": _slower(cell, 1.9),
         "2 instances": replace(cell, instances=2),
     }
@@ -93,3 +93,10 @@ def _production() -> dict[str, PaperCell]:
 def all_variations() -> dict[str, dict[str, PaperCell]]:
     """By the name of the cell they vary."""
     return {"v100-4": _main(), "v100-8": _eight(), "a100-4": _a100(), "production": _production()}
+
+
+def _watermark(cell: PaperCell, blocks: int) -> PaperCell:
+    """The same cell with so many KV blocks left free by admissions."""
+    profile = cell.engine.profile
+    fraction = blocks / (profile.kv_tokens // profile.block_tokens)
+    return replace(cell, engine=replace(cell.engine, watermark_fraction=fraction))

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from llmrouter.sim.setup import Setup
     from llmrouter.sim.workload import Workload
 
-ADMISSION_WATERMARK_FRACTION = 0.01
-"""Share of the KV blocks that an admission leaves free for the sequences already running."""
-
 MAX_REQUESTS = 20_000_000
 FEATURES = 14
 
@@ -64,6 +61,7 @@ def describe_engine(record: Any, engine: EngineModel) -> None:  # noqa: ANN401 -
     profile = engine.profile
     for name in (
         *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
+        "prefill_floor_s",
         *("context_s_per_token", "sequence_s", "max_sequences", "token_budget", "block_tokens"),
     ):
         setattr(record, name, getattr(profile, name))
@@ -73,7 +71,7 @@ def describe_engine(record: Any, engine: EngineModel) -> None:  # noqa: ANN401 -
     ):
         setattr(record, name, getattr(engine, name))
     record.blocks_total = profile.kv_tokens // profile.block_tokens
-    record.watermark_blocks = int(record.blocks_total * ADMISSION_WATERMARK_FRACTION)
+    record.watermark_blocks = int(record.blocks_total * engine.watermark_fraction)
     record.schedule = SCHEDULES[engine.steps_as]
     record.admission = ADMISSIONS[engine.admission]
     record.queue_order = ORDERS[engine.queue_order]

@@ -79,6 +79,7 @@ class EngineModel:
         scheduling_lag_steps: 1 where an arrival during a step is seen one step later still (asynchronous scheduling).
         prefix_caching: whether prompt blocks are kept for later prompts, least recently used first out.
         admission: see ``Admission``.
+        watermark_fraction: share of the KV blocks that an admission leaves free for the sequences already running.
         queue_order: see ``QueueOrder``.
         role: see ``Role``.
         decode_steps_between_prefills: for ``Schedule.INTERVAL``.
@@ -98,6 +99,7 @@ class EngineModel:
     scheduling_lag_steps: int = 0
     prefix_caching: bool = False
     admission: Admission = Admission.WATERMARK
+    watermark_fraction: float = 0.01
     queue_order: QueueOrder = QueueOrder.FIRST_COME
     role: Role = Role.MIXED
     decode_steps_between_prefills: int = 0
@@ -113,6 +115,11 @@ class EngineModel:
                 raise InvalidInputError(
                     f"engine {self.profile.name}: {name} must be finite and at least 0, not {value}"
                 )
+        if not 0 <= self.watermark_fraction < 1:
+            raise InvalidInputError(
+                f"engine {self.profile.name}: watermark_fraction must be at least 0 and below 1, "
+                f"not {self.watermark_fraction}"
+            )
         if not self.transfer_bytes_per_s > 0:
             raise InvalidInputError(
                 f"engine {self.profile.name}: transfer_bytes_per_s must be above 0, not {self.transfer_bytes_per_s}"
@@ -140,7 +147,7 @@ class EngineModel:
 
 _COEFFICIENTS = (
     *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
-    *("context_s_per_token", "sequence_s"),
+    *("context_s_per_token", "sequence_s", "prefill_floor_s"),
 )
 
 

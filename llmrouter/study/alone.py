@@ -21,20 +21,20 @@ def alone_s(engine: EngineModel, workload: Workload) -> NDArray[np.float64]:
     """Seconds from dispatch to last token of every request, shape (N,), each on an idle engine without cached prefixes.
 
     For p prompt and d output tokens, c = ⌈p / budget⌉ prefill steps (1 where whole prompts are prefilled) and d − 1
-    decode steps over a context that grows by one token from p:
+    decode steps over a context that grows by one token from p; the floor of a step is counted once:
 
-        front + c·(base_p + sequence_p) + g1·p + g1b·p² + (d − 1)·(base_d + g3) + g2·((d − 1)·p + (d − 1)·(d − 2)/2)
+        front + max(c·base_p + g1·p + g1b·p², floor) + c·sequence_p
+              + (d − 1)·(base_d + g3) + g2·((d − 1)·p + (d − 1)·(d − 2)/2)
     """
     profile = engine.profile
     p = workload.prompt_tokens.astype(np.float64)
     steps = workload.output_tokens.astype(np.float64) - 1.0
     whole = engine.steps_as in (Schedule.PREFILL_FIRST, Schedule.INTERVAL)
     chunks = np.ones_like(p) if whole else np.ceil(p / profile.token_budget)
-    prefill_s = (
-        chunks * (profile.base_prefill_s + engine.prefill_sequence_s)
-        + profile.prefill_s_per_token * p
-        + profile.prefill_s_per_token_squared * p * p
+    computed_s = (
+        chunks * profile.base_prefill_s + profile.prefill_s_per_token * p + profile.prefill_s_per_token_squared * p * p
     )
+    prefill_s = np.maximum(computed_s, profile.prefill_floor_s) + chunks * engine.prefill_sequence_s
     context = steps * p + steps * (steps - 1.0) / 2.0
     decode_s = steps * (profile.base_decode_s + profile.sequence_s) + profile.context_s_per_token * context
     front_s = engine.front_s + engine.front_s_per_token * p

@@ -177,6 +177,7 @@ def slowed(profile: EngineProfile, factor: float) -> EngineProfile:
         prefill_s_per_token_squared=profile.prefill_s_per_token_squared * factor,
         context_s_per_token=profile.context_s_per_token * factor,
         sequence_s=profile.sequence_s * factor,
+        prefill_floor_s=profile.prefill_floor_s * factor,
     )
 
 

@@ -234,6 +234,7 @@ def test_a_lone_request_takes_its_closed_form(name: str, prompt: int, output: in
     prefill_s = (
         profile.base_prefill_s + profile.prefill_s_per_token * prompt + profile.prefill_s_per_token_squared * prompt**2
     )
+    prefill_s = max(prefill_s, profile.prefill_floor_s)
     decode_s = sum(
         profile.base_decode_s + profile.context_s_per_token * context + profile.sequence_s
         for context in range(prompt, prompt + output - 1)

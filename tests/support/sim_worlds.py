@@ -235,6 +235,7 @@ def profiles(draw: st.DrawFn, *, block_tokens: int) -> EngineProfile:
         token_budget=sequences + draw(st.integers(0, 60)),
         base_decode_s=draw(st.sampled_from([0.01, 0.013, 0.03])),
         base_prefill_s=draw(st.sampled_from([0.0, 0.008])),
+        prefill_floor_s=draw(st.sampled_from([0.0, 0.02])),
         mode=draw(st.sampled_from(list(EngineMode))),
     )
 
@@ -247,6 +248,7 @@ def engines(draw: st.DrawFn, *, block_tokens: int, role: Role = Role.MIXED) -> E
         front_s=draw(st.sampled_from([0.0, 0.004])),
         front_s_per_token=draw(st.sampled_from([0.0, 1e-5])),
         scheduling_lag_steps=draw(st.integers(0, 1)),
+        watermark_fraction=draw(st.sampled_from([0.0, 0.01, 0.2])),
         prefix_caching=draw(st.booleans()),
         admission=draw(st.sampled_from(list(Admission))),
         queue_order=draw(st.sampled_from(list(QueueOrder))),

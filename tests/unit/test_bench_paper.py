@@ -158,9 +158,8 @@ def test_claims_are_computed_from_the_rows() -> None:
 
 def test_without_a_watermark_engines_preempt_more() -> None:
     cell = replace(CELLS["v100-4"], requests=1_600)
-    with_one, without = (
-        play.episode(replace(cell, watermark_blocks=blocks), "RoundRobin", 1)["preemptions"] for blocks in (None, 0)
-    )
+    bare = replace(cell, engine=replace(cell.engine, watermark_fraction=0.0))
+    with_one, without = (play.episode(one, "RoundRobin", 1)["preemptions"] for one in (cell, bare))
     assert without > with_one > 0
 
 

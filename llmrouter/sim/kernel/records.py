@@ -78,6 +78,7 @@ ENGINE_FIELDS: dict[str, str] = {
     "base_prefill_s": "f8",
     "prefill_s_per_token": "f8",
     "prefill_s_per_token_squared": "f8",
+    "prefill_floor_s": "f8",
     "context_s_per_token": "f8",
     "sequence_s": "f8",
     "prefill_sequence_s": "f8",

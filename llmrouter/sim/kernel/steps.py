@@ -284,7 +284,10 @@ def _duration_s(pool: Pool, e: int) -> float:
         duration_s = prefill_s
     else:
         duration_s = max(engine.base_decode_s, prefill_s)
-    duration_s += engine.prefill_s_per_token_squared * squares + engine.prefill_sequence_s * engine.step_prefills
+    duration_s += engine.prefill_s_per_token_squared * squares
+    if engine.step_decodes == 0:
+        duration_s = max(duration_s, engine.prefill_floor_s)
+    duration_s += engine.prefill_sequence_s * engine.step_prefills
     if engine.step_decodes > 0:
         duration_s += engine.context_s_per_token * engine.step_context + engine.sequence_s * engine.step_decodes
     return float(duration_s)
