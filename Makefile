@@ -30,7 +30,7 @@ demo-standalone: .venv/.synced ## the same comparison without Kubernetes, in abo
 	$(PYTHON) -m llmrouter.testbed.demo_standalone
 
 .PHONY: test
-test: .venv/.synced binaries ## all tests that need no special rights
+test: .venv/.synced binaries kernel ## all tests that need no special rights
 	$(BIN)/pytest tests -m 'not e2e'
 
 # The cluster's programs outlive the objects that started them, which Python warns of.
@@ -65,6 +65,10 @@ bench: .venv/.synced binaries ## all benchmarks, each writing JSON to build/benc
 .PHONY: bench-burst
 bench-burst: .venv/.synced binaries ## how bursts spread over idle instances, with and without reserve
 	$(PYTHON) bench/burst.py
+
+.PHONY: kernel
+kernel: .venv/.synced ## compile the simulator, once for every state of its sources
+	@$(PYTHON) -m llmrouter.sim
 
 .PHONY: binaries
 binaries: .venv/.synced
