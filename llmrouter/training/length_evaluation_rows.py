@@ -29,7 +29,10 @@ MAX_PROMPT_TOKENS = 10**8
 
 @dataclass(frozen=True, slots=True)
 class LengthRow:
-    """One answered request. ``prompt_digest`` names its prompt; ``task`` is the hint; unknown labels are ""."""
+    """One answered request. ``prompt_digest`` names its prompt; ``task`` is the hint; unknown labels are "".
+
+    ``counted``: the file says how many tokens the whole prompt has.
+    """
 
     request: LengthRequest
     output_tokens: int
@@ -37,6 +40,7 @@ class LengthRow:
     family: str
     source: str
     prompt_digest: bytes
+    counted: bool = True
 
     @property
     def held_out(self) -> bool:
@@ -118,7 +122,7 @@ def read_rows(
         if row.request.prompt_tokens is None:
             estimated += 1
             request = replace(row.request, prompt_tokens=tokens.estimate(row.request.prompt or ""))
-            row = replace(row, request=request)
+            row = replace(row, request=request, counted=False)
         rows.append(row)
         if len(rows) - reported >= 1_000:  # noqa: PLR2004 - how often progress is told
             on_rows(len(rows) - reported)
@@ -184,6 +188,7 @@ def _row(line: bytes, *, label: str) -> LengthRow:
         family=_text(record, "family"),
         source=_text(record, "source"),
         prompt_digest=digest_of(prompt),
+        counted=record.get("prompt_truncated") is not True,
     )
 
 

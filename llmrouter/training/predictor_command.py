@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -21,6 +22,7 @@ from llmrouter.manifest import ModelKind
 from llmrouter.training.length_evaluation_artefact import TEXT, load_artefact, shipped_text
 from llmrouter.training.length_evaluation_contenders import Contender, baselines
 from llmrouter.training.length_evaluation_drift import evaluate_drift
+from llmrouter.training.length_evaluation_prompts import prompt_token_errors
 from llmrouter.training.length_evaluation_rows import read_rows
 from llmrouter.training.length_evaluation_scores import RESAMPLES
 from llmrouter.training.length_evaluation_study import Order, Setting, Study, evaluate
@@ -179,6 +181,7 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
         "rows": len(rows),
         "skipped": dict(read.skipped),
         "prompt_tokens_estimated": read.estimated,
+        "prompt_tokens_estimator": prompt_token_errors(rows, np.random.default_rng(options.seed)),
         "seed": options.seed,
         "resamples": options.resamples,
         "label": options.label,

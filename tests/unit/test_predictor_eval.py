@@ -236,6 +236,8 @@ class TestCommand:
         )
         assert {"task-mean", "three-buckets", "prompt-histogram", "forest"} <= set(result["baselines"])
         assert any("trained on" in note for note in result["notes"])
+        estimator = result["prompt_tokens_estimator"]
+        assert estimator["online"]["median"] <= estimator["before_any_report"]["median"] < 0.5
         assert set(result["by_task"]) == set(TASKS)
         assert set(result["by_family"]) == {"even", "odd"}
         assert [setting["hint"] for setting in result["settings"]] == [True, False]
@@ -271,6 +273,7 @@ class TestCommand:
         lines = [{"prompt": one["prompt"], "response_tokens": one["response_tokens"]} for one in records(60)]
         result = evaluated(write(tmp_path / "rows.jsonl", lines), "--online", capsys=capsys)
         assert result["prompt_tokens_estimated"] == 60
+        assert result["prompt_tokens_estimator"] is None
         assert result["by_task"] == {}
         assert any("No row has a task" in note for note in result["notes"])
 
