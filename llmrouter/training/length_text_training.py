@@ -60,7 +60,7 @@ class Recipe:
     learning_rate: float = 4e-3
     batch: int = 256
     list_size: int = 16
-    min_prompts: int = 5
+    min_prompts: int = 15
     without_application: float = 0.25
     with_task: float = 0.4
     without_model: float = 0.2

@@ -39,6 +39,7 @@ SMALL = Recipe(
     without_words=0.0,
     without_prompt=0.0,
     id_dropout=0.1,
+    min_prompts=5,
     dropout=0.0,
 )
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "output_length" / "text"

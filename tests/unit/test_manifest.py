@@ -11,7 +11,7 @@ from llmrouter.artefacts import builtin_model, builtin_names
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.manifest import MAX_MANIFEST_BYTES, Manifest, ModelKind, check_manifest, parse_manifest
 
-SHIPPED = [("policy", "marginal-cost"), ("output_length", "random-forest")]
+SHIPPED = [("policy", "marginal-cost"), ("output_length", "random-forest"), ("output_length", "text")]
 POLICY = parse_manifest(builtin_model("policy", "marginal-cost")[1])
 LENGTH = parse_manifest(builtin_model("output_length", "random-forest")[1])
 
