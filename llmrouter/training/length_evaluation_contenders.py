@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.online import By, OnlineQuantiles
+from llmrouter.lengths.recalibrated import Recalibrated
 from llmrouter.lengths.simple import ConstantLengths, ThreeBucketRule
 from llmrouter.training.length_evaluation_artefact import shipped_forest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from llmrouter.lengths.predictor import LengthPredictor
+    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
 
 TASK_MEAN = "task-mean"
+BLENDED = "blended"
 CONSTANT_TOKENS = 256.0
 FEW = 2.0
 """Weight of the wider group in baselines: enough for a first answer, gone after ten."""
@@ -63,6 +67,37 @@ def baselines(*, half_life: float | None) -> tuple[Contender, ...]:
             learns=True,
         ),
     )
+
+
+def blend(model: LengthPredictor, description: str) -> Contender:
+    """A model, recalibrated, and application quantiles as one: what a router would serve."""
+
+    def make() -> LengthPredictor:
+        return Blended([_Remembering(Recalibrated(model)), OnlineQuantiles()], name=BLENDED, digest=model.digest)
+
+    return Contender(BLENDED, f"{description} and application-quantiles, weighed online", make, learns=True)
+
+
+class _Remembering:
+    """Answers once for a request that is asked for and then learned."""
+
+    def __init__(self, inner: LengthPredictor) -> None:
+        self.name, self.digest = inner.name, inner.digest
+        self._inner = inner
+        self._last: tuple[LengthRequest, Lengths] | None = None
+
+    def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
+        if len(requests) != 1:
+            return self._inner.predict(requests)
+        if self._last is None or self._last[0] is not requests[0]:
+            self._last = requests[0], self._inner.predict(requests)
+        return self._last[1]
+
+    def learn(
+        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
+    ) -> UsageRefusal | None:
+        self._last = None
+        return self._inner.learn(request, output_tokens, predicted)
 
 
 def _counting(name: str, *chain: By) -> Callable[[], LengthPredictor]:

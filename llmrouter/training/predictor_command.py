@@ -20,7 +20,7 @@ from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.online import HALF_LIFE
 from llmrouter.manifest import ModelKind
 from llmrouter.training.length_evaluation_artefact import TEXT, load_artefact, shipped_text
-from llmrouter.training.length_evaluation_contenders import Contender, baselines
+from llmrouter.training.length_evaluation_contenders import BLENDED, Contender, baselines, blend
 from llmrouter.training.length_evaluation_drift import evaluate_drift
 from llmrouter.training.length_evaluation_prompts import prompt_token_errors
 from llmrouter.training.length_evaluation_rows import read_rows
@@ -146,9 +146,11 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
     if loaded is not None:
         model, manifest = loaded
         subject = model.name if model.name not in {one.name for one in contenders} else f"artifact {model.name}"
-        contenders.append(
-            Contender(subject, f"the model in {options.artifact or 'the product'}", lambda: model, learns=False)
-        )
+        what = f"the model in {options.artifact or 'the product'}"
+        contenders.append(Contender(subject, what, lambda: model, learns=False))
+        if options.online:
+            contenders.append(blend(model, what))
+            subject = BLENDED
         notes.append(_trained_on(manifest.training_data))
     with _bars() as progress:
         read = read_rows(

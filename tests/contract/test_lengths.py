@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, NotFiniteLengthsError
 from llmrouter.lengths.online import By, OnlineQuantiles
 from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
@@ -51,6 +52,7 @@ MAKERS: dict[str, Callable[[], LengthPredictor]] = {
     "recalibrated, new": lambda: Recalibrated(OnlineQuantiles()),
     "recalibrated, taught": lambda: taught(Recalibrated(OnlineQuantiles())),
     "recalibrated constant": lambda: taught(Recalibrated(ConstantLengths(256))),
+    "blended": lambda: taught(Blended([Recalibrated(shipped_forest()), OnlineQuantiles()])),
     "recalibrated text": lambda: taught(Recalibrated(shipped_text()[0])),
     "recalibrated forest": lambda: taught(Recalibrated(shipped_forest())),
 }

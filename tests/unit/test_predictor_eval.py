@@ -227,7 +227,7 @@ class TestCommand:
     def test_online(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         result = evaluated(path, "--online", capsys=capsys)
         assert set(METRICS) <= set(result)
-        assert result["predictor"] == "text+calibrated"
+        assert result["predictor"] == "blended+calibrated"
         assert 0.6 < result["baselines"]["application-quantiles+calibrated"]["coverage_80"] < 0.95
         assert (
             result["baselines"]["application-quantiles"]["bucket_accuracy"]
