@@ -29,8 +29,10 @@ CAPACITY = 4_096
 MIN_ANSWERS = 20
 FIRST_STEP, LAST_STEP, STEP_DECAY = 0.5, 0.03, 0.6
 MIN_SPREAD, MAX_SPREAD = 0.2, 2.0
+SPREAD_ANSWERS = 50
 MAX_OFFSET = 8.0
 _LEVELS_Q = np.array(LEVELS)
+_MIDDLE = 0.5
 _EVERYTHING = 0
 
 
@@ -38,10 +40,11 @@ class Recalibrated:
     """Adds to the logarithm of each quantile an offset, learned for all requests and for each application.
 
     After each answer, the offset of a level rises by step · level where the answer exceeded the quantile that was
-    given, and falls by step · (1 − level) where it did not. Steps are in units of ln(q75/q25) of the law that was
-    given; they shrink with the answers of the application, from ``FIRST_STEP`` to ``LAST_STEP``, so that a change of
-    traffic is followed. An application has the offset of all requests until it has ``min_answers``, and from there on
-    one of its own. At most ``capacity`` applications; the one longest silent gives way.
+    given, and falls by step · (1 − level) where it did not. Steps are in units of the mean ln(q75/q25) of the last laws
+    that were given, the same for all requests of an application, so that each has the same say. They shrink with the
+    answers of the application, from ``FIRST_STEP`` to ``LAST_STEP``, so that a change of traffic is followed. An
+    application has the offset of all requests until it has ``min_answers``, and from there on one of its own. At most
+    ``capacity`` applications; the one longest silent gives way.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Recalibrated:
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._offsets_SQ = np.zeros((capacity + 1, len(LEVELS)))
         self._answers_S = np.zeros(capacity + 1, dtype=np.int64)
+        self._spread_S = np.zeros(capacity + 1)
 
     @property
     def applications(self) -> int:
@@ -94,10 +98,10 @@ class Recalibrated:
         used_Q = self._offsets_SQ[slot if self._answers_S[slot] >= self._min_answers else _EVERYTHING]
         of_all_Q = given_Q * np.exp(self._offsets_SQ[_EVERYTHING] - used_Q)
         spread = min(max(math.log(given_Q[MEDIAN + 1] / given_Q[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
-        self._move(_EVERYTHING, spread * (_LEVELS_Q - (output_tokens <= of_all_Q)))
-        if self._answers_S[slot] + 1 == self._min_answers:
+        self._move(_EVERYTHING, _direction(output_tokens, of_all_Q), spread)
+        if self._answers_S[slot] == self._min_answers - 1:
             self._offsets_SQ[slot] = self._offsets_SQ[_EVERYTHING]
-        self._move(slot, spread * (_LEVELS_Q - (output_tokens <= given_Q)))
+        self._move(slot, _direction(output_tokens, given_Q), spread)
         return self.inner.learn(request, output_tokens)
 
     def _offsets(self, applications: Sequence[str]) -> Floats:
@@ -106,11 +110,12 @@ class Recalibrated:
         offsets_NQ: Floats = self._offsets_SQ[slots_N]
         return offsets_NQ
 
-    def _move(self, slot: int, direction_Q: Floats) -> None:
-        step = max(LAST_STEP, FIRST_STEP / (1.0 + self._answers_S[slot]) ** STEP_DECAY)
-        self._answers_S[slot] += 1
-        if slot != _EVERYTHING and self._answers_S[slot] < self._min_answers:
+    def _move(self, slot: int, direction_Q: Floats, spread: float) -> None:
+        answers = self._answers_S[slot] = self._answers_S[slot] + 1
+        self._spread_S[slot] += (spread - self._spread_S[slot]) / min(answers, SPREAD_ANSWERS)
+        if slot != _EVERYTHING and answers < self._min_answers:
             return
+        step = self._spread_S[slot] * max(LAST_STEP, FIRST_STEP / answers**STEP_DECAY)
         moved_Q = self._offsets_SQ[slot] + step * direction_Q
         self._offsets_SQ[slot] = np.minimum(np.maximum(moved_Q, -MAX_OFFSET), MAX_OFFSET)
 
@@ -133,3 +138,9 @@ def _in_order(quantiles_NQ: Floats) -> Floats:
     up_NQ = np.maximum.accumulate(quantiles_NQ[:, MEDIAN:], axis=1)
     down_NQ = np.minimum.accumulate(quantiles_NQ[:, MEDIAN::-1], axis=1)[:, ::-1]
     return np.concatenate([down_NQ[:, :-1], up_NQ], axis=1)
+
+
+def _direction(output_tokens: float, quantiles_Q: Floats) -> Floats:
+    """Level − [the answer did not exceed the quantile]; one that equals it lies inside an interval on either side."""
+    inside_Q = np.where(_LEVELS_Q < _MIDDLE, output_tokens < quantiles_Q, output_tokens <= quantiles_Q)
+    return np.asarray(_LEVELS_Q - inside_Q, dtype=np.float64)
