@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-import yaml
-from pydantic import ValidationError
-
-from llmrouter.config import compile_policy, compile_router, explain
+from llmrouter.config import compile_policy, compile_router
+from llmrouter.config_file import parse, read_text
 from llmrouter.errors import InvalidConfigError
-from llmrouter.resources import API_VERSION, LLMRouterSpec, Resource, RoutingPolicySpec
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.setup import CompiledPolicy, RouterSide
@@ -21,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmrouter.config import PoolConfig, RouterConfig
+    from llmrouter.resources import LLMRouterSpec
 
-MAX_FILE_BYTES = 1_000_000
 SHED_AT_ONCE_S = 1e-9
 """The longest hold where requests may not be held."""
 
@@ -48,8 +45,6 @@ RULES = {
 
 _BY_COST = ("Onnx", "WorkloadImpact")
 """Types whose room is KV unless ``hold.room`` says otherwise or nothing is held."""
-
-Spec = TypeVar("Spec", bound=Resource)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +78,7 @@ def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
     Raises:
         InvalidConfigError: the file cannot be read, or what it says is not valid or not known here.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InvalidConfigError(f"{path}: more than {MAX_FILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfigError(f"{path}: {error}") from error
+    text = read_text(path)
     try:
         spec, config = _compiled(text)
         return _configured(spec, config, instances)
@@ -151,43 +141,12 @@ def _count(pool: PoolConfig, instances: Mapping[str, int]) -> int:
 
 
 def _compiled(text: str) -> tuple[LLMRouterSpec, RouterConfig]:
-    documents = _documents(text)
-    routers = [document for document in documents if document["kind"] == "LLMRouter"]
-    if len(routers) != 1:
-        raise InvalidConfigError(f"the file must hold exactly one LLMRouter, it holds {len(routers)}")
-    spec = _spec(routers[0], LLMRouterSpec)
-    wanted = spec.policy_ref.name
-    policies = [document for document in documents if document["kind"] == "RoutingPolicy" and _name(document) == wanted]
-    if len(policies) != 1:
-        raise InvalidConfigError(f"the file must hold exactly one RoutingPolicy {wanted!r}, it holds {len(policies)}")
-    policy = _spec(policies[0], RoutingPolicySpec)
-    if policy.model is not None and policy.model.builtin is None:
-        raise InvalidConfigError(f"RoutingPolicy {wanted}: only the builtin model can be simulated, not one's own")
-    section = compile_policy(wanted, policy, model_sha256=None)
-    return spec, compile_router(spec, name=_name(routers[0]), namespace="", generation=0, policy=section)
-
-
-def _documents(text: str) -> list[dict[str, Any]]:
-    try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
-        raise InvalidConfigError(f"not YAML: {str(error).splitlines()[0]}") from error
-    for place, document in enumerate(documents, start=1):
-        if not isinstance(document, dict) or document.get("apiVersion") != API_VERSION or "kind" not in document:
-            raise InvalidConfigError(f"document {place}: must be a resource of apiVersion {API_VERSION}")
-    return documents
-
-
-def _name(document: Mapping[str, Any]) -> str:
-    metadata = document.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(name, str) or not name:
-        raise InvalidConfigError(f"{document['kind']}: metadata.name must be set")
-    return name
-
-
-def _spec(document: Mapping[str, Any], kind: type[Spec]) -> Spec:
-    try:
-        return kind.model_validate(document.get("spec"))
-    except ValidationError as error:
-        raise InvalidConfigError(f"{document['kind']} {_name(document)}: {explain(error)}") from error
+    declared = parse(text)
+    model = declared.policy.model
+    if model is not None and model.builtin is None:
+        raise InvalidConfigError(
+            f"RoutingPolicy {declared.policy_name}: only the builtin model can be simulated, not one's own"
+        )
+    section = compile_policy(declared.policy_name, declared.policy, model_sha256=None)
+    config = compile_router(declared.router, name=declared.name, namespace="", generation=0, policy=section)
+    return declared.router, config
