@@ -52,17 +52,42 @@ def capacity_rps(
     def sustained(rate_rps: float) -> bool:
         return late_ttft_s(simulate(setup, workload_at(rate_rps), ROUND_ROBIN)) < MAX_LATE_TTFT_S
 
-    low_rps = start_rps
-    while not sustained(low_rps):
-        low_rps /= 2
-        if low_rps < start_rps / 1_000:
-            raise InvalidInputError(f"round-robin sustains no rate down to {low_rps:g} requests a second")
-    high_rps = low_rps * 2
-    while sustained(high_rps):
-        low_rps, high_rps = high_rps, high_rps * 2
+    lowest_rps = start_rps / 1_000
+    found_rps = highest_rate(sustained, start_rps, lowest_rps=lowest_rps, tolerance=tolerance)
+    if found_rps is None:
+        raise InvalidInputError(f"round-robin sustains no rate down to {lowest_rps:g} requests a second")
+    return found_rps
+
+
+def highest_rate(
+    meets: Callable[[float], bool],
+    start_rps: float,
+    *,
+    lowest_rps: float,
+    highest_rps: float = float("inf"),
+    tolerance: float = 0.01,
+) -> float | None:
+    """The highest rate that ``meets`` accepts, by doubling or halving from ``start_rps`` and then bisection.
+
+    To a relative ``tolerance``; ``None`` where nothing down to ``lowest_rps`` is accepted. The search ends beyond
+    ``highest_rps``: there are runs of so few requests that no rate is too high.
+    """
+    low_rps, high_rps = start_rps, start_rps * 2
+    if meets(start_rps):
+        while meets(high_rps):
+            low_rps, high_rps = high_rps, high_rps * 2
+            if low_rps > highest_rps:
+                return low_rps
+    else:
+        accepted = False
+        while not accepted:
+            low_rps, high_rps = low_rps / 2, low_rps
+            if low_rps < lowest_rps:
+                return None
+            accepted = meets(low_rps)
     while high_rps - low_rps > tolerance * low_rps:
         middle_rps = (low_rps + high_rps) / 2
-        if sustained(middle_rps):
+        if meets(middle_rps):
             low_rps = middle_rps
         else:
             high_rps = middle_rps

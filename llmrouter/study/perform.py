@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrouter.sim.capacity import highest_rate
 from llmrouter.sim.run import simulate
 from llmrouter.study.alone import alone_on_best_s
 from llmrouter.study.capacity import CAPACITY_REQUESTS, capacity_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from llmrouter.study.task import Task
 
 TIMELINE_POINTS = 300
-SLO_TOLERANCE = 0.01
 SLO_LOWEST = 1 / 64
 """Share of C below which no rate is looked for, nor above its inverse."""
 
@@ -59,32 +59,6 @@ def timeline_values(timeline: Timeline, points: int = TIMELINE_POINTS) -> dict[s
         "kv_usage_fraction": timeline.kv_usage_fraction[keep].T.tolist(),
         "held": timeline.held[keep].tolist(),
     }
-
-
-def highest_rate(meets: Callable[[float], bool], start_rps: float, *, lowest_rps: float) -> float | None:
-    """The highest rate that ``meets`` accepts, by doubling or halving from ``start_rps`` and then bisection.
-
-    To a relative ``SLO_TOLERANCE``; ``None`` where nothing down to ``lowest_rps`` is accepted. A run of so few requests
-    that no rate is too high ends the search far above the start.
-    """
-    low_rps, high_rps = start_rps, start_rps * 2
-    if meets(start_rps):
-        while meets(high_rps):
-            low_rps, high_rps = high_rps, high_rps * 2
-            if low_rps > start_rps / SLO_LOWEST:
-                return low_rps
-    else:
-        while not meets(low_rps):
-            low_rps, high_rps = low_rps / 2, low_rps
-            if low_rps < lowest_rps:
-                return None
-    while high_rps - low_rps > SLO_TOLERANCE * low_rps:
-        middle_rps = (low_rps + high_rps) / 2
-        if meets(middle_rps):
-            low_rps = middle_rps
-        else:
-            high_rps = middle_rps
-    return low_rps
 
 
 def _capacity(task: Task) -> dict[str, Any]:
@@ -126,7 +100,9 @@ def _slo_capacity(task: Task) -> dict[str, Any]:
         ttft_s, tpot_s, shed = found["ttft_p99_s"], found["tpot_p95_s"], found["shed_rate"]
         return ttft_s is not None and ttft_s <= task.slo.ttft_s and (tpot_s or 0.0) <= task.slo.tpot_s and not shed
 
-    found_rps = highest_rate(meets, task.rate_rps, lowest_rps=task.rate_rps * SLO_LOWEST)
+    found_rps = highest_rate(
+        meets, task.rate_rps, lowest_rps=task.rate_rps * SLO_LOWEST, highest_rps=task.rate_rps / SLO_LOWEST
+    )
     return {"slo_capacity_rps": found_rps}
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from llmrouter.errors import InvalidInputError
 from llmrouter.profiles import H100_MIX
+from llmrouter.sim.capacity import highest_rate
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.outcomes import Timeline
 from llmrouter.sim.setup import Setup
 from llmrouter.sim.workload import Workload
 from llmrouter.study.capacity import servable
 from llmrouter.study.contenders import BASE, DEFAULT
-from llmrouter.study.perform import highest_rate, timeline_values
+from llmrouter.study.perform import timeline_values
 from llmrouter.study.result import PerSeed, best_baseline, changes, load_key
 from llmrouter.study.simulate_table import spark
 from llmrouter.study.table import NOTHING, show, show_change
@@ -54,7 +55,7 @@ def test_the_highest_rate_is_found_from_below_and_above(limit: float) -> None:
 
 
 def test_a_search_without_a_limit_ends() -> None:
-    found = highest_rate(lambda _rate: True, 10.0, lowest_rps=0.1)
+    found = highest_rate(lambda _rate: True, 10.0, lowest_rps=0.1, highest_rps=640.0)
     assert found is not None
     assert found > 640.0
 
