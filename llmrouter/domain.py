@@ -44,7 +44,11 @@ class EngineProfile:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One LLM call to be placed. ``predicted_output_tokens`` is what the predictor said, never the truth."""
+    """One LLM call to be placed. ``predicted_output_tokens`` is what the predictor said, never the truth.
+
+    A lower ``predicted_rank`` is expected to be done sooner; ``None`` where nobody said. A higher ``priority`` leaves
+    the hold queue first. ``deadline_at_s`` is when the answer should be whole.
+    """
 
     request_id: str
     model: str
@@ -54,6 +58,10 @@ class Request:
     application: str = ""
     max_output_tokens: int | None = None
     excluded_instance_ids: frozenset[str] = frozenset()
+    predicted_rank: float | None = None
+    priority: int = 0
+    tenant: str = ""
+    deadline_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from llmrouter.lengths.distribution import LengthDistribution
 
 MAX_REQUEST_ID_LENGTH = 128
 MAX_APPLICATION_LENGTH = 64
 MAX_EXCLUDED = 64
 MAX_SHOWN_LENGTH = 128
+MAX_PROMPT_BYTES = 16 * 1024 * 1024
+MAX_TENANT_LENGTH = 64
+MAX_PRIORITY = 100
+MAX_COUNT = 1_000_000
+MAX_OUTPUT_TOKENS = 2**62
+MAX_DEADLINE_MS = 86_400_000
+"""A day."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouteAsk:
-    """A Route call as it came in; bounds are not yet checked."""
+    """A Route call as it came in; bounds are not yet checked. ``None`` is what the client did not say.
+
+    ``prompt_tokens`` of 0 are to be counted from ``prompt``.
+    """
 
     model: str
     prompt_tokens: int
@@ -22,6 +36,15 @@ class RouteAsk:
     application: str = ""
     max_output_tokens: int = 0
     excluded_instance_ids: frozenset[str] = frozenset()
+    prompt: bytes | None = field(default=None, repr=False)
+    temperature: float | None = None
+    tools: int | None = None
+    stop: int | None = None
+    turn: int | None = None
+    thinking: bool | None = None
+    priority: int = 0
+    tenant: str = ""
+    deadline_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +56,9 @@ class RouteAnswer:
     endpoint: str
     fallbacks: tuple[tuple[str, str], ...]
     predicted_output_tokens: float
+    prompt_tokens: int
+    law: LengthDistribution | None
+    """What was foretold of the answer's length; ``None`` where an earlier call's reservation answers."""
     policy: str
     policy_digest: str
     reason: str
@@ -48,16 +74,29 @@ class UnknownModelError(InvalidRequestError):
 
 def check_bounds(ask: RouteAsk, max_prompt_tokens: int) -> None:
     """Raises InvalidRequestError naming the first field out of its bound."""
-    if not 1 <= ask.prompt_tokens <= max_prompt_tokens:
-        raise InvalidRequestError(f"prompt_tokens: {ask.prompt_tokens} is not within 1 and {max_prompt_tokens}")
-    if ask.max_output_tokens < 0:
-        raise InvalidRequestError(f"max_output_tokens: {ask.max_output_tokens} is below 0")
-    if len(ask.request_id) > MAX_REQUEST_ID_LENGTH:
-        raise InvalidRequestError(f"request_id: longer than {MAX_REQUEST_ID_LENGTH} characters")
-    if len(ask.application) > MAX_APPLICATION_LENGTH:
-        raise InvalidRequestError(f"application: longer than {MAX_APPLICATION_LENGTH} characters")
-    if len(ask.excluded_instance_ids) > MAX_EXCLUDED:
-        raise InvalidRequestError(f"excluded_instance_ids: more than {MAX_EXCLUDED}")
+    numbers = (
+        ("prompt_tokens", ask.prompt_tokens, 1 if ask.prompt is None else 0, max_prompt_tokens),
+        ("max_output_tokens", ask.max_output_tokens, 0, MAX_OUTPUT_TOKENS),
+        ("temperature", ask.temperature, 0, MAX_COUNT),
+        ("tools", ask.tools, 0, MAX_COUNT),
+        ("stop", ask.stop, 0, MAX_COUNT),
+        ("turn", ask.turn, 0, MAX_COUNT),
+        ("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        ("deadline_ms", ask.deadline_ms, 0, MAX_DEADLINE_MS),
+    )
+    for field_name, value, least, most in numbers:
+        if value is not None and not least <= value <= most:
+            raise InvalidRequestError(f"{field_name}: {value} is not within {least} and {most}")
+    sizes = (
+        ("request_id", len(ask.request_id), MAX_REQUEST_ID_LENGTH, "characters"),
+        ("application", len(ask.application), MAX_APPLICATION_LENGTH, "characters"),
+        ("tenant", len(ask.tenant), MAX_TENANT_LENGTH, "characters"),
+        ("excluded_instance_ids", len(ask.excluded_instance_ids), MAX_EXCLUDED, "entries"),
+        ("prompt", len(ask.prompt or b""), MAX_PROMPT_BYTES, "bytes"),
+    )
+    for field_name, size, most, unit in sizes:
+        if size > most:
+            raise InvalidRequestError(f"{field_name}: {size} {unit}, more than {most}")
 
 
 def check_model(model: str, served: frozenset[str]) -> None:

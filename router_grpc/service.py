@@ -250,6 +250,8 @@ class RouterService:
             endpoint=chosen.endpoint,
             fallbacks=tuple(others[:MAX_FALLBACKS]),
             predicted_output_tokens=reservation.predicted_output_tokens,
+            prompt_tokens=reservation.prompt_tokens,
+            law=None,
             policy=guarded.policy if guarded else runtime.deciding,
             policy_digest=runtime.policy_digest,
             reason=guarded.decision.reason if guarded else "reserved by an earlier call with this request id",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -46,7 +46,20 @@ def route_ask(message: pb.RouteRequest) -> RouteAsk:
         application=message.application,
         max_output_tokens=message.max_output_tokens,
         excluded_instance_ids=frozenset(message.excluded_instance_ids),
+        prompt=message.prompt or None,
+        temperature=_said(message, "temperature"),
+        tools=_said(message, "tools"),
+        stop=_said(message, "stop"),
+        turn=_said(message, "turn"),
+        thinking=_said(message, "thinking"),
+        priority=message.priority,
+        tenant=message.tenant,
+        deadline_ms=message.deadline_ms,
     )
+
+
+def _said(message: pb.RouteRequest, field: str) -> Any:  # noqa: ANN401 - of the field's own type
+    return getattr(message, field) if message.HasField(field) else None
 
 
 def route_response(answer: RouteAnswer) -> pb.RouteResponse:
@@ -63,6 +76,10 @@ def route_response(answer: RouteAnswer) -> pb.RouteResponse:
         reason=answer.reason,
         held_seconds=answer.held_s,
         degraded=answer.degraded,
+        prompt_tokens=answer.prompt_tokens,
+        predicted_output_quantiles=answer.law.quantiles if answer.law else (),
+        predictor=answer.law.source if answer.law else "",
+        predictor_digest=answer.law.digest if answer.law else "",
     )
 
 

@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from llmrouter.errors import InvalidConfigError, InvalidRequestError, LLMRouterError, NoInstanceError
-from router_grpc.calls import MAX_REQUEST_ID_LENGTH
+from router_grpc.calls import MAX_PROMPT_BYTES, MAX_REQUEST_ID_LENGTH
 from router_grpc.listeners.converters import (
     instance_state,
     report_of,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Router"].full_name
 READINESS = "readiness"
 LIVENESS = "liveness"
-MAX_MESSAGE_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + 256 * 1024
 MAX_CONCURRENT_CALLS = 16_384
 """Held calls and report streams, health checks among them: above what the lines of held requests usually bound."""
 

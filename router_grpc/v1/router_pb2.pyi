@@ -7,23 +7,41 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "application", "max_output_tokens", "excluded_instance_ids")
+    __slots__ = ("request_id", "model", "prompt_tokens", "application", "max_output_tokens", "excluded_instance_ids", "prompt", "temperature", "tools", "stop", "turn", "thinking", "priority", "tenant", "deadline_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     APPLICATION_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_INSTANCE_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     application: str
     max_output_tokens: int
     excluded_instance_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., application: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., excluded_instance_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    prompt: bytes
+    temperature: float
+    tools: int
+    stop: int
+    turn: int
+    thinking: bool
+    priority: int
+    tenant: str
+    deadline_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., application: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., excluded_instance_ids: _Optional[_Iterable[str]] = ..., prompt: _Optional[bytes] = ..., temperature: _Optional[float] = ..., tools: _Optional[int] = ..., stop: _Optional[int] = ..., turn: _Optional[int] = ..., thinking: _Optional[bool] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("request_id", "instance_id", "endpoint", "fallbacks", "reservation_id", "predicted_output_tokens", "policy", "policy_digest", "reason", "held_seconds", "degraded")
+    __slots__ = ("request_id", "instance_id", "endpoint", "fallbacks", "reservation_id", "predicted_output_tokens", "policy", "policy_digest", "reason", "held_seconds", "degraded", "prompt_tokens", "predicted_output_quantiles", "predictor", "predictor_digest")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +53,10 @@ class RouteResponse(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     HELD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_OUTPUT_QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    PREDICTOR_FIELD_NUMBER: _ClassVar[int]
+    PREDICTOR_DIGEST_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     instance_id: str
     endpoint: str
@@ -46,7 +68,11 @@ class RouteResponse(_message.Message):
     reason: str
     held_seconds: float
     degraded: bool
-    def __init__(self, request_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., fallbacks: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., reservation_id: _Optional[str] = ..., predicted_output_tokens: _Optional[float] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., reason: _Optional[str] = ..., held_seconds: _Optional[float] = ..., degraded: _Optional[bool] = ...) -> None: ...
+    prompt_tokens: int
+    predicted_output_quantiles: _containers.RepeatedScalarFieldContainer[float]
+    predictor: str
+    predictor_digest: str
+    def __init__(self, request_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., fallbacks: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., reservation_id: _Optional[str] = ..., predicted_output_tokens: _Optional[float] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., reason: _Optional[str] = ..., held_seconds: _Optional[float] = ..., degraded: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., predicted_output_quantiles: _Optional[_Iterable[float]] = ..., predictor: _Optional[str] = ..., predictor_digest: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("instance_id", "endpoint")
