@@ -42,10 +42,10 @@ async def test_prompt_tokens_out_of_bounds_are_refused_with_field_and_bound(benc
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_output_tokens": -1}, "max_output_tokens: -1 is below 0"),
-        ({"request_id": "x" * 129}, "request_id: longer than 128"),
-        ({"application": "x" * 65}, "application: longer than 64"),
-        ({"excluded_instance_ids": frozenset(map(str, range(65)))}, "excluded_instance_ids: more than 64"),
+        ({"max_output_tokens": -1}, "max_output_tokens: -1 is not within 0"),
+        ({"request_id": "x" * 129}, "request_id: 129 characters, more than 128"),
+        ({"application": "x" * 65}, "application: 65 characters, more than 64"),
+        ({"excluded_instance_ids": frozenset(map(str, range(65)))}, "excluded_instance_ids: 65 entries, more than 64"),
     ],
 )
 async def test_fields_out_of_bounds_are_named(bench: Bench, fields: dict[str, Any], message: str) -> None:
