@@ -47,6 +47,9 @@ DIGEST_ANNOTATION = "llmrouter.dev/config-digest"
 MAX_CONFIG_BYTES = 1_000_000
 """The bound of a ConfigMap."""
 
+POLICIES_BY_COST = frozenset({"Onnx", "WorkloadImpact"})
+"""Types whose room is KV where ``hold.room`` does not say and requests may be held."""
+
 
 class PolicyConfig(Resource):
     """A RoutingPolicy as routers run it; ``model_*`` are set for type Onnx only."""
@@ -73,6 +76,13 @@ class PolicyConfig(Resource):
             coalesce=self.objective.coalesce_weight,
             overflow=self.objective.overflow_weight,
         )
+
+    @property
+    def room_is_kv(self) -> bool:
+        """Whether an instance has room while its KV fits the request; else while it has few enough requests."""
+        if self.hold.room is not None:
+            return self.hold.room == "Kv"
+        return self.hold.enabled and self.type in POLICIES_BY_COST
 
 
 class PoolConfig(Resource):

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 OUTPUT_LENGTH_MODEL = "random-forest"
 PREDICTION_BUDGET_S = 0.01
-POLICIES_BY_COST = frozenset({"Onnx", "WorkloadImpact"})
-"""Types whose room is KV where ``hold.room`` does not say and requests may be held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +197,5 @@ def _bound(config: RouterConfig) -> Callable[[InstanceView], Room]:
 
 
 def _room_rule(config: RouterConfig) -> Callable[[InstanceView], Room]:
-    policy, hold = config.policy, config.policy.hold
-    by_cost = "Kv" if policy.type in POLICIES_BY_COST and hold.enabled else "Requests"
-    return kv_gate(hold.kv_fraction) if (hold.room or by_cost) == "Kv" else _bound(config)
+    policy = config.policy
+    return kv_gate(policy.hold.kv_fraction) if policy.room_is_kv else _bound(config)

@@ -43,9 +43,6 @@ RULES = {
 }
 """The rule of each type of RoutingPolicy; the one model that is shipped is the marginal cost."""
 
-_BY_COST = ("Onnx", "WorkloadImpact")
-"""Types whose room is KV unless ``hold.room`` says otherwise or nothing is held."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
@@ -88,15 +85,12 @@ def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
 
 def policy_of(config: RouterConfig) -> CompiledPolicy:
     """The policy of a configuration as a rule: what a router that runs it decides, compiled."""
-    policy, hold = config.policy, config.policy.hold
-    usual = "Kv" if policy.type in _BY_COST and hold.enabled else "Requests"
-    by_kv = (hold.room or usual) == "Kv"
-    weights = policy.weights
+    policy, weights = config.policy, config.policy.weights
     return CompiledPolicy(
         rule=RULES[policy.type],
         weights=(weights.imposed, weights.coalesce, weights.overflow),
-        max_requests=None if by_kv else config.limits.max_in_flight_per_instance,
-        kv_fraction=hold.kv_fraction if by_kv else None,
+        max_requests=None if policy.room_is_kv else config.limits.max_in_flight_per_instance,
+        kv_fraction=policy.hold.kv_fraction if policy.room_is_kv else None,
     )
 
 
