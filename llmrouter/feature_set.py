@@ -1,6 +1,6 @@
 """The feature set that models are made for: names and versions alone, so that an operator can check a manifest.
 
-``llmrouter.routing.features`` and ``llmrouter.routing.lengths`` compute the values.
+``llmrouter.routing.features`` and ``llmrouter.lengths.application`` compute the values.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class LengthRequest:
     """What is known of a request before it is answered; ``None`` where it is not. Never logged, never stored.
 
     ``application`` is the label the client sent, which is also the task hint; "" where it sent none. ``turn`` counts
-    from 1; ``stop`` is the number of stop sequences; ``tools`` the number of tools offered.
+    from 1; ``stop`` is the number of stop sequences; ``tools`` the number of tools offered. ``given`` is what a model
+    that has read the prompt said of the answer, where one has.
     """
 
     prompt: str | None = None
@@ -39,6 +40,7 @@ class LengthRequest:
     stop: int | None = None
     turn: int | None = None
     thinking: bool | None = None
+    given: LengthDistribution | None = None
 
 
 class UsageRefusal(StrEnum):

@@ -12,7 +12,7 @@ from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import RandomForestRegressor
 
-from llmrouter.routing.lengths import application_columns, length_features
+from llmrouter.lengths.application import application_columns, length_features
 from llmrouter.training.onnx_files import ExportDisagreesError, run_on_cpu, stable_bytes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from llmrouter.domain import Prediction
 from llmrouter.manifest import ModelKind
 from llmrouter.routing.lateness import Lateness
-from llmrouter.routing.lengths import application_columns, length_features
+from llmrouter.lengths.application import application_columns, length_features
 from router_grpc.adapters.onnx_model import load_model
 
 if TYPE_CHECKING:

@@ -1,0 +1,68 @@
+"""A length model from its manifest and a way to run its graph: what is fed, what comes back, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrouter.lengths.application import application_columns, length_features
+from llmrouter.lengths.simple import PointModel, QuantileModel
+from llmrouter.lengths.text import TEXT_FEATURE_VERSION, text_features
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from llmrouter.lengths.predictor import LengthRequest
+    from llmrouter.manifest import Manifest
+
+    Run = Callable[[dict[str, NDArray[np.float32]]], Sequence[NDArray[np.float32]]]
+    """Inputs by name in, outputs in the manifest's order out."""
+
+POINT_SPREAD = 0.7
+"""Standard deviation of ln(length ÷ forecast) that is given to a point forecast; recalibration mends it."""
+
+
+def reads_prompts(manifest: Manifest) -> bool:
+    """Whether the model is made for requests that carry their prompt."""
+    return manifest.feature_version == TEXT_FEATURE_VERSION
+
+
+def length_model(
+    manifest: Manifest, run: Run, *, name: str | None = None, renamed: Mapping[str, str] | None = None
+) -> PointModel | QuantileModel:
+    """The model as a predictor.
+
+    A manifest of feature version 1 is of a point forecast from prompt length and application (input ``features``,
+    output ``output_tokens``). One of ``TEXT_FEATURE_VERSION`` is a text model's: inputs ``ids`` (N, IDS) and ``dense``
+    (N, DENSE), outputs ``quantiles`` (N, levels) in tokens at ``LEVELS`` and ``rank`` (N,).
+
+    Args:
+        manifest: checked by ``check_manifest``.
+        run: the graph.
+        name: of the predictor; the manifest's where it is ``None``.
+        renamed: what the model calls an application that requests call otherwise.
+    """
+    name = name or manifest.name
+    if reads_prompts(manifest):
+        order = {tensor.name: place for place, tensor in enumerate(manifest.outputs)}
+
+        def quantiles(requests: Sequence[LengthRequest]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            features = text_features(requests)
+            outputs = run({"ids": features.ids.astype(np.float32), "dense": features.dense})  # exact: ids are small
+            return outputs[order["quantiles"]].astype(np.float64), outputs[order["rank"]].astype(np.float64)
+
+        return QuantileModel(quantiles, name=name, digest=manifest.sha256)
+
+    columns = application_columns(manifest.applications)
+    bounds = manifest.bounds.get("output_tokens")
+
+    def tokens(requests: Sequence[LengthRequest]) -> NDArray[np.float64]:
+        labels = [(renamed or {}).get(one.application, one.application) for one in requests]
+        features_NF = length_features([one.prompt_tokens or 0 for one in requests], labels, columns)
+        tokens_N = run({"features": features_NF})[0].astype(np.float64)
+        return tokens_N if bounds is None else np.clip(tokens_N, bounds.min, bounds.max)
+
+    return PointModel(tokens, name=name, digest=manifest.sha256, spread=POINT_SPREAD)

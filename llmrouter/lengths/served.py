@@ -1,0 +1,179 @@
+"""What a router serves: a model's law where one has read the request, blended with quantiles learned online.
+
+The model itself is asked elsewhere, once: its law comes as ``LengthRequest.given`` and is kept with the request.
+Learning from the answer then needs neither the prompt nor the model again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrouter.lengths.blended import Blended
+from llmrouter.lengths.distribution import MAX_TOKENS, LengthDistribution, lengths_of
+from llmrouter.lengths.online import OnlineQuantiles
+from llmrouter.lengths.predictor import LengthRequest, label, limits, refusal
+from llmrouter.lengths.recalibrated import Recalibrated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmrouter.lengths.distribution import Lengths
+    from llmrouter.lengths.predictor import LengthPredictor, UsageRefusal
+
+REMEMBERED = 4_096
+"""Applications whose last law stands ready; the one longest silent gives way."""
+
+
+class GivenLaws:
+    """Repeats the law that each request was given; every request must have one."""
+
+    def __init__(self, name: str, digest: str = "") -> None:
+        self.name = name
+        self.digest = digest
+
+    def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
+        """One law for each request; raises ValueError where one was given none."""
+        laws = [one.given for one in requests]
+        return lengths_of(
+            np.array([_of(law).quantiles for law in laws]).reshape(len(laws), -1),
+            source=self.name,
+            limit_N=limits(requests),
+            rank_N=np.array([_of(law).rank for law in laws]),
+            digest=self.digest,
+        )
+
+    def learn(
+        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
+    ) -> UsageRefusal | None:
+        """Changes nothing."""
+        del predicted
+        return refusal(request, output_tokens)
+
+
+class Frozen:
+    """A predictor that somebody else teaches."""
+
+    def __init__(self, inner: LengthPredictor) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.digest = inner.digest
+
+    def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
+        """The inner predictor's laws."""
+        return self.inner.predict(requests)
+
+    def learn(
+        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
+    ) -> UsageRefusal | None:
+        """Changes nothing."""
+        del predicted
+        return refusal(request, output_tokens)
+
+
+class ServedLengths:
+    """Laws of requests with a model's law and of those without; both learn from every answer they foretold.
+
+    With a law given: the model's, recalibrated, and application quantiles, blended by their losses and recalibrated.
+    Without: application quantiles, recalibrated. Another model starts the blend anew and leaves the quantiles.
+    """
+
+    def __init__(self, *, exploration: float = 0.0, shared: bool = False) -> None:
+        self.quantiles = OnlineQuantiles(exploration=exploration, shared=shared)
+        self._alone = Recalibrated(Frozen(self.quantiles))
+        self._model: tuple[str, str] | None = None
+        self._blend: Recalibrated | None = None
+        self._ready: dict[tuple[str, str], LengthDistribution] = {}
+
+    def use(self, name: str, digest: str) -> None:
+        """Names the model whose laws will be given from now on."""
+        if self._model == (name, digest):
+            return
+        self._model = (name, digest)
+        experts: list[LengthPredictor] = [Recalibrated(GivenLaws(name, digest)), Frozen(self.quantiles)]
+        self._blend = Recalibrated(Blended(experts, name=f"{name}+{self.quantiles.name}", digest=digest), suffix="")
+
+    def predict(self, requests: Sequence[LengthRequest]) -> list[LengthDistribution]:
+        """One law for each request."""
+        found: list[LengthDistribution | None] = [None] * len(requests)
+        for predictor, rows in self._split(requests):
+            laws = predictor.predict([requests[row] for row in rows])
+            for place, row in enumerate(rows):
+                found[row] = laws.row(place)
+        return [_of(law) for law in found]
+
+    def learn(self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution) -> UsageRefusal | None:
+        """Takes note of a finished request and the law that was served for it; ``None`` where it was believed."""
+        reason = refusal(request, output_tokens)
+        if reason is not None:
+            return reason
+        unlimited = replace(request, max_output_tokens=None)
+        laws = self._alone.predict([unlimited, replace(unlimited, application="")])
+        alone = laws.row(0)
+        blend = self._blend_of(request)
+        if blend is None:
+            self._alone.learn(request, output_tokens, predicted)
+        else:
+            blend.learn(request, output_tokens, predicted)
+            self._alone.learn(request, output_tokens, limited(alone, request.max_output_tokens))
+        self.quantiles.learn(request, output_tokens)
+        self._remember(_key(request.application, request.model), alone)
+        self._remember(_key("", request.model), laws.row(1))
+        return None
+
+    def of_application(self, request: LengthRequest) -> LengthDistribution | None:
+        """The law of the request's application and model, else of its model, as last learned; ``None`` before.
+
+        Costs nothing: what to answer with where there is no time. Safe to call from another thread.
+        """
+        for key in (_key(request.application, request.model), _key("", request.model)):
+            law = self._ready.get(key)
+            if law is not None:
+                return limited(law, request.max_output_tokens)
+        return None
+
+    def _blend_of(self, request: LengthRequest) -> Recalibrated | None:
+        """The blend, where the request was given a law by the model that it blends."""
+        given = request.given
+        return None if given is None or (given.source, given.digest) != self._model else self._blend
+
+    def _split(self, requests: Sequence[LengthRequest]) -> list[tuple[Recalibrated, list[int]]]:
+        blends = [self._blend_of(one) for one in requests]
+        with_law = [row for row, blend in enumerate(blends) if blend is not None]
+        without = [row for row, blend in enumerate(blends) if blend is None]
+        parts = [(self._alone, without)] if without else []
+        return [*parts, (self._blend, with_law)] if with_law and self._blend is not None else parts
+
+    def _remember(self, key: tuple[str, str], law: LengthDistribution) -> None:
+        self._ready.pop(key, None)
+        self._ready[key] = law
+        if len(self._ready) > REMEMBERED:
+            del self._ready[next(iter(self._ready))]
+
+
+def limited(law: LengthDistribution, max_output_tokens: int | None) -> LengthDistribution:
+    """A law without a limit, under one."""
+    if max_output_tokens is None:
+        return law
+    limit_N = np.array([float(max_output_tokens)])
+    batch = lengths_of(np.array([law.quantiles]), source=law.source, limit_N=limit_N, digest=law.digest)
+    return replace(batch.row(0), rank=law.rank)
+
+
+def certain(tokens: float, request: LengthRequest, *, source: str) -> LengthDistribution:
+    """The law of a number that is taken for certain, within the request's limit."""
+    limit = MAX_TOKENS if request.max_output_tokens is None else max(1.0, float(request.max_output_tokens))
+    length = min(float(tokens), limit)
+    return LengthDistribution((length,) * 7, length, length, source, max_output_tokens=limit)
+
+
+def _key(application: str, model: str) -> tuple[str, str]:
+    return label(application), label(model)
+
+
+def _of(law: LengthDistribution | None) -> LengthDistribution:
+    if law is None:
+        raise ValueError("a request has no law")
+    return law
