@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from llmrouter.domain import InstanceView, ObjectiveWeights, Room
     from llmrouter.routing.policies import Policy, RoomyPolicy
+    from llmrouter.routing.rules import Rule
 
 
 def _by_name(*policies: type[RoomyPolicy]) -> Mapping[str, type[RoomyPolicy]]:
@@ -52,6 +53,11 @@ COMPARISONS = _by_name(MaxCapacity, Dedicated)
 
 POLICIES: Mapping[str, type[RoomyPolicy]] = MappingProxyType({**COUNTING, **PREDICTING, **COMPARISONS})
 """Every policy that needs no model, by name."""
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {name: policy.rule for name, policy in {**COUNTING, **PREDICTING}.items() if policy.rule is not None}
+)
+"""The rule that decides as a policy does, by the policy's name; those of ``COMPARISONS`` do more than a rule."""
 
 
 def make_policy(

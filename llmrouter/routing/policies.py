@@ -73,10 +73,14 @@ class NonFiniteScoreError(ValueError):
 
 
 class RoomyPolicy:
-    """What all policies share: who is eligible, who has room, and the answer where there is nobody."""
+    """What all policies share: who is eligible, who has room, and the answer where there is nobody.
+
+    ``rule`` is the rule of ``rules.py`` that decides as the policy does; ``None`` where none does.
+    """
 
     name = ""
     load_sensitive = True
+    rule: Rule | None = None
 
     def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         self.room_of = room_rule

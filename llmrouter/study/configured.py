@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmrouter.config import compile_policy, compile_router
 from llmrouter.config_file import parse, read_text
 from llmrouter.errors import InvalidConfigError
+from llmrouter.routing import catalogue
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.setup import CompiledPolicy, RouterSide
@@ -23,25 +24,8 @@ if TYPE_CHECKING:
 SHED_AT_ONCE_S = 1e-9
 """The longest hold where requests may not be held."""
 
-RULES = {
-    "Onnx": Rule.MARGINAL_COST,
-    "WorkloadImpact": Rule.MARGINAL_COST,
-    "RoundRobin": Rule.ROUND_ROBIN,
-    "Random": Rule.RANDOM,
-    "PowerOfTwo": Rule.POWER_OF_TWO,
-    "LeastInFlight": Rule.LEAST_IN_FLIGHT,
-    "LeastKvTokens": Rule.LEAST_KV_TOKENS,
-    "LMetric": Rule.LMETRIC,
-    "PrefillLoad": Rule.PREFILL_LOAD,
-    "TokenLoad": Rule.TOKEN_LOAD,
-    "OwnLatency": Rule.OWN_LATENCY,
-    "LeastTokensLeft": Rule.PAPER_JSQ,
-    "DecodeBalancer": Rule.DECODE_BALANCER,
-    "MinMin": Rule.MIN_MIN,
-    "MixingPenalty": Rule.MIXING_PENALTY,
-    "MixingPenaltyScaled": Rule.MIXING_PENALTY_SCALED,
-}
-"""The rule of each type of RoutingPolicy; the one model that is shipped is the marginal cost."""
+RULES = {"Onnx": Rule.MARGINAL_COST, **catalogue.RULES}
+"""The rule of each type of RoutingPolicy; Onnx is the one model that can be simulated, the shipped marginal cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

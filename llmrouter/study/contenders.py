@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing import rooms
-from llmrouter.routing.catalogue import make_policy
-from llmrouter.routing.rules import Rule
+from llmrouter.routing.catalogue import RULES, make_policy
 from llmrouter.sim.setup import CompiledPolicy
 from llmrouter.study.predictors import Predictor
 
@@ -57,16 +56,16 @@ class Contender:
     in_all: bool = True
 
 
-def _bounded(rule: Rule) -> Callable[[], CompiledPolicy]:
-    return lambda: CompiledPolicy(rule=rule, max_requests=MAX_REQUESTS)
+def _bounded(policy: str) -> Callable[[], CompiledPolicy]:
+    return lambda: CompiledPolicy(rule=RULES[policy], max_requests=MAX_REQUESTS)
 
 
-def _gated(rule: Rule) -> Callable[[], CompiledPolicy]:
-    return lambda: CompiledPolicy(rule=rule, max_requests=None, kv_fraction=1.0)
+def _gated(policy: str) -> Callable[[], CompiledPolicy]:
+    return lambda: CompiledPolicy(rule=RULES[policy], max_requests=None, kv_fraction=1.0)
 
 
-def _baseline(name: str, rule: Rule, description: str) -> Contender:
-    return Contender(name, Kind.BASELINE, description, _bounded(rule))
+def _baseline(name: str, description: str) -> Contender:
+    return Contender(name, Kind.BASELINE, description, _bounded(name))
 
 
 def _bound(name: str, description: str, make: Callable[[], Policy | CompiledPolicy]) -> Contender:
@@ -81,22 +80,22 @@ def _served(name: str, description: str, *, kind: Kind, gated: bool, in_all: boo
 
 
 _CONTENDERS = (
-    _baseline(BASE, Rule.ROUND_ROBIN, "one instance after the other"),
-    _baseline("Random", Rule.RANDOM, "any instance"),
-    _baseline("PowerOfTwo", Rule.POWER_OF_TWO, "the emptier of two drawn at random"),
-    _baseline("LeastInFlight", Rule.LEAST_IN_FLIGHT, "fewest requests in flight: JSQ by requests"),
-    _baseline("LeastKvTokens", Rule.LEAST_KV_TOKENS, "fewest context tokens in flight"),
-    _baseline("LMetric", Rule.LMETRIC, "prefill tokens times batch size, its own included"),
-    _baseline("PrefillLoad", Rule.PREFILL_LOAD, "fewest prompt tokens still to prefill: llm-d's token load"),
-    _baseline("TokenLoad", Rule.TOKEN_LOAD, "token load and KV usage in equal parts: llm-d's weights"),
-    _baseline("LeastTokensLeft", Rule.PAPER_JSQ, "fewest prompt and decode tokens left: the paper's JSQ"),
+    _baseline(BASE, "one instance after the other"),
+    _baseline("Random", "any instance"),
+    _baseline("PowerOfTwo", "the emptier of two drawn at random"),
+    _baseline("LeastInFlight", "fewest requests in flight: JSQ by requests"),
+    _baseline("LeastKvTokens", "fewest context tokens in flight"),
+    _baseline("LMetric", "prefill tokens times batch size, its own included"),
+    _baseline("PrefillLoad", "fewest prompt tokens still to prefill: llm-d's token load"),
+    _baseline("TokenLoad", "token load and KV usage in equal parts: llm-d's weights"),
+    _baseline("LeastTokensLeft", "fewest prompt and decode tokens left: the paper's JSQ"),
     _served("MaxCapacity", "largest free KV, once a second: the paper's", kind=Kind.BASELINE, gated=False, in_all=True),
-    _baseline("MinMin", Rule.MIN_MIN, "earliest completion by the bucket's upper bound: the paper's"),
-    _baseline("MixingPenalty", Rule.MIXING_PENALTY, "the paper's mixing penalty, greedily, with its V100 constants"),
-    _baseline("MixingPenaltyScaled", Rule.MIXING_PENALTY_SCALED, "the same with the engine's own prefill cost"),
-    _baseline("OwnLatency", Rule.OWN_LATENCY, "least predicted latency of the request itself"),
-    Contender("KvGate", Kind.BASELINE, "LeastInFlight; waits where KV is full", _gated(Rule.LEAST_IN_FLIGHT)),
-    Contender("KvGateRandom", Kind.BASELINE, "Random; waits where KV is full", _gated(Rule.RANDOM)),
+    _baseline("MinMin", "earliest completion by the bucket's upper bound: the paper's"),
+    _baseline("MixingPenalty", "the paper's mixing penalty, greedily, with its V100 constants"),
+    _baseline("MixingPenaltyScaled", "the same with the engine's own prefill cost"),
+    _baseline("OwnLatency", "least predicted latency of the request itself"),
+    Contender("KvGate", Kind.BASELINE, "LeastInFlight; waits where KV is full", _gated("LeastInFlight")),
+    Contender("KvGateRandom", Kind.BASELINE, "Random; waits where KV is full", _gated("Random")),
     _served(
         "Dedicated",
         "half of the instances for long answers: the paper's",
@@ -108,15 +107,15 @@ _CONTENDERS = (
         "DecodeBalancer",
         Kind.BASELINE,
         "fewest predicted tokens still to decode",
-        _bounded(Rule.DECODE_BALANCER),
+        _bounded("DecodeBalancer"),
         in_all=False,
     ),
-    Contender(DEFAULT, Kind.OURS, "marginal cost; waits where KV is full: the default", _gated(Rule.MARGINAL_COST)),
+    Contender(DEFAULT, Kind.OURS, "marginal cost; waits where KV is full: the default", _gated(DEFAULT)),
     _served(f"{DEFAULT}-as-served", "the same by the serving code", kind=Kind.OURS, gated=True, in_all=False),
-    _bound("DecodeBalancer-oracle", "fewest true tokens still to decode: the paper's", _bounded(Rule.DECODE_BALANCER)),
-    _bound("LeastTokensLeft-oracle", "LeastTokensLeft with true lengths", _bounded(Rule.PAPER_JSQ)),
-    _bound("OwnLatency-oracle", "OwnLatency with true lengths", _bounded(Rule.OWN_LATENCY)),
-    _bound(f"{DEFAULT}-oracle", "the default with true lengths", _gated(Rule.MARGINAL_COST)),
+    _bound("DecodeBalancer-oracle", "fewest true tokens still to decode: the paper's", _bounded("DecodeBalancer")),
+    _bound("LeastTokensLeft-oracle", "LeastTokensLeft with true lengths", _bounded("LeastTokensLeft")),
+    _bound("OwnLatency-oracle", "OwnLatency with true lengths", _bounded("OwnLatency")),
+    _bound(f"{DEFAULT}-oracle", "the default with true lengths", _gated(DEFAULT)),
 )
 
 CONTENDERS = {contender.name: contender for contender in _CONTENDERS}

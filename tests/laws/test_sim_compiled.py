@@ -18,7 +18,7 @@ from support.sim_worlds import Case, cases, columns, compile_and_run, interpret
 
 from llmrouter.domain import EngineMode, Hold, Placement
 from llmrouter.profiles import H100_MIX, PAPER_V100
-from llmrouter.routing.catalogue import COUNTING, PREDICTING, make_policy
+from llmrouter.routing.catalogue import RULES, make_policy
 from llmrouter.routing.policies import LeastInFlight, kv_gate, request_bound
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
 ROOT = Path(__file__).resolve().parents[2]
-RULED: dict[str, Rule] = {name: vars(policy)["rule"] for name, policy in {**COUNTING, **PREDICTING}.items()}
 SLOW = replace(H100_MIX, name="slow", base_decode_s=0.019, prefill_s_per_token=6.1e-5, kv_tokens=40_009)
 UNEQUAL = (
     *(EngineModel(H100_MIX), EngineModel(replace(H100_MIX, kv_tokens=60_007, base_decode_s=0.0071))),
@@ -99,15 +98,15 @@ ROOMS = {
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-@pytest.mark.parametrize("name", sorted(RULED))
+@pytest.mark.parametrize("name", sorted(RULES))
 def test_a_compiled_rule_decides_as_the_policy_that_serves(name: str, room: str) -> None:
     """Decision by decision, a rule inside the simulator takes an instance that the policy ranks first, or holds."""
     room_rule, compiled = ROOMS[room]
     setup = Setup(engines=UNEQUAL)
     workload = lognormal(1_500, rate_rps=60.0)
-    fast = simulate(setup, workload, replace(compiled, rule=RULED[name]), seed=5)
+    fast = simulate(setup, workload, replace(compiled, rule=RULES[name]), seed=5)
     assert (fast.wait_s > 0).sum() > 20
-    follower = Follower(make_policy(name, room_rule), RULED[name], fast.instance.tolist())
+    follower = Follower(make_policy(name, room_rule), RULES[name], fast.instance.tolist())
     assert columns(simulate(setup, workload, follower, seed=5)) == columns(fast)
     assert follower.decisions == len(workload)
 
@@ -134,7 +133,7 @@ def test_a_compiled_rule_and_its_policy_come_to_the_same_under_every_view(name: 
     )
     setup = Setup(engines=unequal, routers=SIDES[side])
     workload = lognormal(1_200, rate_rps=55.0)
-    fast = simulate(setup, workload, CompiledPolicy(rule=RULED[name], max_requests=None, kv_fraction=0.9))
+    fast = simulate(setup, workload, CompiledPolicy(rule=RULES[name], max_requests=None, kv_fraction=0.9))
     assert columns(fast) == columns(simulate(setup, workload, make_policy(name, kv_gate(0.9))))
 
 
