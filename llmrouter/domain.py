@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,18 @@ class EngineMode(StrEnum):
 
     CHUNKED = "Chunked"
     PREFILL_FIRST = "PrefillFirst"
+
+
+STEP_TIME_FIELDS = (
+    "base_decode_s",
+    "base_prefill_s",
+    "prefill_s_per_token",
+    "prefill_s_per_token_squared",
+    "context_s_per_token",
+    "sequence_s",
+    "prefill_floor_s",
+)
+"""The coefficients of an ``EngineProfile``: every step is in proportion to them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,10 @@ class EngineProfile:
     prefill_s_per_token_squared: float = 0.0
     prefill_floor_s: float = 0.0
     block_tokens: int = 16
+
+    def slower(self, factor: float) -> EngineProfile:
+        """The same engine, every step of it ``factor`` times as long."""
+        return replace(self, **{name: getattr(self, name) * factor for name in STEP_TIME_FIELDS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,20 +84,6 @@ def bucket_classifier(source: Cell) -> predictions.BucketClassifier:
     return predictions.BucketClassifier(accuracy=accuracy, values=predictions.bucket_values(source.history()))
 
 
-def scaled(profile: EngineProfile, factor: float) -> EngineProfile:
-    """An engine whose every step takes ``factor`` times as long."""
-    return replace(
-        profile,
-        base_decode_s=profile.base_decode_s * factor,
-        base_prefill_s=profile.base_prefill_s * factor,
-        prefill_s_per_token=profile.prefill_s_per_token * factor,
-        prefill_s_per_token_squared=profile.prefill_s_per_token_squared * factor,
-        context_s_per_token=profile.context_s_per_token * factor,
-        sequence_s=profile.sequence_s * factor,
-        prefill_floor_s=profile.prefill_floor_s * factor,
-    )
-
-
 def main_cell() -> PaperCell:
     """Four V100, Llama-2-7b, 2,000 requests at 20 a second."""
     source = cell("paper-v100")

@@ -26,7 +26,7 @@ def _kv(cell: PaperCell, blocks: int) -> PaperCell:
 
 
 def _slower(cell: PaperCell, factor: float) -> PaperCell:
-    return cell.with_profile(cells.scaled(cell.engine.profile, factor))
+    return cell.with_profile(cell.engine.profile.slower(factor))
 
 
 def _outputs_to(source: Cell, most_tokens: int) -> Cell:

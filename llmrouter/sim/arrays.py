@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrouter.domain import EngineMode
+from llmrouter.domain import STEP_TIME_FIELDS, EngineMode
 from llmrouter.errors import InvalidInputError
 from llmrouter.sim.kernel import records
 from llmrouter.sim.kernel.records import (
@@ -59,11 +59,7 @@ EVENTS_PER_SEQUENCE = 4
 def describe_engine(record: Any, engine: EngineModel) -> None:  # noqa: ANN401 - an object or a row of an array
     """Writes the parameters of an engine into its record."""
     profile = engine.profile
-    for name in (
-        *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
-        "prefill_floor_s",
-        *("context_s_per_token", "sequence_s", "max_sequences", "token_budget", "block_tokens"),
-    ):
+    for name in (*STEP_TIME_FIELDS, "max_sequences", "token_budget", "block_tokens"):
         setattr(record, name, getattr(profile, name))
     for name in (
         *("front_s", "front_s_per_token", "prefill_sequence_s", "kv_bytes_per_token", "transfer_bytes_per_s"),

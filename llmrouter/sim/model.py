@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import EngineMode
+from llmrouter.domain import STEP_TIME_FIELDS, EngineMode
 from llmrouter.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -145,12 +145,6 @@ class EngineModel:
         return self.profile.kv_tokens // self.profile.block_tokens * self.profile.block_tokens
 
 
-_COEFFICIENTS = (
-    *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
-    *("context_s_per_token", "sequence_s", "prefill_floor_s"),
-)
-
-
 def check_profile(profile: EngineProfile) -> None:
     """Raises InvalidInputError, naming field and bound, where a profile's limits or coefficients make no engine."""
     for name in ("block_tokens", "max_sequences", "token_budget"):
@@ -165,7 +159,7 @@ def check_profile(profile: EngineProfile) -> None:
             f"profile {profile.name}: token_budget must be at least max_sequences, {profile.max_sequences}, "
             f"not {profile.token_budget}"
         )
-    for name in _COEFFICIENTS:
+    for name in STEP_TIME_FIELDS:
         seconds = getattr(profile, name)
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InvalidInputError(f"profile {profile.name}: {name} must be finite and at least 0, not {seconds}")

@@ -165,20 +165,10 @@ def build_cell(spec: CellSpec) -> Cell:
 
 
 def slowed(profile: EngineProfile, factor: float) -> EngineProfile:
-    """The same engine with every step ``factor`` times as long."""
+    """The same engine with every step ``factor`` times as long, which its name says; raises InvalidInputError."""
     if not (np.isfinite(factor) and factor > 0):
         raise InvalidInputError(f"--slow-instance must be positive and finite, not {factor}")
-    return replace(
-        profile,
-        name=f"{profile.name}-times-{factor:g}",
-        base_decode_s=profile.base_decode_s * factor,
-        base_prefill_s=profile.base_prefill_s * factor,
-        prefill_s_per_token=profile.prefill_s_per_token * factor,
-        prefill_s_per_token_squared=profile.prefill_s_per_token_squared * factor,
-        context_s_per_token=profile.context_s_per_token * factor,
-        sequence_s=profile.sequence_s * factor,
-        prefill_floor_s=profile.prefill_floor_s * factor,
-    )
+    return replace(profile.slower(factor), name=f"{profile.name}-times-{factor:g}")
 
 
 def named_profile(name: str) -> EngineProfile:

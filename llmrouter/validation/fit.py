@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import minimize
 
+from llmrouter.domain import STEP_TIME_FIELDS
 from llmrouter.errors import InvalidInputError
 from llmrouter.validation.engines import Coefficients, Reuse
 from llmrouter.validation.judge import compare
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from llmrouter.validation.engines import MeasuredEngine
     from llmrouter.validation.measured import MeasuredRun
 
-STEP_COEFFICIENTS = (
-    *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
-    *("context_s_per_token", "sequence_s", "front_s", "front_s_per_token", "prefill_sequence_s"),
-)
+PROFILE_COEFFICIENTS = tuple(name for name in STEP_TIME_FIELDS if name != "prefill_floor_s")
+"""What is fitted of a profile: all but the floor of a prefill step."""
+
+STEP_COEFFICIENTS = (*PROFILE_COEFFICIENTS, "front_s", "front_s_per_token", "prefill_sequence_s")
 TRANSFER_PARAMETERS = ("transfer_s", "transfer_bytes_per_s")
 SHARE_PARAMETERS = ("uncached_fraction", "uncached_concentration")
 

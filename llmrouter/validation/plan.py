@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.validation.engines import Coefficients, MeasuredEngine, Reuse, Split
-from llmrouter.validation.fit import STEP_COEFFICIENTS
+from llmrouter.validation.fit import PROFILE_COEFFICIENTS, STEP_COEFFICIENTS
 from llmrouter.validation.measured import below_saturation
 
 if TYPE_CHECKING:
@@ -165,10 +165,7 @@ def _reuse(run: MeasuredRun) -> Reuse:
 
 def _scaled(start: Coefficients, tpot_s: float) -> Coefficients:
     factor = float(np.clip(0.9 * tpot_s / start.base_decode_s, 0.05, 20))
-    names = (
-        *("base_decode_s", "base_prefill_s", "prefill_s_per_token", "prefill_s_per_token_squared"),
-        *("context_s_per_token", "sequence_s", "prefill_sequence_s"),
-    )
+    names = (*PROFILE_COEFFICIENTS, "prefill_sequence_s")
     scaled: dict[str, float] = {name: getattr(start, name) * factor for name in names}
     if start.uncached_fraction >= 1:
         scaled["uncached_fraction"] = 0.6

@@ -71,7 +71,7 @@ def test_mean_lengths_are_those_of_the_papers_table() -> None:
 
 def test_a_scaled_profile_takes_as_many_times_as_long() -> None:
     profile = CELLS["v100-4"].engine.profile
-    assert mixing.step_s(cells.scaled(profile, 2.0), 7, 900) == pytest.approx(2.0 * mixing.step_s(profile, 7, 900))
+    assert mixing.step_s(profile.slower(2.0), 7, 900) == pytest.approx(2.0 * mixing.step_s(profile, 7, 900))
 
 
 @pytest.mark.parametrize("scenario", range(4))
