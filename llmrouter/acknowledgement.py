@@ -36,6 +36,11 @@ class RouterAcknowledgement(Resource):
     """ONNX execution provider of the policy model, or empty."""
     predictor_ready: bool | None = None
     predictor_reason: str = Field(default="", max_length=128)
+    predictor_message: str = Field(default="", max_length=1024)
+    length_drift: bool | None = None
+    """Whether predicted lengths have lately missed the answers as they did not before."""
+    length_drift_message: str = Field(default="", max_length=1024)
+    """Which application and by how much, rounded: each new wording is a status update."""
     state_backend_ready: bool | None = None
     state_backend_reason: str = Field(default="", max_length=128)
     instances_ready: int = Field(ge=0)

@@ -29,7 +29,9 @@ from llmrouter.resources import (
     PoolSpec,
     Port,
     PredictorSpec,
+    PredictorType,
     QueueSpec,
+    RelativePath,
     Resource,
     RoutingPolicySpec,
     Sha256,
@@ -43,9 +45,13 @@ CONFIG_VERSION = 1
 CONFIG_KEY = "router.json"
 MODEL_KEY = "policy.onnx"
 MANIFEST_KEY = "policy.manifest.json"
+PREDICTOR_MODEL_KEY = "predictor.onnx"
+PREDICTOR_MANIFEST_KEY = "predictor.manifest.json"
 DIGEST_ANNOTATION = "llmrouter.dev/config-digest"
 MAX_CONFIG_BYTES = 1_000_000
 """The bound of a ConfigMap."""
+TOKENIZERS_FOLDER = "/var/lib/llmrouter/tokenizers"
+"""Where router pods mount ``spec.router.tokenizers``."""
 
 POLICIES_BY_COST = frozenset({"Onnx", "WorkloadImpact"})
 """Types whose room is KV where ``hold.room`` does not say and requests may be held."""
@@ -83,6 +89,16 @@ class PolicyConfig(Resource):
         if self.hold.room is not None:
             return self.hold.room == "Kv"
         return self.hold.enabled and self.type in POLICIES_BY_COST
+
+
+class PredictorConfig(Resource):
+    """The length predictor as routers run it; ``model_sha256`` is set for a model of one's own alone."""
+
+    type: PredictorType = "Text"
+    model_sha256: Sha256 | None = None
+    constant_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    deadline_milliseconds: float = Field(default=2.0, ge=0.1, le=100)
+    exploration: float = Field(default=0.0, ge=0, le=5)
 
 
 class PoolConfig(Resource):
@@ -124,7 +140,9 @@ class RouterConfig(Resource):
     generation: int = 0
     pools: tuple[PoolConfig, ...]
     policy: PolicyConfig
-    predictor: PredictorSpec = PredictorSpec()
+    predictor: PredictorConfig = PredictorConfig()
+    tokenizers: dict[ModelName, RelativePath] = Field(default_factory=dict, max_length=32)
+    """Paths of ``tokenizer.json`` files below the folder of tokenizers, by model."""
     state: StateSpec = StateSpec()
     listeners: ListenersSpec = ListenersSpec()
     limits: LimitsSpec = LimitsSpec()
@@ -150,10 +168,30 @@ def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | No
     )
 
 
+def compile_predictor(spec: PredictorSpec) -> PredictorConfig:
+    """A predictor section as it is declared."""
+    return PredictorConfig(
+        type=spec.type,
+        model_sha256=spec.model.sha256 if spec.model else None,
+        constant_tokens=spec.constant_tokens,
+        deadline_milliseconds=spec.deadline_milliseconds,
+        exploration=spec.exploration,
+    )
+
+
 def compile_router(
-    spec: LLMRouterSpec, *, name: str, namespace: str, generation: int, policy: PolicyConfig
+    spec: LLMRouterSpec,
+    *,
+    name: str,
+    namespace: str,
+    generation: int,
+    policy: PolicyConfig,
+    predictor: PredictorConfig | None = None,
 ) -> RouterConfig:
-    """The router configuration of one LLMRouter; raises InvalidConfigError for an unknown profile."""
+    """The router configuration of one LLMRouter; raises InvalidConfigError for an unknown profile.
+
+    ``predictor`` is the section in force where that is not the declared one.
+    """
     served = tuple(model.name for model in spec.models)
     return RouterConfig(
         name=name,
@@ -161,7 +199,8 @@ def compile_router(
         generation=generation,
         pools=tuple(_compile_pool(pool, served) for pool in spec.pools),
         policy=policy,
-        predictor=spec.predictor,
+        predictor=predictor or compile_predictor(spec.predictor),
+        tokenizers={model.name: model.tokenizer for model in spec.models if model.tokenizer is not None},
         state=spec.state,
         listeners=spec.listeners,
         limits=spec.limits,

@@ -32,6 +32,9 @@ PredictingPolicyType = Literal[
 
 PolicyType = Literal["Onnx", PlainPolicyType, PredictingPolicyType]
 
+PredictorType = Literal["Text", "RandomForest", "Applications", "Constant"]
+"""Who says how long an answer will be; the first two are models."""
+
 DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
@@ -40,6 +43,10 @@ HostPort = Annotated[
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
+RelativePath = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][-A-Za-z0-9._]*(/[A-Za-z0-9_-][-A-Za-z0-9._]*)*$", max_length=253)
+]
+"""Below a folder: no part of it begins with a dot."""
 LabelMap = dict[
     Annotated[
         str,
@@ -67,6 +74,7 @@ class ModelSpec(Resource):
     """A model that clients may ask for."""
 
     name: ModelName
+    tokenizer: RelativePath | None = None
 
 
 class InlineProfile(Resource):
@@ -127,11 +135,35 @@ class NameRef(Resource):
     name: ObjectName
 
 
-class PredictorSpec(Resource):
-    """Who says how long an answer will be."""
+class ConfigMapModelRef(Resource):
+    """A model in a ConfigMap's binaryData (or data, for the manifest)."""
 
-    type: Literal["RandomForest", "Constant"] = "RandomForest"
+    name: ObjectName
+    model_key: ConfigMapKey = "model.onnx"
+    manifest_key: ConfigMapKey = "manifest.json"
+
+
+class PredictorModelSpec(Resource):
+    """An output-length model of one's own, as ``llmrouter predictor fit`` makes it."""
+
+    config_map: ConfigMapModelRef
+    sha256: Sha256
+
+
+class PredictorSpec(Resource):
+    """Who says how long an answer will be; without a ``model``, the shipped one of the type."""
+
+    type: PredictorType = "Text"
+    model: PredictorModelSpec | None = None
     constant_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    deadline_milliseconds: float = Field(default=2.0, ge=0.1, le=100)
+    exploration: float = Field(default=0.0, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _model_for_models(self) -> Self:
+        if self.model is not None and self.type not in {"Text", "RandomForest"}:
+            raise ValueError("model may be set for the types Text and RandomForest alone")
+        return self
 
 
 class SecretKeyRef(Resource):
@@ -177,6 +209,25 @@ class ResourcesSpec(Resource):
     limits: QuantityMap | None = Field(default=None, max_length=16)
 
 
+class ClaimRef(Resource):
+    """A PersistentVolumeClaim, in the same namespace."""
+
+    claim_name: ObjectName
+
+
+class TokenizersSpec(Resource):
+    """The folder of ``tokenizer.json`` files that router pods mount, read-only."""
+
+    persistent_volume_claim: ClaimRef | None = None
+    config_map: NameRef | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.persistent_volume_claim is None) == (self.config_map is None):
+            raise ValueError("exactly one of persistentVolumeClaim and configMap must be set")
+        return self
+
+
 class RouterSpec(Resource):
     """How the router pods run."""
 
@@ -185,6 +236,7 @@ class RouterSpec(Resource):
     resources: ResourcesSpec = ResourcesSpec()
     node_selector: LabelMap = Field(default_factory=dict, max_length=16)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    tokenizers: TokenizersSpec | None = None
 
 
 class LimitsSpec(Resource):
@@ -219,15 +271,9 @@ class LLMRouterSpec(Resource):
                 raise ValueError(f"pools[{pool.name}].models names {unknown[0]!r}, which spec.models does not")
         if self.router.replicas > 1 and self.state.redis is None:
             raise ValueError("router.replicas above 1 needs state.redis, so that the routers count as one")
+        if self.router.tokenizers is None and any(model.tokenizer is not None for model in self.models):
+            raise ValueError("models[].tokenizer needs router.tokenizers, the folder that it is in")
         return self
-
-
-class ConfigMapModelRef(Resource):
-    """A model in a ConfigMap's binaryData (or data, for the manifest)."""
-
-    name: ObjectName
-    model_key: ConfigMapKey = "model.onnx"
-    manifest_key: ConfigMapKey = "manifest.json"
 
 
 class PolicyModelSpec(Resource):

@@ -35,6 +35,8 @@ class ConfigBundle:
     declared_digest: str | None = None
     model: bytes | None = None
     manifest: bytes | None = None
+    predictor_model: bytes | None = None
+    predictor_manifest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,10 @@ def compile_file(text: str) -> RouterConfig:
             raise InvalidConfigError(
                 f"{where}: pools[{pool.name}].selector needs Kubernetes: standalone pools have endpoints"
             )
+    if declared.router.predictor.model is not None:
+        raise InvalidConfigError(
+            f"{where}: predictor.model.configMap needs Kubernetes: standalone has the shipped models"
+        )
     model = declared.policy.model
     if model is not None and model.config_map is not None:
         raise InvalidConfigError(

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from kubernetes.aio import client, config, watch
 
-from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY
+from llmrouter.config import (
+    CONFIG_KEY,
+    DIGEST_ANNOTATION,
+    MANIFEST_KEY,
+    MODEL_KEY,
+    PREDICTOR_MANIFEST_KEY,
+    PREDICTOR_MODEL_KEY,
+)
 from llmrouter.errors import InvalidConfigError
 from router_grpc.runtime import ConfigBundle
 
@@ -121,12 +128,15 @@ def bundle_of(config_map: client.V1ConfigMap) -> ConfigBundle | None:
     if CONFIG_KEY not in data:
         return None
     annotations = (config_map.metadata.annotations if config_map.metadata else None) or {}
-    manifest = data.get(MANIFEST_KEY)
+    texts = {key: text.encode() for key, text in data.items()}
+    models = {key: base64.b64decode(encoded) for key, encoded in binary.items()}
     return ConfigBundle(
-        content=data[CONFIG_KEY].encode(),
+        content=texts[CONFIG_KEY],
         declared_digest=annotations.get(DIGEST_ANNOTATION),
-        model=base64.b64decode(binary[MODEL_KEY]) if MODEL_KEY in binary else None,
-        manifest=manifest.encode() if manifest is not None else None,
+        model=models.get(MODEL_KEY),
+        manifest=texts.get(MANIFEST_KEY),
+        predictor_model=models.get(PREDICTOR_MODEL_KEY),
+        predictor_manifest=texts.get(PREDICTOR_MANIFEST_KEY),
     )
 
 

@@ -30,6 +30,14 @@ def router(**changes: object) -> Spec:
     return {name: value for name, value in (spec | changes).items() if value is not None}
 
 
+CLAIM = {"persistentVolumeClaim": {"claimName": "tokenizers"}}
+
+
+def tokenizer(path: str, **changes: object) -> Spec:
+    mounted: Spec = {"router": {"replicas": 1, "tokenizers": CLAIM}}
+    return router(models=[{"name": "llama", "tokenizer": path}], **(mounted | changes))
+
+
 def pool(**changes: object) -> Spec:
     value = router()["pools"][0] | changes
     return router(pools=[{name: part for name, part in value.items() if part is not None}])
@@ -119,6 +127,61 @@ BAD_ROUTERS = [
     Case("an unknown predictor", router(predictor={"type": "Oracle"}), "predictor.type", "supported values"),
     Case("no constant tokens", router(predictor={"constantTokens": 0}), "constantTokens", "greater than or equal to 1"),
     Case(
+        "no time to predict",
+        router(predictor={"deadlineMilliseconds": 0}),
+        "deadlineMilliseconds",
+        "greater than or equal to 0.1",
+    ),
+    Case(
+        "too long a prediction",
+        router(predictor={"deadlineMilliseconds": 101}),
+        "deadlineMilliseconds",
+        "less than or equal to 100",
+    ),
+    Case("too much exploration", router(predictor={"exploration": 6}), "exploration", "less than or equal to 5"),
+    Case(
+        "a predictor's model without a digest",
+        router(predictor={"model": {"configMap": {"name": "m"}}}),
+        "spec.predictor.model.sha256",
+        "Required value",
+    ),
+    Case(
+        "a predictor's model from nowhere",
+        router(predictor={"model": {"sha256": SHA256}}),
+        "spec.predictor.model.configMap",
+        "Required value",
+    ),
+    Case(
+        "a model of a predictor without one",
+        router(predictor={"type": "Applications", "model": {"configMap": {"name": "m"}, "sha256": SHA256}}),
+        "spec.predictor",
+        "model: may be set for the types Text and RandomForest alone",
+    ),
+    *(
+        Case(f"the tokenizer {path}", tokenizer(path), "spec.models[0].tokenizer", "should match")
+        for path in ("", "/etc/passwd", "../secret.json", "llama/../../x", "llama//x", ".hidden")
+    ),
+    Case(
+        "a tokenizer in no folder",
+        tokenizer("llama.json", router={"replicas": 1}),
+        "models[].tokenizer",
+        "needs router.tokenizers",
+    ),
+    Case(
+        "tokenizers from nowhere",
+        tokenizer("llama.json", router={"replicas": 1, "tokenizers": {}}),
+        "spec.router.tokenizers",
+        "exactly one of persistentVolumeClaim and configMap",
+    ),
+    Case(
+        "tokenizers from two places",
+        tokenizer(
+            "t", router={"tokenizers": {"persistentVolumeClaim": {"claimName": "c"}, "configMap": {"name": "m"}}}
+        ),
+        "spec.router.tokenizers",
+        "exactly one of persistentVolumeClaim and configMap",
+    ),
+    Case(
         "a hasty time-out",
         router(state={"heartbeatSeconds": 3, "heartbeatTimeoutSeconds": 5}),
         "heartbeatTimeoutSeconds",
@@ -203,6 +266,10 @@ GOOD_ROUTERS: list[Spec] = [
     inline(mode="PrefillFirst"),
     router(router={"replicas": 1, "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"cpu": "500m"}}}),
     router(state={"heartbeatSeconds": 1, "heartbeatTimeoutSeconds": 2}),
+    router(predictor={"model": {"configMap": {"name": "m", "modelKey": "text.onnx"}, "sha256": SHA256}}),
+    router(predictor={"type": "Applications", "deadlineMilliseconds": 0.5, "exploration": 1}),
+    tokenizer("meta-llama/Llama-3.1-8B/tokenizer.json"),
+    tokenizer("llama.json", router={"replicas": 1, "tokenizers": {"configMap": {"name": "tokenizers"}}}),
 ]
 
 GOOD_POLICIES: list[Spec] = [
