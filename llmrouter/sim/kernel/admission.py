@@ -5,7 +5,6 @@ from __future__ import annotations
 from llmrouter.sim.kernel.lists import append, unlink
 from llmrouter.sim.kernel.prefixes import cached_count, idle_among, make_room, take_cached
 from llmrouter.sim.kernel.records import (
-    BIN_PACKING,
     CHUNKED,
     DECODE,
     FIRST_CHUNK,
@@ -151,6 +150,3 @@ def _left(pool: Pool, e: int, s: int) -> int:
     if sequence.phase == DECODE:
         return int(sequence.finish_tick - pool.engines[e].tick)
     return int(sequence.output - sequence.produced)
-
-
-__all__ = ["BIN_PACKING", "admit_next", "blocks_for", "free_blocks", "use_blocks"]

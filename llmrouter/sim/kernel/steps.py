@@ -17,7 +17,6 @@ from llmrouter.sim.kernel.records import (
     DETACHED,
     FINISHED,
     FIRST_TOKEN,
-    INTERVAL,
     LAYERED,
     NONE,
     OUTSIDE,
@@ -406,6 +405,3 @@ def _finish(pool: Pool, e: int, s: int) -> None:
     sequence.phase = OUTSIDE
     engine.finished_total += 1
     _emit(pool, FINISHED, s)
-
-
-__all__ = ["INTERVAL", "add", "begin_step", "cancel", "drop", "finish_step", "has_work", "leave_batch", "release_kv"]
