@@ -28,15 +28,20 @@ def contribution(reservation: Reservation) -> Load:
     )
 
 
+def kv_bound(room: Room) -> int:
+    """The KV limit as ``fits`` takes it (tokens): at least 0, or ``UNBOUNDED``."""
+    limit = room.kv_limit_tokens
+    return UNBOUNDED if limit is None else max(0, limit)
+
+
 def has_room(load: Load, room: Room, *, prompt_tokens: int, predicted_output_tokens: float) -> bool:
     """Whether one more request fits: see ``fits``."""
-    limit = room.kv_limit_tokens
     return fits(
         load.requests,
         load.context_tokens,
         load.remaining_decode_tokens,
         room.max_requests,
-        UNBOUNDED if limit is None else max(0, limit),
+        kv_bound(room),
         room.decode_reserve_fraction,
         prompt_tokens,
         predicted_output_tokens,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llmrouter.domain import Candidate, Decision, Hold, NoCandidate, Placement, Room
 from llmrouter.routing.features import feature_row, features_of, profile_features, weights_of
-from llmrouter.routing.inflight import UNBOUNDED, fits
+from llmrouter.routing.inflight import fits, kv_bound
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
 from llmrouter.routing.rules import FORMULAS, Rule
 
@@ -110,13 +110,12 @@ class RoomyPolicy:
                 continue
             eligible += 1
             load, room = view.total, self.room_of(view)
-            limit = room.kv_limit_tokens
             if fits(
                 load.requests,
                 load.context_tokens,
                 load.remaining_decode_tokens,
                 room.max_requests,
-                UNBOUNDED if limit is None else max(0, limit),
+                kv_bound(room),
                 room.decode_reserve_fraction,
                 prompt,
                 predicted,

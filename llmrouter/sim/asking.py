@@ -7,7 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, Instance, InstanceView, Load, Placement, PoolSnapshot, Request
-from llmrouter.routing.inflight import UNBOUNDED
+from llmrouter.routing.inflight import kv_bound
 from llmrouter.sim.kernel.records import LOAD_FIELDS, MAX_BIDS, NO_CANDIDATE
 from llmrouter.sim.model import Role
 
@@ -85,9 +85,7 @@ class Asking:
             self._bids[bid] = self._rows[place]
             if self._checks:
                 room = policy.room_of(snapshot.views[place])
-                limit = room.kv_limit_tokens
-                bound = UNBOUNDED if limit is None else max(0, limit)
-                self._rooms[3 * bid : 3 * bid + 3] = room.max_requests, bound, room.decode_reserve_fraction
+                self._rooms[3 * bid : 3 * bid + 3] = room.max_requests, kv_bound(room), room.decode_reserve_fraction
         self._sensitive[0] = decision.load_sensitive
 
     def _request(self, row: int) -> Request:
