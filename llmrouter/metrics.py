@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,23 +14,43 @@ if TYPE_CHECKING:
 DECISION_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+ERROR_FRACTION_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 MAX_INSTANCE_LABELS = 256
 """Instances beyond this many have no series of their own."""
 
+MAX_APPLICATION_LABELS = 32
+"""Applications beyond this many share the label ``OTHER_APPLICATIONS``."""
 
-class RouterMetrics:
-    """All metrics of one router, on a registry of the caller's."""
+OTHER_APPLICATIONS = "other"
+
+
+class _Maker:
+    """Makes metrics of one registry, their names beginning with ``llmrouter_``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-            return Counter(f"llmrouter_{name}", text, tuple(labels), registry=registry)
+        self._registry = registry
 
-        def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
-            return Gauge(f"llmrouter_{name}", text, tuple(labels), registry=registry)
+    def counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()) -> Histogram:
-            return Histogram(f"llmrouter_{name}", text, tuple(labels), buckets=buckets, registry=registry)
+    def gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
 
+    def summary(self, name: str, text: str, labels: Iterable[str] = ()) -> Summary:
+        return Summary(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
+
+    def histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()) -> Histogram:
+        return Histogram(f"llmrouter_{name}", text, tuple(labels), buckets=buckets, registry=self._registry)
+
+
+class RouterMetrics:
+    """All metrics of one router, on a registry of the caller's; those of output lengths are in ``lengths``."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        make = _Maker(registry)
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
+        self.lengths = LengthMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.route_seconds = histogram("route_seconds", "Time a Route call took, holds included.", LATENCY_BUCKETS)
         self.decision_seconds = histogram("decision_seconds", "Time one policy decision took.", DECISION_BUCKETS)
@@ -63,3 +83,63 @@ class RouterMetrics:
         self.config_refused = counter("config_refused_total", "Configurations refused by reason.", ["reason"])
         self.policy_info = gauge("policy_info", "The policy in force.", ["policy", "digest", "provider", "deciding"])
         self.errors = counter("errors_total", "Failures of background work by part.", ["part"])
+
+
+class LengthMetrics:
+    """What is said of output lengths, how true it was, and what routers tell each other of it."""
+
+    def __init__(self, make: _Maker) -> None:
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
+        self.prediction_seconds = histogram(
+            "length_prediction_seconds", "From asking for a prediction to its answer.", DECISION_BUCKETS
+        )
+        self.batch_requests = histogram(
+            "length_prediction_batch_requests", "Requests predicted in one batch.", BATCH_BUCKETS
+        )
+        self.predictions = counter("length_predictions_total", "Predictions by who made them.", ["source"])
+        self.fallbacks = counter(
+            "length_fallbacks_total", "Predictions of the fallback, in place of the model's, by reason.", ["reason"]
+        )
+        self.prompt_tokens_error_fraction = histogram(
+            "prompt_tokens_error_fraction",
+            "Relative error of estimated prompt tokens, of those reported.",
+            ERROR_FRACTION_BUCKETS,
+        )
+        self.error_tokens = histogram(
+            "length_error_tokens",
+            "Absolute error of expected tokens, by the bucket of the answer.",
+            TOKEN_BUCKETS,
+            ["bucket"],
+        )
+        self.bucket_answers = counter(
+            "length_bucket_answers_total", "Answers by their bucket and the most probable one.", ["bucket", "predicted"]
+        )
+        self.application_error_tokens = make.summary(
+            "length_application_error_tokens", "Absolute error of expected tokens, by application.", ["application"]
+        )
+        self.interval_answers = counter(
+            "length_interval_answers_total",
+            "Answers within, below and above their 80 % interval.",
+            ["application", "position"],
+        )
+        self.usage_refused = counter(
+            "length_usage_refused_total", "Reports of output tokens that were not believed, by reason.", ["reason"]
+        )
+        self.groups = gauge("length_groups", "Groups of requests whose lengths are told apart.")
+        self.learning_dropped = counter(
+            "length_learning_dropped_total", "Finished requests that nothing was learned from, for want of time."
+        )
+        self.drift = gauge("length_drift", "1 while answers differ from what was said of them.")
+        self.rank_correlation = gauge(
+            "length_rank_correlation", "Somers' D of rank and length over the last answers; NaN where not known."
+        )
+        self.rank_correlation.set(float("nan"))
+        self.exchange = counter(
+            "length_exchange_total",
+            "Exchange of learned lengths with other routers: Published, Merged, SnapshotSaved, SnapshotMerged, Missed, "
+            "Refused, Unavailable.",
+            ["event"],
+        )
+        self.exchange_dropped_answers = counter(
+            "length_exchange_dropped_answers_total", "Answers learned here that other routers are not told of."
+        )
