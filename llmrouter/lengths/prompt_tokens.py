@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,28 @@ class TokenReportRefusal(StrEnum):
     TOO_LARGE = "TooLarge"  # more than four a character and a long chat template
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CountedPrompt:
+    """How many tokens a prompt has, and what a report is learned from: nothing of its text.
+
+    Attributes:
+        tokens: of the prompt with its chat template, at least 1.
+        model: whose tokens they are.
+        character_counts: shape (classes), of ``CLASSES``.
+        text_tokens: what a tokenizer counted, without the chat template; ``None`` where ``tokens`` is an estimate.
+    """
+
+    tokens: int
+    model: str
+    character_counts: Floats
+    text_tokens: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether a tokenizer counted it."""
+        return self.text_tokens is not None
+
+
 class PromptTokens:
     """Estimates prompt tokens of each model as a weighted count of character classes.
 
@@ -73,17 +96,29 @@ class PromptTokens:
 
     def estimate(self, prompt: str, model: str = "") -> int:
         """Tokens of a prompt for a model, at least 1."""
-        return max(1, round(float(character_counts(prompt) @ self._weights(label(model))[0])))
+        return self.count(prompt, model).tokens
+
+    def count(self, prompt: str, model: str = "") -> CountedPrompt:
+        """The estimate, with what a report is learned from."""
+        counts_C = character_counts(prompt)
+        return CountedPrompt(max(1, round(float(counts_C @ self._weights(label(model))[0]))), model, counts_C)
 
     def learn(self, prompt: str, prompt_tokens: float, model: str = "") -> TokenReportRefusal | None:
         """Takes note of what an engine counted; ``None`` where it was believed, else why not."""
-        reason = _refusal(len(prompt), prompt_tokens)
+        return self.learn_counts(character_counts(prompt), prompt_tokens, model)
+
+    def learn_from(self, counted: CountedPrompt, prompt_tokens: float) -> TokenReportRefusal | None:
+        """As ``learn``, of a prompt that was counted before."""
+        return self.learn_counts(counted.character_counts, prompt_tokens, counted.model)
+
+    def learn_counts(self, counts_C: Floats, prompt_tokens: float, model: str = "") -> TokenReportRefusal | None:
+        """As ``learn``, of a prompt of which ``character_counts``, shape (classes), alone are known."""
+        reason = _refusal(counts_C, prompt_tokens)
         if reason is not None:
             self.refused[reason] += 1
             return reason
         key = label(model)
         weights_C, spread_CC = self._weights(key)
-        counts_C = character_counts(prompt)
         scaled_C = counts_C / prompt_tokens
         surprise = min(max(1.0 - float(scaled_C @ weights_C), -_MAX_SURPRISE), _MAX_SURPRISE)
         reach_C = spread_CC @ scaled_C
@@ -155,13 +190,17 @@ def _ascii_class(code: int) -> int:
 _ASCII_CLASS = np.array([_ascii_class(code) for code in range(_ASCII)])
 
 
-def _refusal(chars: int, prompt_tokens: float) -> TokenReportRefusal | None:
+def _refusal(counts_C: Floats, prompt_tokens: float) -> TokenReportRefusal | None:
+    """Bounds are those of the prompt's characters, of which a space after a word may be one more or not."""
+    _, words, letters, _, *others = counts_C.tolist()
+    fewest = letters + sum(others)
+    most = fewest + words
     if prompt_tokens != prompt_tokens:  # noqa: PLR0124 - NaN is what differs from itself
         return TokenReportRefusal.NOT_A_NUMBER
     if prompt_tokens < 1.0:
         return TokenReportRefusal.NOT_POSITIVE
-    if prompt_tokens > MAX_TOKENS_PER_CHAR * chars + MAX_OVERHEAD_TOKENS:
+    if prompt_tokens > MAX_TOKENS_PER_CHAR * most + MAX_OVERHEAD_TOKENS:
         return TokenReportRefusal.TOO_LARGE
-    if prompt_tokens < MIN_TOKENS_PER_CHAR * chars:
+    if prompt_tokens < MIN_TOKENS_PER_CHAR * fewest:
         return TokenReportRefusal.TOO_SMALL
     return None
