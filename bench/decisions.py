@@ -13,30 +13,23 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.domain import Instance, InstanceView, Load, PoolSnapshot, Request
-from llmrouter.profiles import PROFILES
+from bench.models import pool
+from llmrouter.domain import Request
 from llmrouter.routing.catalogue import POLICIES, make_policy
 from llmrouter.routing.rooms import kv_gate
+
+if TYPE_CHECKING:
+    from llmrouter.domain import PoolSnapshot
 
 INSTANCES = (4, 16, 64, 256)
 SEED = 1
 ASKED = Request("r", "m", prompt_tokens=800, predicted_output_tokens=200.0, arrived_at_s=0.0)
 
 Row = dict[str, str | int | float]
-
-
-def pool(instances: int, rng: random.Random) -> PoolSnapshot:
-    profiles = list(PROFILES.values())
-    views = []
-    for number in range(instances):
-        requests = rng.randrange(0, 40)
-        load = Load(requests, 300 * requests, 300 * (requests // 8), 150.0 * requests)
-        instance = Instance(f"i{number}", f"10.0.0.1:{number}", "pool", rng.choice(profiles), frozenset({"m"}))
-        views.append(InstanceView(instance, load))
-    return PoolSnapshot(tuple(views), taken_at_s=0.0)
 
 
 def measured(name: str, snapshot: PoolSnapshot, runs: int) -> Row:

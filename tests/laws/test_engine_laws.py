@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sim_worlds import SMALL
 
-from llmrouter.domain import EngineMode, EngineProfile
+from llmrouter.domain import EngineMode
 from llmrouter.errors import InvalidRequestError
 from llmrouter.profiles import PROFILES
 from llmrouter.sim.engine import Engine, EngineRequest, StepPlan, StepResult
@@ -20,19 +21,6 @@ from llmrouter.sim.kernel.records import DECODE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL = EngineProfile(
-    name="small",
-    base_decode_s=0.010,
-    base_prefill_s=0.008,
-    prefill_s_per_token=1e-4,
-    prefill_s_per_token_squared=1e-8,
-    context_s_per_token=1e-6,
-    sequence_s=1e-4,
-    kv_tokens=40 * 16,
-    max_sequences=6,
-    token_budget=64,
-    mode=EngineMode.CHUNKED,
-)
 MODES = pytest.mark.parametrize("mode", list(EngineMode))
 
 
