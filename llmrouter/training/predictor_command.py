@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from llmrouter.lengths.simple import PointModel, QuantileModel
     from llmrouter.manifest import Manifest
+    from llmrouter.training.length_evaluation_rows import LengthRows
 
 ONLINE_SUBJECT = "application-quantiles"
 SEED = 20_261_121
@@ -120,13 +121,7 @@ def fit(options: argparse.Namespace) -> int:
         raise InvalidInputError(f"fit needs {error.name}: install llmrouter[train]") from error
     console = Console(stderr=True)
     with _bars() as progress:
-        read = read_rows(
-            options.data,
-            label=options.label,
-            skip_bad=options.skip_bad_rows,
-            family=options.family,
-            on_rows=progress(f"reading {options.data.name}", None),
-        )
+        read = _read(options, progress)
         fitted = fit_artifact(read.rows, options.artifact, seed=options.seed, budget=options.minutes, progress=progress)
     manifest = fitted.artefact.manifest
     if read.skipped:
@@ -153,13 +148,7 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
             subject = BLENDED
         notes.append(_trained_on(manifest.training_data))
     with _bars() as progress:
-        read = read_rows(
-            options.data,
-            label=options.label,
-            skip_bad=options.skip_bad_rows,
-            family=options.family,
-            on_rows=progress(f"reading {options.data.name}", None),
-        )
+        read = _read(options, progress)
         rows = [row for row in read.rows if row.held_out] if options.held_out and options.online else read.rows
         if options.drift is not None:
             rows = [row for row in rows if row.family in options.drift]
@@ -191,6 +180,16 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
         "descriptions": {one.name: one.description for one in contenders},
         **result,
     }
+
+
+def _read(options: argparse.Namespace, progress: Callable[[str, int | None], Callable[[int], None]]) -> LengthRows:
+    return read_rows(
+        options.data,
+        label=options.label,
+        skip_bad=options.skip_bad_rows,
+        family=options.family,
+        on_rows=progress(f"reading {options.data.name}", None),
+    )
 
 
 def _subject_model(folder: Path | None) -> tuple[PointModel | QuantileModel, Manifest] | None:
