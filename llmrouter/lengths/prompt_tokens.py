@@ -98,9 +98,10 @@ class PromptTokens:
         """Tokens of a prompt for a model, at least 1."""
         return self.count(prompt, model).tokens
 
-    def count(self, prompt: str, model: str = "") -> CountedPrompt:
-        """The estimate, with what a report is learned from."""
+    def count(self, prompt: str, model: str = "", *, share: float = 1.0) -> CountedPrompt:
+        """The estimate, with what a report is learned from; of an excerpt, which is ``share`` of the prompt, too."""
         counts_C = character_counts(prompt)
+        counts_C[1:] /= share
         return CountedPrompt(max(1, round(float(counts_C @ self._weights(label(model))[0]))), model, counts_C)
 
     def learn(self, prompt: str, prompt_tokens: float, model: str = "") -> TokenReportRefusal | None:
