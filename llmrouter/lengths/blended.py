@@ -6,7 +6,7 @@ the quantiles of the blend are weighted means of the logarithms of the predictor
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +42,6 @@ class Blended:
     ) -> None:
         self.name = name
         self.digest = digest
-        self.refused: Counter[UsageRefusal] = Counter()
         self._experts = tuple(experts)
         self._capacity = capacity
         self._decay = 0.5 ** (1.0 / HALF_LIFE)
@@ -86,7 +85,6 @@ class Blended:
         del predicted
         reason = refusal(request, output_tokens)
         if reason is not None:
-            self.refused[reason] += 1
             return reason
         laws = [expert.predict([request]) for expert in self._experts]
         over_EQ = np.log(output_tokens) - np.log(np.stack([one.quantiles[0] for one in laws]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,6 @@ class OnlineQuantiles:
         name: str = "application-quantiles",
     ) -> None:
         self.name = name
-        self.refused: Counter[UsageRefusal] = Counter()
         self._chain = tuple(by.value for by in chain)
         self._shrinkage = shrinkage
         self._exploration = exploration
@@ -103,7 +101,6 @@ class OnlineQuantiles:
         del predicted
         reason = refusal(request, output_tokens)
         if reason is not None:
-            self.refused[reason] += 1
             return reason
         keys = self._keys(request)
         bin_index = bin_of(output_tokens)

@@ -74,6 +74,7 @@ class LengthPredictor(Protocol):
     ) -> UsageRefusal | None:
         """Takes note of a finished request; ``None`` where it was believed, else why not (it then changes nothing).
 
+        Whoever asks counts refusals: predictors within predictors say them once.
         ``predicted`` is the law this predictor gave for it, where the caller kept it.
         """
 

@@ -7,7 +7,7 @@ al., 2019), in the logarithm of the length, with steps that shrink to a floor (A
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +58,6 @@ class Recalibrated:
         self.inner = inner
         self.name = inner.name + suffix
         self.digest = inner.digest
-        self.refused: Counter[UsageRefusal] = Counter()
         self._min_answers = min_answers
         self._capacity = capacity
         self._slots: OrderedDict[str, int] = OrderedDict()
@@ -89,7 +88,6 @@ class Recalibrated:
         """Moves the offsets, then lets the inner predictor learn."""
         reason = refusal(request, output_tokens)
         if reason is not None:
-            self.refused[reason] += 1
             return reason
         if predicted is None:
             predicted = self.predict([request]).row(0)

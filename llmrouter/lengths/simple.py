@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,25 +28,18 @@ class _Fixed:
 
     digest = ""
 
-    def __init__(self) -> None:
-        self.refused: Counter[UsageRefusal] = Counter()
-
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
     ) -> UsageRefusal | None:
-        """Changes nothing; reports that cannot be true are counted all the same."""
+        """Changes nothing."""
         del predicted
-        reason = refusal(request, output_tokens)
-        if reason is not None:
-            self.refused[reason] += 1
-        return reason
+        return refusal(request, output_tokens)
 
 
 class ConstantLengths(_Fixed):
     """The same number for every request, as if it were certain; raises ValueError unless it is within 1 and 1e6."""
 
     def __init__(self, tokens: float, *, name: str = "constant") -> None:
-        super().__init__()
         if not MIN_TOKENS <= tokens <= MAX_TOKENS:
             raise ValueError(f"tokens must be within 1 and 1e6, not {tokens}")
         self.name = name
@@ -80,7 +72,6 @@ class PointModel(_Fixed):
     """
 
     def __init__(self, scorer: Scorer, *, name: str, digest: str = "", spread: float = 0.0) -> None:
-        super().__init__()
         self.name = name
         self.digest = digest
         self._scorer = scorer
@@ -114,7 +105,6 @@ class QuantileModel(_Fixed):
         name: str,
         digest: str = "",
     ) -> None:
-        super().__init__()
         self.name = name
         self.digest = digest
         self._scorer = scorer
