@@ -27,6 +27,7 @@ from llmrouter.training.length_evaluation_rows import read_rows
 from llmrouter.training.length_evaluation_scores import RESAMPLES
 from llmrouter.training.length_evaluation_study import Order, Setting, Study, evaluate
 from llmrouter.training.length_evaluation_table import print_evaluation
+from llmrouter.training.length_worth_options import add_worth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ MAX_RESAMPLES = 10_000
 
 
 def main(rest: Sequence[str]) -> int:
-    """Runs ``predictor eval`` or ``predictor fit``; returns the exit status.
+    """Runs ``predictor eval``, ``predictor fit`` or ``predictor worth``; returns the exit status.
 
     Raises:
         InvalidInputError: the command line, a file or a model that it names is wrong.
@@ -51,6 +52,8 @@ def main(rest: Sequence[str]) -> int:
     if options.action == "fit":
         return fit(options)
     try:
+        if options.action == "worth":
+            return _worth(options, command)
         result = evaluation(options, command=command)
     except ModelRejectedError as error:
         raise InvalidInputError(f"{options.artifact or 'the shipped model'}: {error.reason}: {error}") from error
@@ -108,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=SEED, help="of everything that is drawn (default: %(default)s)")
     add("--minutes", type=float, metavar="M", help="train for about so many minutes of one core at most")
     add("--skip-bad-rows", action="store_true", help="leave wrong lines out and count them")
+    add_worth(actions)
     return top
 
 
@@ -129,6 +133,14 @@ def fit(options: argparse.Namespace) -> int:
     size = len(fitted.artefact.model)
     sys.stdout.write(f"{options.artifact}: {size:,} bytes, sha256 {manifest.sha256}; MODEL_CARD.md has the scores\n")
     return 0
+
+
+def _worth(options: argparse.Namespace, command: str) -> int:
+    try:
+        from llmrouter.training.length_worth_command import worth  # noqa: PLC0415 - evaluation does without a simulator
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"worth needs {error.name}: install llmrouter[study]") from error
+    return worth(options, command)
 
 
 def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""``llmrouter predictor worth``: from a checked command line to tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from llmrouter.errors import InvalidInputError
+from llmrouter.lengths.simple import QuantileModel
+from llmrouter.sim.model import EngineModel
+from llmrouter.sim.setup import Setup
+from llmrouter.study.bench_options import parse_loads
+from llmrouter.study.cells import named_profile
+from llmrouter.study.progress import make_ready, progress
+from llmrouter.study.seeds import block_of
+from llmrouter.training.length_evaluation_artefact import load_artefact, shipped_text
+from llmrouter.training.length_evaluation_rows import read_rows
+from llmrouter.training.length_worth_columns import read_by
+from llmrouter.training.length_worth_result import best_reserves, quality_of, rows_of, verdicts_of
+from llmrouter.training.length_worth_runs import Study, capacity, run_all, runs_of
+from llmrouter.training.length_worth_table import print_worth
+from llmrouter.training.length_worth_traffic import population, unseen
+
+if TYPE_CHECKING:
+    import argparse
+
+    from llmrouter.manifest import Manifest
+    from llmrouter.training.length_evaluation_rows import LengthRow
+
+MAX_INSTANCES = 64
+MAX_REQUESTS = 100_000
+MOST_REQUESTS, MOST_HISTORY, HISTORY_SHARE = 4_000, 1_000, 0.2
+"""Where the command line does not say."""
+
+_MIN_WIDTH = 170
+
+
+def worth(options: argparse.Namespace, command: str) -> int:
+    """Runs the comparison; returns the exit status.
+
+    Raises:
+        InvalidInputError: an option, the file or the model is wrong.
+    """
+    result = compare(options, command)
+    if options.json_path is not None:
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        try:
+            options.json_path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InvalidInputError(f"--json {options.json_path}: cannot be written: {error.strerror}") from error
+    console = Console()
+    console.width = max(console.width, _MIN_WIDTH)
+    print_worth(result, console)
+    return 0
+
+
+def compare(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """The comparison that the options ask for, as plain values."""
+    loads = parse_loads(options.loads)
+    block_of(options.first_seed, options.seeds, final=False)
+    setup = Setup(engines=_engines(options.profile))
+    model, manifest = _model(options)
+    rows, notes = _rows(options, manifest)
+    of = population(rows, hint=options.hint, max_tokens=setup.engines[0].max_request_tokens)
+    history, requests = _sizes(options, len(of))
+    study = Study(
+        population=of,
+        read=read_by(model, of.requests),
+        model=model,
+        setup=setup,
+        loads=loads,
+        seeds=range(options.first_seed, options.first_seed + options.seeds),
+        history=history,
+        requests=requests,
+    )
+    make_ready()
+    with progress("capacity", 1, unit="found") as advance:
+        capacity_rps = capacity(study)
+        advance(1)
+    with progress("runs", runs_of(study)) as advance:
+        runs = run_all(study, capacity_rps, advance)
+    return {
+        "command": command,
+        "file": options.data.name,
+        "profile": options.profile,
+        "families": dict(Counter(row.family for row in rows).most_common()),
+        "rows_drawn_from": len(of),
+        "rows_too_long": len(rows) - len(of),
+        "history": history,
+        "requests": requests,
+        "seeds": [study.seeds.start, study.seeds.stop - 1],
+        "capacity_rps": capacity_rps,
+        "loads": list(loads),
+        "notes": notes + _notes(study),
+        "verdicts": verdicts_of(runs),
+        "best_reserves": best_reserves(runs),
+        "quality": quality_of(runs),
+        "rows": rows_of(runs),
+    }
+
+
+def _engines(text: str) -> tuple[EngineModel, ...]:
+    name, _, count = text.partition(":")
+    if count and not (count.isdecimal() and 1 <= int(count) <= MAX_INSTANCES):
+        raise InvalidInputError(f"--profile must be NAME or NAME:COUNT, 1 to {MAX_INSTANCES}, not {text!r}")
+    return (EngineModel(named_profile(name)),) * int(count or 4)
+
+
+def _model(options: argparse.Namespace) -> tuple[QuantileModel, Manifest]:
+    model, manifest = shipped_text() if options.artifact is None else load_artefact(options.artifact)
+    if not isinstance(model, QuantileModel):
+        raise InvalidInputError(f"--artifact {options.artifact}: not a text model: it foretells no quantiles")
+    return model, manifest
+
+
+def _rows(options: argparse.Namespace, manifest: Manifest) -> tuple[list[LengthRow], list[str]]:
+    with progress("rows", 0, unit="read") as advance:
+        read = read_rows(options.data, label=options.label, skip_bad=options.skip_bad_rows, on_rows=advance)
+    trained_on = {one.source for one in manifest.training_data}
+    rows = list(read.rows) if options.all_prompts else unseen(read.rows, trained_on)
+    if options.family:
+        known = {row.family for row in read.rows}
+        if missing := sorted(set(options.family) - known):
+            raise InvalidInputError(f"--family {missing[0]!r} has no row in {options.data}")
+        rows = [row for row in rows if row.family in options.family]
+    if options.all_prompts:
+        notes = ["The model was trained on some of these prompts: what it says of them is too good."]
+    else:
+        notes = ["All prompts are new to the model: they are held out, or of sources that it was not trained on."]
+    if read.skipped:
+        notes.append(f"Lines left out: {dict(read.skipped)}.")
+    if read.estimated:
+        notes.append(f"{read.estimated} rows of the file do not say their prompt tokens: they are estimated.")
+    return rows, notes
+
+
+def _sizes(options: argparse.Namespace, rows: int) -> tuple[int, int]:
+    """Answers known before a run, and requests of it."""
+    history = min(MOST_HISTORY, int(HISTORY_SHARE * rows)) if options.history is None else options.history
+    if not 1 <= history < rows:
+        raise InvalidInputError(f"--history must be 1 to {rows - 1}, one less than the rows, not {history}")
+    requests = min(MOST_REQUESTS, rows - history) if options.requests is None else options.requests
+    if not 1 <= requests <= MAX_REQUESTS:
+        raise InvalidInputError(f"--requests must be 1 to {MAX_REQUESTS}, not {requests}")
+    return history, requests
+
+
+def _notes(study: Study) -> list[str]:
+    rows = len(study.population) - study.history
+    notes = [
+        (
+            f"Every run: {study.requests} requests, rows in random order, Poisson arrivals, after {study.history} "
+            "answers of other rows that all learn from. All ways and columns meet the same requests, seed by seed."
+        ),
+        "An answer is learned when it ends in a run of LeastInFlight at that load, which looks at no prediction.",
+        "Changes are means over seeds of the paired difference in %, ± the half-width of the Student-t 95 % interval.",
+        "Below C the first 20 % of the requests are not measured; from C on all are, as in runs that begin from empty.",
+    ]
+    if study.requests > rows:
+        notes.append(
+            f"Runs have more requests than rows: each comes {study.requests / rows:.1f} times, so learning is too good."
+        )
+    return notes

@@ -1,0 +1,188 @@
+"""What a prediction is worth, as plain values: paired changes with intervals, and a verdict in words for each block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmrouter.study.figures import METRICS, change_name
+from llmrouter.study.statistics import Change, half_width, mean_of, paired_change
+from llmrouter.training.length_worth_columns import Column
+from llmrouter.training.length_worth_runs import FIRST_COME, RESERVES, Block, Key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llmrouter.training.length_worth_runs import Figures, Runs
+
+HEADLINE = "e2e_mean_s"
+TAILS = {"e2e_p99_s": "p99 E2E", "ttft_p99_s": "p99 TTFT"}
+BY_SEED = (HEADLINE, *TAILS, "makespan_s", "preemptions", "router_wait_mean_s")
+"""Figures whose value in every run is kept."""
+
+
+def rows_of(runs: Runs) -> list[dict[str, Any]]:
+    """One row for each load, way and column: means of all figures, changes in % of the block's base, values by seed.
+
+    ``preemptions`` can be 0 in the base: their change is also given as a difference, ``preemptions_more``.
+    """
+    rows = []
+    for key, figures in runs.figures.items():
+        base = runs.figures[base_of(key)]
+        row: dict[str, Any] = {"block": key.block, "load": key.load, "way": key.way, "column": key.column}
+        row |= {metric: mean_of([one[metric] for one in figures]) for metric in METRICS}
+        for metric in METRICS:
+            change = change_of(figures, base, metric)
+            name = change_name(metric)
+            row |= {name: change.percent, f"{name}_ci95": change.half_width}
+        more = [
+            (one["preemptions"] or 0.0) - (was["preemptions"] or 0.0) for one, was in zip(figures, base, strict=True)
+        ]
+        row |= {"preemptions_more": mean_of(more), "preemptions_more_ci95": half_width(more)}
+        row["by_seed"] = {metric: [one[metric] for one in figures] for metric in BY_SEED}
+        rows.append(row)
+    return rows
+
+
+def base_of(key: Key) -> Key:
+    """What a run is compared with: the same without a prediction.
+
+    Orders: first come, first served without a prediction. Reserves: the mean of ours at the same share.
+    """
+    if key.block is Block.ORDER:
+        return Key(key.block, key.load, FIRST_COME, Column.NONE)
+    return Key(key.block, key.load, key.way, Column.OURS if key.block is Block.RESERVE else Column.NONE)
+
+
+def change_of(figures: Sequence[Figures], base: Sequence[Figures], metric: str) -> Change:
+    """The paired change of a figure, seed by seed, in percent."""
+    return paired_change([one[metric] for one in figures], [one[metric] for one in base])
+
+
+def quality_of(runs: Runs) -> list[dict[str, Any]]:
+    """How good each column was, the mean over seeds, by load."""
+    return [
+        {
+            "load": load,
+            "column": column,
+            **{metric: mean_of([one[column][metric] for one in by_seed]) for metric in by_seed[0][column]},
+        }
+        for load, by_seed in runs.quality.items()
+        for column in by_seed[0]
+    ]
+
+
+def verdicts_of(runs: Runs) -> list[dict[str, Any]]:
+    """One verdict for each block, load and way that has the truth among its columns."""
+    found = []
+    for block, load, way in dict.fromkeys((key.block, key.load, key.way) for key in runs.figures):
+        columns = {
+            key.column: one for key, one in runs.figures.items() if (key.block, key.load, key.way) == (block, load, way)
+        }
+        if Column.ORACLE not in columns or Column.OURS not in columns:
+            continue
+        base = runs.figures[base_of(Key(block, load, way, Column.ORACLE))]
+        text = reserve_verdict(columns) if block is Block.RESERVE else verdict(columns, base)
+        found.append({"block": block, "load": load, "way": way, "verdict": text})
+    return found
+
+
+def verdict(columns: Mapping[Column, Sequence[Figures]], base: Sequence[Figures]) -> str:
+    """What predictions are worth, from intervals alone: nothing where the truth's change of mean E2E may be 0."""
+    truth = change_of(columns[Column.ORACLE], base, HEADLINE)
+    if not is_told_apart(truth):
+        said = f"worth nothing for mean E2E: the truth changes it by {shown(truth)}, and the interval holds 0"
+    elif (truth.percent or 0.0) > 0:
+        said = f"worse than nothing for mean E2E: the truth changes it by {shown(truth)}"
+    else:
+        said = f"worth having for mean E2E: the truth changes it by {shown(truth)}{_of_the_gain(columns, base, truth)}"
+    tails = [
+        f"{name} {shown(change)}"
+        for metric, name in TAILS.items()
+        if is_told_apart(change := change_of(columns[Column.ORACLE], base, metric))
+    ]
+    tails_said = f"; the truth changes {', '.join(tails)}" if tails else ""
+    return said + tails_said + _harm(columns, base)
+
+
+def reserve_verdict(columns: Mapping[Column, Sequence[Figures]]) -> str:
+    """Whether reserving a quantile beats reserving the mean, in mean E2E and in preemptions."""
+    parts = []
+    for column in (Column.OURS_Q75, Column.OURS_Q90):
+        change = change_of(columns[column], columns[Column.OURS], HEADLINE)
+        word = "as good" if not is_told_apart(change) else ("better" if (change.percent or 0.0) < 0 else "worse")
+        parts.append(f"{column.removeprefix('ours, ')} is {word} ({shown(change)})")
+    return f"against the mean of ours, mean E2E: {', '.join(parts)}"
+
+
+def best_reserves(runs: Runs) -> list[dict[str, Any]]:
+    """The best share with the mean against the best share with a quantile, for each load and policy.
+
+    Both are chosen by mean E2E on the first half of the seeds and compared on the second half.
+    """
+    found = []
+    ways = dict.fromkeys((key.load, key.way.partition(",")[0]) for key in runs.figures if key.block is Block.RESERVE)
+    for load, policy in ways:
+        choices = {
+            (share, column): runs.figures[Key(Block.RESERVE, load, f"{policy}, r {share:g}", column)]
+            for share in RESERVES
+            for column in (Column.OURS, Column.OURS_Q75, Column.OURS_Q90)
+        }
+        half = len(next(iter(choices.values()))) // 2
+        if half == 0:
+            continue
+        first = {choice: mean_of([one[HEADLINE] for one in figures[:half]]) for choice, figures in choices.items()}
+        mean, quantile = (
+            min((c for c in choices if (c[1] is Column.OURS) == is_mean), key=lambda c: first[c] or float("inf"))
+            for is_mean in (True, False)
+        )
+        change = change_of(choices[quantile][half:], choices[mean][half:], HEADLINE)
+        found.append(
+            {
+                "load": load,
+                "policy": policy,
+                "best_mean_r": mean[0],
+                "best_quantile": quantile[1],
+                "best_quantile_r": quantile[0],
+                "e2e_mean_pct": change.percent,
+                "e2e_mean_pct_ci95": change.half_width,
+            }
+        )
+    return found
+
+
+def is_told_apart(change: Change) -> bool:
+    """Whether the interval of a change leaves 0 out; never where there is no interval."""
+    if change.percent is None or change.half_width is None:
+        return False
+    return abs(change.percent) > change.half_width
+
+
+def shown(change: Change) -> str:
+    """``−12.3 ± 0.4 %``."""
+    if change.percent is None:
+        return "–"
+    width = "" if change.half_width is None else f" ± {change.half_width:.1f}"
+    return f"{change.percent:+.1f}{width} %".replace("-", "−")
+
+
+def _of_the_gain(columns: Mapping[Column, Sequence[Figures]], base: Sequence[Figures], truth: Change) -> str:
+    parts = []
+    for column in (Column.TASK_MEAN, Column.OURS):
+        change = change_of(columns[column], base, HEADLINE)
+        share = 100.0 * (change.percent or 0.0) / (truth.percent or 1.0)
+        parts.append(f"{column} {shown(change)} ({share:.0f} % of it)".replace("-", "−"))
+    against = change_of(columns[Column.OURS], columns[Column.TASK_MEAN], HEADLINE)
+    if is_told_apart(against):
+        word = "better than" if (against.percent or 0.0) < 0 else "worse than"
+    else:
+        word = "not told apart from"
+    return f", {', '.join(parts)}; ours is {word} the task's mean ({shown(against)})"
+
+
+def _harm(columns: Mapping[Column, Sequence[Figures]], base: Sequence[Figures]) -> str:
+    parts = []
+    for column in (Column.NOISE_05, Column.NOISE_1, Column.NOISE_2):
+        change = change_of(columns[column], base, HEADLINE)
+        if is_told_apart(change) and (change.percent or 0.0) > 0:
+            parts.append(f"σ {column.rpartition(' ')[2]} {shown(change)}")
+    return f"; noise costs: {', '.join(parts)}" if parts else ""
