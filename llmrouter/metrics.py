@@ -140,6 +140,7 @@ class LengthMetrics:
             "Refused, Unavailable.",
             ["event"],
         )
-        self.exchange_dropped_answers = counter(
-            "length_exchange_dropped_answers_total", "Answers learned here that other routers are not told of."
+        self.exchange_dropped_counts = counter(
+            "length_exchange_dropped_counts_total",
+            "Counts that other routers are not told of; an answer has one in each of its groups.",
         )

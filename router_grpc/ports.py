@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmrouter.domain import Instance, Load, Prediction, Reservation, Room
+    from llmrouter.lengths.sketches import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,51 @@ class Ledger(Protocol):
 
     async def close(self) -> None:
         """Gives connections back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeardLengths:
+    """What other routers learned of output lengths: counts of all requests, and of groups.
+
+    ``snapshot`` comes before ``entries``. It may hold part of what is known here: only what it has beyond that is to be
+    merged. ``missed`` entries were gone before they were read and are in no snapshot; ``refused`` could not be decoded.
+    """
+
+    snapshot: tuple[Counts, Counts] | None
+    entries: tuple[tuple[Counts, Counts], ...]
+    missed: int = 0
+    refused: int = 0
+
+
+class LengthExchange(Protocol):
+    """Where routers tell each other what they learned of output lengths. One object serves one router.
+
+    Raises:
+        LedgerUnavailableError: from any method, where the backend did not answer in time.
+    """
+
+    async def receive(self) -> HeardLengths:
+        """What others published since the last call, each entry once, a bounded number a call; never one's own.
+
+        The first call, and one after an absence in which entries were lost, begin with the snapshot, where there is
+        one; the entries it holds are then left out. To be called before the first ``publish``.
+        """
+        ...
+
+    async def publish(self, delta: tuple[Counts, Counts]) -> None:
+        """Tells the others; after LedgerUnavailableError, the same delta is to be given again before any other.
+
+        However often it is given until then, others receive it once. Raises InvalidInputError where it is too large.
+        """
+        ...
+
+    async def save(self, counts: tuple[Counts, Counts]) -> bool:
+        """Keeps a snapshot for newcomers; True where this router is the one that does, by a short lease.
+
+        ``counts`` hold all that ``receive`` gave so far, and nothing that is still to be published.
+        Raises InvalidInputError where they are too large.
+        """
         ...
 
 
