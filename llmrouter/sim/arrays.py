@@ -8,6 +8,8 @@ import numpy as np
 
 from llmrouter.domain import STEP_TIME_FIELDS, EngineMode
 from llmrouter.errors import InvalidInputError
+from llmrouter.routing.fairness import DEFAULT_WEIGHT
+from llmrouter.routing.orders import Order
 from llmrouter.sim.kernel import records
 from llmrouter.sim.kernel.records import (
     ENGINE_FIELDS,
@@ -103,11 +105,14 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
     pool = _pool(setup, workload)
     run = structured(RUN_FIELDS, 1)
     side = setup.routers
-    for name in ("refresh_s", "dispatch_s", "decision_every_s", "max_wait_s", "max_held", "routers"):
+    for name in ("refresh_s", "dispatch_s", "decision_every_s", "max_wait_s", "max_held", "routers", "aging_s"):
         run[name] = getattr(side, name)
     run["shared"], run["counts_own"] = int(side.shared), int(side.counts_own)
     run["checks"] = int(side.reserves and side.shared and side.refresh_s > 0)
     run["now"], run["ticked_at"], run["instances"], run["models"], run["asking"] = -1.0, -1.0, instances, models, NONE
+    run["line_order"], run["fair"], run["tenants"] = int(side.order), int(side.fair), len(workload.tenants)
+    plain = side.order is Order.FIRST_COME_FIRST_SERVED and not side.fair
+    run["in_line_order"] = int(plain and (workload.priority is None or len(np.unique(workload.priority)) == 1))
     run["random"] = (seed * 0x9E37_79B9_7F4A_7C15 >> 20) % 2_147_483_646 + 1
     per_request = 1 + int(np.isfinite(side.max_wait_s)) + int(np.isfinite(workload.cancelled_after_s).any())
     events = per_request * len(workload) + routers + 8
@@ -121,6 +126,10 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         step_ends=np.full(instances, INFINITY),
         serves=serves,
         dirty=np.zeros(routers * models, np.int64),
+        line_tried=np.full(routers * models, NONE, np.int64),
+        deadlines=_column(workload.deadline_s),
+        ranks=_column(workload.predicted_rank),
+        **_tenants(setup, workload),
         awake=np.zeros(2 * instances, np.int64),
         event_at=np.zeros(events),
         event_kind=np.zeros(events, np.int64),
@@ -134,6 +143,23 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         bids=np.zeros(MAX_BIDS, np.int64),
         bid_rooms=np.zeros(3 * MAX_BIDS),
     )
+
+
+def _column(values: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    return np.zeros(0) if values is None else values.copy()
+
+
+def _tenants(setup: Setup, workload: Workload) -> dict[str, NDArray[Any]]:
+    """What fairness counts in each line."""
+    side, tenants = setup.routers, len(workload.tenants)
+    lines = side.routers * len(workload.models) if side.fair else 0
+    weights = dict(side.tenant_weights)
+    return {
+        "served": np.zeros(lines * tenants),
+        "served_last": np.zeros(lines),
+        "held_by": np.zeros(lines * tenants, np.int64),
+        "tenant_weights": np.array([weights.get(name, DEFAULT_WEIGHT) for name in workload.tenants if side.fair]),
+    }
 
 
 def _check_roles(setup: Setup, workload: Workload, serves_IM: NDArray[np.int64]) -> None:
@@ -197,7 +223,7 @@ def _prefix_sizes(setup: Setup, workload: Workload, blocks: int, caching: list[i
 
 def _sequences(workload: Workload) -> NDArray[np.void]:
     rows = structured(SEQUENCE_FIELDS, len(workload))
-    columns = {
+    columns: dict[str, NDArray[Any] | int] = {
         "prompt": workload.prompt_tokens,
         "output": workload.output_tokens,
         "predicted": workload.predicted_output_tokens,
@@ -205,6 +231,8 @@ def _sequences(workload: Workload) -> NDArray[np.void]:
         "cancelled_after_s": workload.cancelled_after_s,
         "think_s": workload.think_s,
         "model": workload.model,
+        "tenant": workload.tenant,
+        "priority": 0 if workload.priority is None else workload.priority,
         "prefix_at": workload.prefix_start[:-1],
         "prefix_count": np.diff(workload.prefix_start),
     }

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MODULES = (
     "llmrouter.routing.inflight",
     "llmrouter.routing.rules",
+    "llmrouter.routing.orders",
+    "llmrouter.routing.fairness",
     "llmrouter.sim.kernel.records",
     "llmrouter.sim.kernel.lists",
     "llmrouter.sim.kernel.prefixes",
@@ -31,6 +33,7 @@ _MODULES = (
     "llmrouter.sim.kernel.events",
     "llmrouter.sim.kernel.ledger",
     "llmrouter.sim.kernel.decisions",
+    "llmrouter.sim.kernel.lines",
     "llmrouter.sim.kernel.routers",
     "llmrouter.sim.kernel.world",
 )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
+from llmrouter.routing.fairness import LEAST_WEIGHT, MOST_WEIGHT
+from llmrouter.routing.orders import DEFAULT_AGING_S, LONGEST_AGING_S, SHORTEST_AGING_S, Order
 from llmrouter.sim.model import Role
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class RouterSide:
             paper's 0.02 s).
         max_wait_s: longest hold; after it a request is shed.
         max_held: longest queue of one router; beyond it a request is shed.
+        order: who of a line tries next for a place; see ``routing/orders.py``.
+        aging_s: its τ.
+        fair: whether the turn is that of the tenant who was served least, and each tenant may hold as many requests as
+            there are free places; see ``routing/fairness.py``.
+        tenant_weights: names and weights of tenants; others have a weight of 1.
     """
 
     routers: int = 1
@@ -46,6 +53,10 @@ class RouterSide:
     decision_every_s: float = 0.0
     max_wait_s: float = math.inf
     max_held: int = 1_000_000
+    order: Order = Order.FIRST_COME_FIRST_SERVED
+    aging_s: float = DEFAULT_AGING_S
+    fair: bool = False
+    tenant_weights: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.routers <= MAX_ROUTERS:
@@ -60,6 +71,16 @@ class RouterSide:
             raise InvalidInputError(f"max_held must be at least 1, not {self.max_held}")
         if not self.max_wait_s > 0:
             raise InvalidInputError(f"max_wait_s must be above 0, not {self.max_wait_s}")
+        self._check_order()
+
+    def _check_order(self) -> None:
+        if not SHORTEST_AGING_S <= self.aging_s <= LONGEST_AGING_S:
+            raise InvalidInputError(f"aging_s must be {SHORTEST_AGING_S:g} to {LONGEST_AGING_S:g}, not {self.aging_s}")
+        for name, weight in self.tenant_weights:
+            if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+                raise InvalidInputError(
+                    f"the weight of tenant {name!r} must be {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

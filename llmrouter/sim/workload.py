@@ -30,6 +30,11 @@ class Workload:
         after: for a later turn of a session the row of the turn before it, else -1 …
         think_s: … and the seconds from that answer's end to this arrival.
         cancelled_after_s: seconds from arrival after which the client gives up; infinite where it never does.
+        priority: a higher one leaves a router's queue first; ``None``: all alike.
+        deadline_s: seconds from arrival within which the answer should be whole, infinite where nobody said; ``None``:
+            nobody said of any.
+        predicted_rank: lower is expected to be done sooner, above 0, NaN where nobody said; ``None``: nobody said of
+            any.
         prefix_start: shape (N + 1,): where each prompt's blocks begin in ``prefix_blocks`` …
         prefix_blocks: … ids of the prompt's leading full blocks, 0 … B − 1; equal leading ids are shared prefixes.
         prefix_block_tokens: tokens of such a block; 0 where prefixes are unknown.
@@ -47,6 +52,9 @@ class Workload:
     cancelled_after_s: NDArray[np.float64]
     prefix_start: NDArray[np.int64]
     prefix_blocks: NDArray[np.int64]
+    priority: NDArray[np.int64] | None = None
+    deadline_s: NDArray[np.float64] | None = None
+    predicted_rank: NDArray[np.float64] | None = None
     prefix_block_tokens: int = 0
     applications: tuple[str, ...] = ("",)
     models: tuple[str, ...] = ("",)
@@ -88,8 +96,9 @@ class Workload:
             "prompt_tokens": prompt_tokens,
             "output_tokens": output_tokens,
         }
-        for name, kind in _KINDS.items():
-            given[name] = np.ascontiguousarray(given[name], dtype=kind)
+        for name, kind in (_KINDS | _SAID).items():
+            if given.get(name) is not None:
+                given[name] = np.ascontiguousarray(given[name], dtype=kind)
         workload = cls(**given)  # type: ignore[arg-type]
         _check(workload)
         return workload
@@ -129,6 +138,10 @@ _KINDS: dict[str, type] = {
     "prefix_start": np.int64,
     "prefix_blocks": np.int64,
 }
+_SAID: dict[str, type] = {"priority": np.int64, "deadline_s": np.float64, "predicted_rank": np.float64}
+"""Columns that may be ``None``."""
+
+MAX_PRIORITY = 100
 
 
 def _check(workload: Workload) -> None:
@@ -154,9 +167,24 @@ def _check(workload: Workload) -> None:
     cancelled = workload.cancelled_after_s
     _refuse(cancelled, ~(cancelled >= 0), "cancelled_after_s", "at least 0")
     _check_prefixes(workload)
+    _check_said(workload)
     for name, names in (("application", "applications"), ("model", "models"), ("tenant", "tenants")):
         index = getattr(workload, name)
         _refuse(index, (index < 0) | (index >= len(getattr(workload, names))), name, f"an index into {names}")
+
+
+def _check_said(workload: Workload) -> None:
+    for name in _SAID:
+        column = getattr(workload, name)
+        if column is not None and len(column) != len(workload):
+            raise InvalidInputError(f"column {name} has {len(column)} rows, not {len(workload)}")
+    if workload.priority is not None:
+        bound = f"{-MAX_PRIORITY} to {MAX_PRIORITY}"
+        _refuse(workload.priority, np.abs(workload.priority) > MAX_PRIORITY, "priority", bound)
+    if workload.deadline_s is not None:
+        _refuse(workload.deadline_s, np.isnan(workload.deadline_s), "deadline_s", "a number")
+    if workload.predicted_rank is not None:
+        _refuse(workload.predicted_rank, workload.predicted_rank <= 0, "predicted_rank", "above 0 or NaN")
 
 
 def _check_prefixes(workload: Workload) -> None:

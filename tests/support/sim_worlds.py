@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from llmrouter.domain import EngineMode, EngineProfile
+from llmrouter.routing.orders import Order
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out
 from llmrouter.sim.kernel.records import ENGINE_FIELDS, ROUTER_FIELDS, RUN_FIELDS, SEQUENCE_FIELDS, Pool, World
@@ -273,6 +274,10 @@ def router_sides(draw: st.DrawFn) -> RouterSide:
         decision_every_s=draw(st.sampled_from([0.0, 0.0, 0.02])),
         max_wait_s=draw(st.sampled_from([np.inf, np.inf, 0.2])),
         max_held=draw(st.sampled_from([1_000, 3])),
+        order=draw(st.sampled_from(list(Order))),
+        aging_s=draw(st.sampled_from([0.1, 1.0, 10.0])),
+        fair=draw(st.booleans()),
+        tenant_weights=draw(st.sampled_from([(), (("b", 3.0),)])),
     )
 
 
@@ -321,7 +326,25 @@ def workloads(draw: st.DrawFn, *, models: tuple[str, ...], block_tokens: int, lo
         prefix_start=start,
         prefix_blocks=blocks,
         prefix_block_tokens=size,
+        **draw(_said(count)),
     )
+
+
+@st.composite
+def _said(draw: st.DrawFn, count: int) -> dict[str, Any]:
+    """Columns that a queue orders by; each may be missing."""
+
+    def of(*values: float) -> list[float] | None:
+        drawn = st.lists(st.sampled_from(values), min_size=count, max_size=count)
+        return draw(st.one_of(st.none(), drawn))
+
+    return {
+        "tenant": of(0, 1, 2) or [0] * count,
+        "tenants": ("a", "b", "c"),
+        "priority": of(0, 0, 0, 1, -100),
+        "deadline_s": of(np.inf, -1.0, 0.2, 1.0),
+        "predicted_rank": of(np.nan, 1.0, 50.0),
+    }
 
 
 @st.composite

@@ -143,9 +143,16 @@ def _draw_instance(world: World, router: int, s: int) -> int:
 
 def _fill_row(world: World, e: int, s: int) -> None:
     """The features of one instance for one request, in the order of ``FEATURE_NAMES``."""
-    engine, sequence = world.pool.engines[e], world.pool.sequences[s]
+    fill_idle_row(world, e, s)
     for k in range(LOAD_FIELDS):
         world.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
+
+
+def fill_idle_row(world: World, e: int, s: int) -> None:
+    """The features of one instance for one request, as if nothing else were there."""
+    engine, sequence = world.pool.engines[e], world.pool.sequences[s]
+    for k in range(LOAD_FIELDS):
+        world.row[k] = 0.0
     world.row[4] = sequence.prompt
     world.row[5] = sequence.predicted
     world.row[6] = engine.kv_tokens

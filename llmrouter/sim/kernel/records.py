@@ -32,6 +32,8 @@ SEQUENCE_FIELDS: dict[str, str] = {
     "cancelled_after_s": "f8",
     "think_s": "f8",
     "model": "i4",
+    "tenant": "i4",
+    "priority": "i4",
     "prefix_at": "i8",
     "prefix_count": "i4",
     "next_turn": "i4",
@@ -69,6 +71,10 @@ SEQUENCE_FIELDS: dict[str, str] = {
     "ledger_prev": "i4",
     "ledger_next": "i4",
     "router": "i4",
+    # while it is held: what ``routing/orders.py`` orders by
+    "size": "f8",
+    "due_at": "f8",
+    "key": "f8",
 }
 """One request. ``shared`` counts its leading prefix blocks that lie in the cache, ``blocks`` the KV blocks besides."""
 
@@ -241,6 +247,11 @@ RUN_FIELDS: dict[str, str] = {
     "decision_every_s": "f8",
     "max_wait_s": "f8",
     "max_held": "i8",
+    "line_order": "i8",
+    "aging_s": "f8",
+    "fair": "i8",
+    "tenants": "i8",
+    "in_line_order": "i8",
     "sample_every_s": "f8",
     "report_every": "i8",
     # the compiled policy; rule is NONE where the caller decides
@@ -251,7 +262,8 @@ RUN_FIELDS: dict[str, str] = {
     "decode_reserve_fraction": "f8",
 }
 """The one record of a run. ``checks`` says whether dispatches are compared with the loads of now; ``kv_fraction`` is
-below 0 where KV is not bounded, ``max_requests`` where the profile says.
+below 0 where KV is not bounded, ``max_requests`` where the profile says. ``in_line_order`` says that whoever came first
+goes first: no other order, no priorities, no fairness.
 """
 
 ROUTER_FIELDS: dict[str, str] = {"last_instance": "i8", "may_decide": "i8", "held": "i8"}
@@ -276,12 +288,17 @@ LOAD_FIELDS = 4
 
 
 class World(NamedTuple):
-    """A pool, its routers and the events to come; R routers, I instances, M models.
+    """A pool, its routers and the events to come; R routers, I instances, M models, N requests, T tenants.
 
     ``views`` is (R·I·4) loads as routers last saw them, ``row`` the scratch of a feature row, ``passed`` (I) of the
     instances that a decision has named, ``serves`` (I·M) whether an instance serves a model. ``asked_loads`` (I·4),
     ``bids`` (8) and their ``bid_rooms`` (8·3: most requests, KV limit, reserve fraction) pass between the simulator and
     a policy outside it.
+
+    ``deadlines`` and ``ranks`` are (N), or empty where no request has one. ``line_tried`` (R·M) is who tried last in a
+    line and had to stay. Where tenants are treated fairly, ``served`` and ``held_by`` (R·M·T) are their counters and
+    held requests in each line, ``served_last`` (R·M) the counter of the one whose request left last, ``tenant_weights``
+    (T) their weights; else they are empty.
     """
 
     pool: Pool
@@ -291,6 +308,13 @@ class World(NamedTuple):
     step_ends: Any
     serves: Any
     dirty: Any
+    line_tried: Any
+    deadlines: Any
+    ranks: Any
+    served: Any
+    served_last: Any
+    held_by: Any
+    tenant_weights: Any
     awake: Any
     event_at: Any
     event_kind: Any

@@ -1,4 +1,4 @@
-"""The routers of a run: lines of held requests, decisions, dispatch, and what a finished request sets free."""
+"""The routers of a run: arrivals and holds, decisions, dispatch, and what a finished request sets free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmrouter.sim.kernel.ledger import (
     remaining,
     reserve,
 )
-from llmrouter.sim.kernel.lists import append, unlink
+from llmrouter.sim.kernel.lines import best_of_line, join, leave, line_of, may_be_held, note_served
 from llmrouter.sim.kernel.records import (
     CANCEL,
     DECODE_ROLE,
@@ -41,31 +41,20 @@ NEVER_S = 1e300
 """A time span that does not end."""
 
 
-def line_of(world: World, s: int) -> int:
-    """The list of a request that is held: one per router and model."""
-    run, sequence = world.run[0], world.pool.sequences[s]
-    return int(2 * run.instances + sequence.router * run.models + sequence.model)
-
-
 def arrive(world: World, s: int) -> None:
     """A request reaches the next router in turn and joins its line, or is shed where the line is full."""
     run, sequence = world.run[0], world.pool.sequences[s]
     sequence.arrived_at = run.now
     sequence.router = run.arrivals % run.routers
     run.arrivals += 1
-    router = world.routers[sequence.router]
     if not _anyone_serves(world, s):
         end(world, s, ENDED_REFUSED)
         return
-    if router.held >= run.max_held:
+    if not may_be_held(world, s):
         end(world, s, ENDED_SHED)
         return
     sequence.phase = HELD
-    line = line_of(world, s)
-    append(world.pool, line, s)
-    router.held += 1
-    if world.pool.sizes[line] == 1:
-        world.dirty[line - 2 * run.instances] = 1
+    join(world, s)
     if sequence.cancelled_after_s < NEVER_S:
         schedule(world, run.now + sequence.cancelled_after_s, CANCEL, s)
     if run.max_wait_s < NEVER_S:
@@ -96,16 +85,13 @@ def arm_tick(world: World) -> None:
 
 
 def leave_line(world: World, s: int) -> None:
-    """Takes a held request out of its line; the next head may try."""
-    line = line_of(world, s)
-    unlink(world.pool, line, s)
-    world.routers[world.pool.sequences[s].router].held -= 1
+    """Takes a held request out of its line; the next one may try."""
+    leave(world, s)
     world.pool.sequences[s].phase = OUTSIDE
-    world.dirty[line - 2 * world.run[0].instances] = 1
 
 
 def next_head(world: World) -> int:
-    """The first head of a line that has reason to try, where its router may decide now; else ``NONE``."""
+    """Whoever goes first in a line that has reason to try, where its router may decide now; else ``NONE``."""
     run = world.run[0]
     for line in range(run.routers * run.models):
         if world.dirty[line] == 0:
@@ -113,9 +99,9 @@ def next_head(world: World) -> int:
         router = line // run.models
         if run.decision_every_s > 0.0 and world.routers[router].may_decide == 0:
             continue
-        head = world.pool.heads[2 * run.instances + line]
+        head = best_of_line(world, line)
         if head >= 0:
-            return int(head)
+            return head
         world.dirty[line] = 0
     return NONE
 
@@ -199,9 +185,12 @@ def follow(world: World, router: int, s: int, chosen: int) -> None:
     """Dispatches a head, or leaves it in its line until there is reason to try again."""
     run = world.run[0]
     if chosen < 0:
-        world.dirty[line_of(world, s) - 2 * run.instances] = 0
+        line = line_of(world, s)
+        world.dirty[line] = 0
+        world.line_tried[line] = s
     else:
         world.routers[router].may_decide = 0
+        note_served(world, s)
         leave_line(world, s)
         dispatch(world, s, chosen)
     if run.checks and run.bids > 0:
