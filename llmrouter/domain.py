@@ -218,15 +218,6 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What is expected of an answer's length before it exists. ``source`` names the predictor that said it."""
-
-    expected_tokens: float
-    source: str
-    digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class ObjectiveWeights:
     """Weights of the marginal cost: all multiply seconds."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrouter.acknowledgement import RouterAcknowledgement
+from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
+    from llmrouter.lengths.drift import Drift
     from router_grpc.runtime import Runtime
 
 
@@ -17,11 +19,17 @@ def acknowledgement_of(
     shared_state_ready: bool | None,
     instances: tuple[int, int],
     in_flight: int,
+    resting: bool,
+    drift: Drift | None,
     at_s: float,
 ) -> RouterAcknowledgement:
-    """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger."""
+    """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
+
+    ``resting`` says that the length model rests, ``drift`` what has changed of lengths, if anything.
+    """
     ready, total = instances
-    policy, policy_now, predictor_now = runtime.config.policy, runtime.policy_now, runtime.predictor_now
+    policy, policy_now = runtime.config.policy, runtime.policy_now
+    predictor_now = _predictor_now(runtime, resting=resting)
     state_reason = {None: "NotConfigured", True: "Connected", False: "Unreachable"}[shared_state_ready]
     return RouterAcknowledgement(
         router_id=router_id,
@@ -38,6 +46,9 @@ def acknowledgement_of(
         provider=runtime.provider,
         predictor_ready=predictor_now.ready,
         predictor_reason=predictor_now.reason,
+        predictor_message=predictor_now.message[:1024],
+        length_drift=drift is not None,
+        length_drift_message="" if drift is None else drift.message[:1024],
         state_backend_ready=shared_state_ready,
         state_backend_reason=state_reason,
         instances_ready=ready,
@@ -45,3 +56,11 @@ def acknowledgement_of(
         in_flight=in_flight,
         at_s=at_s,
     )
+
+
+def _predictor_now(runtime: Runtime, *, resting: bool) -> Readiness:
+    """Whether the declared predictor answers; it does not while its model rests."""
+    if runtime.predictor_readiness.ready and resting:
+        message = "the model was too slow: quantiles learned online answer while it rests"
+        return Readiness(ready=False, reason="TooSlow", message=message)
+    return runtime.predictor_readiness

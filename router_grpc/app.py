@@ -11,8 +11,8 @@ from llmrouter.config import digest_of
 from llmrouter.errors import InvalidConfigError, LLMRouterError, ModelRejectedError
 from router_grpc.gauges import Gauges
 from router_grpc.listeners.native import NativeListener, RouterServicer
+from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportService
-from router_grpc.runtime import ConfigBundle, Readiness, Runtime
 from router_grpc.service import RouterService
 from router_grpc.unbroken import end_tasks
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from router_grpc.adapters.engine_metrics import EngineScraper
     from router_grpc.adapters.instances import InstanceDirectory
     from router_grpc.changes import Changes
-    from router_grpc.runtime import RuntimeBuilder
+    from router_grpc.runtime import ConfigBundle, Runtime, RuntimeBuilder
     from router_grpc.world import World
 
 REFRESH_S = 0.1
@@ -87,6 +87,7 @@ class RouterApp:
 
     async def start(self) -> None:
         """Begins to listen and to follow; ready with the first configuration."""
+        self.world.lengths.start()
         await self.listener.start()
         loops: dict[str, Coroutine[None, None, None]] = {
             "config": self._follow_config(),
@@ -113,6 +114,7 @@ class RouterApp:
         await self.listener.drain(grace_s)
         await self.world.unbroken.settled()
         await end_tasks(self._tasks)
+        await self.world.lengths.close()
         await self._outside.directory.close()
         await self._outside.scraper.close()
         if not len(self.world.open_requests):

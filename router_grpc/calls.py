@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
+from llmrouter.lengths.predictor import LengthRequest
 
 if TYPE_CHECKING:
     from llmrouter.lengths.distribution import LengthDistribution
@@ -56,14 +57,14 @@ class RouteAnswer:
     endpoint: str
     fallbacks: tuple[tuple[str, str], ...]
     predicted_output_tokens: float
-    prompt_tokens: int
-    law: LengthDistribution | None
-    """What was foretold of the answer's length; ``None`` where an earlier call's reservation answers."""
     policy: str
     policy_digest: str
     reason: str
     held_s: float
     degraded: bool
+    prompt_tokens: int = 0
+    law: LengthDistribution | None = None
+    """What was foretold of the answer's length."""
 
 
 class UnknownModelError(InvalidRequestError):
@@ -97,6 +98,27 @@ def check_bounds(ask: RouteAsk, max_prompt_tokens: int) -> None:
     for field_name, size, most, unit in sizes:
         if size > most:
             raise InvalidRequestError(f"{field_name}: {size} {unit}, more than {most}")
+
+
+def check_prompt_tokens(prompt_tokens: int, max_prompt_tokens: int) -> None:
+    """Raises InvalidRequestError where a prompt is longer than is admitted, by whoever counted it."""
+    if prompt_tokens > max_prompt_tokens:
+        raise InvalidRequestError(f"prompt: about {prompt_tokens} tokens, more than {max_prompt_tokens}")
+
+
+def length_request(ask: RouteAsk) -> LengthRequest:
+    """What is known of a request's length before it is answered, but for its prompt."""
+    return LengthRequest(
+        prompt_tokens=ask.prompt_tokens or None,
+        application=ask.application,
+        model=ask.model,
+        max_output_tokens=ask.max_output_tokens or None,
+        temperature=ask.temperature,
+        tools=ask.tools,
+        stop=ask.stop,
+        turn=ask.turn,
+        thinking=ask.thinking,
+    )
 
 
 def check_model(model: str, served: frozenset[str]) -> None:

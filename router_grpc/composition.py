@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 from prometheus_client import CollectorRegistry
 
+from llmrouter.lengths.drift import DriftWatch
+from llmrouter.lengths.prompt_tokens import PromptTokens
+from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.engine_metrics import EngineScraper
@@ -20,6 +23,8 @@ from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
 from router_grpc.app import Outside, RouterApp
 from router_grpc.changes import Changes
+from router_grpc.length_service import LengthService
+from router_grpc.length_watch import LengthWatch
 from router_grpc.open_requests import OpenRequests
 from router_grpc.replica import LoadReplica
 from router_grpc.runtime import RuntimeBuilder
@@ -93,6 +98,13 @@ def compose(
         replica=LoadReplica(),
         instances=directory,
         open_requests=OpenRequests(),
+        lengths=LengthService(
+            ServedLengths(shared=state.redis is not None),
+            PromptTokens(),
+            clock=time.monotonic,
+            metrics=metrics.lengths,
+            watch=LengthWatch(metrics.lengths, DriftWatch()),
+        ),
         metrics=metrics,
         clock=time.monotonic,
         rng=rng,
@@ -109,7 +121,7 @@ def compose(
         source=source,
         directory=directory,
         scraper=scraper,
-        builder=RuntimeBuilder(time.monotonic, lambda reason: metrics.predictor_fallbacks.labels(reason).inc()),
+        builder=RuntimeBuilder(time.monotonic),
         changes=changes,
         acknowledge=acknowledge,
         describe=lambda app: describe(app, has_shared_state=state.redis is not None),
@@ -130,6 +142,8 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         shared_state_ready=(not app.world.is_degraded()) if has_shared_state else None,
         instances=(len(instances.current()), instances.total),
         in_flight=len(app.world.open_requests),
+        resting=app.world.lengths.resting,
+        drift=app.world.lengths.drift,
         at_s=time.time(),
     )
 

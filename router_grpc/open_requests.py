@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmrouter.domain import Reservation
+    from router_grpc.length_service import Foretold
 
 
 @dataclass(slots=True)
 class OpenRequest:
-    """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke."""
+    """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke.
+
+    ``foretold`` is ``None`` where another router foretold its length.
+    """
 
     reservation: Reservation
     arrived_at_s: float | None
@@ -24,6 +28,7 @@ class OpenRequest:
     stream_id: int | None = None
     claimed: bool = False
     has_first_token: bool = False
+    foretold: Foretold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,14 @@ class OpenRequests:
         else:
             known.reservation = reservation
             known.unattended_since_s = max(known.unattended_since_s, arrived_at_s)
+
+    def foretold(self, request_id: str, foretold: Foretold) -> Foretold:
+        """Keeps what was foretold of an open request, and returns it; what its first call foretold stays."""
+        entry = self._open.get(request_id)
+        if entry is None:
+            return foretold
+        entry.foretold = entry.foretold or foretold
+        return entry.foretold
 
     def reported(self, reservation: Reservation, *, stream_id: int | None, now_s: float) -> OpenRequest:
         """A stream reported a request that the ledger knows, ours or one taken over.

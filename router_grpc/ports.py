@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llmrouter.domain import Instance, Load, Prediction, Reservation, Room
+    from llmrouter.domain import Instance, Load, Reservation, Room
+    from llmrouter.lengths.distribution import Lengths
+    from llmrouter.lengths.predictor import LengthRequest
+    from llmrouter.lengths.prompt_tokens import CountedPrompt, TokenReportRefusal
     from llmrouter.lengths.sketches import Counts
 
 
@@ -169,19 +172,31 @@ class Scorer(Protocol):
         ...
 
 
-class Predictor(Protocol):
-    """Says how long answers will be."""
+class LengthModel(Protocol):
+    """A model of output lengths. ``reads_prompts`` says that it is made for requests that carry their prompt."""
 
     name: str
     digest: str
+    provider: str
+    reads_prompts: bool
 
-    @property
-    def resting(self) -> bool:
-        """Whether another answers in its place for a while, because it was too slow."""
+    def laws(self, requests: Sequence[LengthRequest]) -> Lengths:
+        """One law for each request; raises NotFiniteLengthsError where the model answers NaN."""
         ...
 
-    def predict(self, prompt_tokens: Sequence[int], applications: Sequence[str]) -> list[Prediction]:
-        """One prediction per request of the batch."""
+
+class PromptTokenCounter(Protocol):
+    """Says how many tokens a prompt has, and learns from what engines report of it, for which no text is kept."""
+
+    def count(self, prompt: str, model: str, *, share: float = 1.0) -> CountedPrompt:
+        """Tokens of a prompt for a model, its chat template included; any text, of any size, in bounded time.
+
+        ``prompt`` may be an excerpt, which is ``share`` of the whole: within 0 (not included) and 1.
+        """
+        ...
+
+    def learn_from(self, counted: CountedPrompt, prompt_tokens: float) -> TokenReportRefusal | None:
+        """Takes note of what an engine counted; ``None`` where it was believed, else why not."""
         ...
 
 

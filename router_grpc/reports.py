@@ -13,7 +13,6 @@ from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llmrouter.domain import Reservation
     from router_grpc.open_requests import GivenUp, OpenRequest
     from router_grpc.world import World
 
@@ -128,7 +127,7 @@ class ReportService:
             return False
         self._world.metrics.reservations.labels(report.kind.value).inc()
         if report.kind is ReportKind.FINISHED:
-            self._observe_finish(report, entry, released)
+            self._observe_finish(report, entry)
         elif report.kind is ReportKind.FAILED:
             _log.info(
                 "request failed",
@@ -137,22 +136,26 @@ class ReportService:
         self._kick()
         return True
 
-    def _observe_finish(self, report: Report, entry: OpenRequest | None, released: Reservation) -> None:
+    def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
         if entry is not None and entry.arrived_at_s is not None:
             self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
-        if report.output_tokens is not None:
-            error = abs(report.output_tokens - released.predicted_output_tokens)
-            self._world.metrics.length_error_tokens.observe(error)
+        if report.output_tokens is not None and entry is not None and entry.foretold is not None:
+            self._world.lengths.finished(
+                entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens
+            )
 
 
 def check_report(report: Report) -> None:
-    """Raises InvalidRequestError naming the first field out of its bound."""
+    """Raises InvalidRequestError naming the first field out of its bound.
+
+    The usage of a request that ended may be whatever it is: the end stands, and who learns from usage judges it.
+    """
     if not report.request_id:
         raise InvalidRequestError("request_id: must be set")
     if len(report.request_id) > MAX_REQUEST_ID_LENGTH:
         raise InvalidRequestError(f"request_id: longer than {MAX_REQUEST_ID_LENGTH} characters")
-    for field, tokens in (("output_tokens", report.output_tokens), ("prompt_tokens", report.prompt_tokens)):
-        if tokens is not None and not 0 <= tokens <= MAX_REPORTED_TOKENS:
-            raise InvalidRequestError(f"{field}: {tokens} is not within 0 and {MAX_REPORTED_TOKENS}")
+    tokens = report.output_tokens
+    if report.kind not in ENDS and tokens is not None and not 0 <= tokens <= MAX_REPORTED_TOKENS:
+        raise InvalidRequestError(f"output_tokens: {tokens} is not within 0 and {MAX_REPORTED_TOKENS}")
     if len(report.reason) > MAX_REASON_LENGTH:
         raise InvalidRequestError(f"reason: longer than {MAX_REASON_LENGTH} characters")

@@ -13,7 +13,8 @@ from llmrouter.routing.guard import Guard
 from llmrouter.routing.policies import PowerOfTwo, Scored
 from llmrouter.routing.rooms import kv_gate, request_bound
 from router_grpc.adapters.onnx_model import load_scorer
-from router_grpc.adapters.predictors import ConstantPredictor, FallbackPredictor, load_predictor
+from router_grpc.length_plans import length_plan
+from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
     from llmrouter.config import PolicyConfig, RouterConfig
     from llmrouter.domain import InstanceView, Room
     from llmrouter.routing.policies import Policy
-    from router_grpc.ports import Predictor
-
-OUTPUT_LENGTH_MODEL = "random-forest"
-PREDICTION_BUDGET_S = 0.01
+    from router_grpc.length_service import LengthPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +38,6 @@ class ConfigBundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
-    """Whether a part is as declared; ``reason`` is a CamelCase word, ``message`` a sentence."""
-
-    ready: bool
-    reason: str
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Runtime:
     """What one request needs of the configuration; immutable, so that a request sees one and the same."""
 
@@ -56,7 +45,7 @@ class Runtime:
     digest: str
     guard: Guard
     degraded: Guard
-    predictor: Predictor
+    lengths: LengthPlan
     policy_readiness: Readiness
     predictor_readiness: Readiness
     provider: str
@@ -76,33 +65,19 @@ class Runtime:
             return Readiness(ready=False, reason="TooSlow", message=f"{self.deciding} decides while the policy rests")
         return self.policy_readiness
 
-    @property
-    def predictor_now(self) -> Readiness:
-        """Whether the declared predictor answers; it does not while it rests."""
-        if self.predictor_readiness.ready and self.predictor.resting:
-            return Readiness(ready=False, reason="TooSlow", message="a constant answers while the predictor rests")
-        return self.predictor_readiness
-
     def refusing(self, digest: str, readiness: Readiness) -> Runtime:
         """The same runtime, saying that a newer configuration was refused and why."""
         return replace(self, refused_digest=digest, policy_readiness=readiness)
 
 
 class RuntimeBuilder:
-    """Makes runtimes; ``count_predictor_failure`` is told the reason whenever the constant stands in.
-
-    ``find_model`` brings a shipped artefact by kind and name.
-    """
+    """Makes runtimes; ``find_model`` brings a shipped artefact by kind and name."""
 
     def __init__(
-        self,
-        clock: Callable[[], float],
-        count_predictor_failure: Callable[[str], None],
-        find_model: Callable[[str, str], tuple[bytes, bytes]] = builtin_model,
+        self, clock: Callable[[], float], find_model: Callable[[str, str], tuple[bytes, bytes]] = builtin_model
     ) -> None:
         self._clock = clock
         self._find_model = find_model
-        self._count_predictor_failure = count_predictor_failure
 
     def build(self, bundle: ConfigBundle) -> Runtime:
         """A runtime of exactly this configuration.
@@ -111,15 +86,15 @@ class RuntimeBuilder:
             InvalidConfigError: it cannot be read, or its digest is not the declared one.
             ModelRejectedError: its policy's model must not run.
         """
-        config, digest = read_config(bundle)
+        config, _ = read_config(bundle)
         primary, provider = self._policy(config, bundle)
-        return self._assemble(config, digest, primary, provider, Readiness(ready=True, reason="Active"))
+        return self._assemble(bundle, primary, provider, Readiness(ready=True, reason="Active"))
 
     def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
         """A runtime whose declared fallback decides, for a router that never had a good policy."""
-        config, digest = read_config(bundle)
+        config, _ = read_config(bundle)
         primary = _fallback(config)
-        return self._assemble(config, digest, primary, "", Readiness(ready=False, reason=why.reason, message=str(why)))
+        return self._assemble(bundle, primary, "", Readiness(ready=False, reason=why.reason, message=str(why)))
 
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
         policy = config.policy
@@ -139,44 +114,24 @@ class RuntimeBuilder:
             raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest for its policy")
         return bundle.model, bundle.manifest
 
-    def _assemble(
-        self, config: RouterConfig, digest: str, primary: Policy, provider: str, readiness: Readiness
-    ) -> Runtime:
+    def _assemble(self, bundle: ConfigBundle, primary: Policy, provider: str, readiness: Readiness) -> Runtime:
+        config, digest = read_config(bundle)
         guard = config.policy.guard
         budget_s = guard.decision_budget_milliseconds / 1000
         fallback = _fallback(config)
-        predictor, predictor_readiness = self._predictor(config)
+        lengths, predictor_readiness = length_plan(config.predictor, bundle, self._find_model)
         return Runtime(
             config=config,
             digest=digest,
             guard=Guard(primary, fallback, budget_s=budget_s, clock=self._clock),
             degraded=Guard(PowerOfTwo(_bound(config)), fallback, budget_s=budget_s, clock=self._clock),
-            predictor=predictor,
+            lengths=lengths,
             policy_readiness=readiness,
             predictor_readiness=predictor_readiness,
             provider=provider,
             policy_digest=config.policy.digest,
             models=config.models,
         )
-
-    def _predictor(self, config: RouterConfig) -> tuple[Predictor, Readiness]:
-        constant = ConstantPredictor(config.predictor.constant_tokens)
-        if config.predictor.type == "Constant":
-            return constant, Readiness(ready=True, reason="Constant")
-        try:
-            model, manifest = self._find_model("output_length", OUTPUT_LENGTH_MODEL)
-            forest = load_predictor(model, manifest, expected_sha256=None)
-        except (InvalidConfigError, ModelRejectedError) as error:
-            self._count_predictor_failure(error.reason)
-            return constant, Readiness(ready=False, reason=error.reason, message=str(error))
-        guarded = FallbackPredictor(
-            forest,
-            constant,
-            budget_s=PREDICTION_BUDGET_S,
-            clock=self._clock,
-            on_failure=lambda reason, _detail: self._count_predictor_failure(reason),
-        )
-        return guarded, Readiness(ready=True, reason="Active")
 
 
 def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request, Room
 from llmrouter.errors import NoInstanceError, SaturatedError
-from router_grpc.calls import RouteAnswer, RouteAsk, UnknownModelError, check_bounds, check_model
+from router_grpc.calls import (
+    RouteAnswer,
+    RouteAsk,
+    UnknownModelError,
+    check_bounds,
+    check_model,
+    check_prompt_tokens,
+    length_request,
+)
 from router_grpc.holding import HoldLine
 from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
 from router_grpc.world import World
@@ -19,6 +27,7 @@ from router_grpc.world import World
 if TYPE_CHECKING:
     from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
     from llmrouter.routing.guard import Guard, Guarded
+    from router_grpc.length_service import Foretold
     from router_grpc.ports import ReserveResult
     from router_grpc.runtime import Runtime
 
@@ -54,6 +63,7 @@ class RouterService:
     def swap(self, runtime: Runtime) -> None:
         """Puts a runtime in force: decisions from now on are its own, those of held requests as well."""
         self._runtime = runtime
+        self._world.lengths.use(runtime.lengths)
         self.kick()
 
     def kick(self) -> None:
@@ -76,27 +86,16 @@ class RouterService:
         runtime = self._runtime
         if runtime is None:
             raise NoInstanceError("the router has no configuration yet")
-        request = self._admit(ask, runtime)
+        arrived_at_s, limits = self._world.clock(), runtime.config.limits
+        check_bounds(ask, limits.max_prompt_tokens)
+        check_model(ask.model, runtime.models)
+        foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
+        check_prompt_tokens(foretold.prompt_tokens, limits.max_prompt_tokens)
+        request = _request(ask, foretold, arrived_at_s=arrived_at_s)
         answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id))
         self._world.metrics.held_seconds.observe(answer.held_s)
-        return answer
-
-    def _admit(self, ask: RouteAsk, runtime: Runtime) -> Request:
-        check_bounds(ask, runtime.config.limits.max_prompt_tokens)
-        check_model(ask.model, runtime.models)
-        predicted = runtime.predictor.predict([ask.prompt_tokens], [ask.application])[0].expected_tokens
-        if ask.max_output_tokens:
-            predicted = min(predicted, float(ask.max_output_tokens))
-        return Request(
-            request_id=ask.request_id or uuid.uuid4().hex,
-            model=ask.model,
-            prompt_tokens=ask.prompt_tokens,
-            predicted_output_tokens=predicted,
-            arrived_at_s=self._world.clock(),
-            application=ask.application,
-            max_output_tokens=ask.max_output_tokens or None,
-            excluded_instance_ids=ask.excluded_instance_ids,
-        )
+        kept = self._world.open_requests.foretold(answer.request_id, foretold)
+        return replace(answer, law=kept.law, prompt_tokens=kept.prompt_tokens)
 
     async def _place(
         self, request: Request, runtime: Runtime, deadline_s: float | None, *, is_named: bool
@@ -250,14 +249,29 @@ class RouterService:
             endpoint=chosen.endpoint,
             fallbacks=tuple(others[:MAX_FALLBACKS]),
             predicted_output_tokens=reservation.predicted_output_tokens,
-            prompt_tokens=reservation.prompt_tokens,
-            law=None,
             policy=guarded.policy if guarded else runtime.deciding,
             policy_digest=runtime.policy_digest,
             reason=guarded.decision.reason if guarded else "reserved by an earlier call with this request id",
             held_s=0.0,
             degraded=self._world.is_degraded(),
         )
+
+
+def _request(ask: RouteAsk, foretold: Foretold, *, arrived_at_s: float) -> Request:
+    return Request(
+        request_id=ask.request_id or uuid.uuid4().hex,
+        model=ask.model,
+        prompt_tokens=foretold.prompt_tokens,
+        predicted_output_tokens=foretold.law.expected_tokens,
+        arrived_at_s=arrived_at_s,
+        application=ask.application,
+        max_output_tokens=ask.max_output_tokens or None,
+        excluded_instance_ids=ask.excluded_instance_ids,
+        predicted_rank=foretold.law.rank,
+        priority=ask.priority,
+        tenant=ask.tenant,
+        deadline_at_s=arrived_at_s + ask.deadline_ms / 1000 if ask.deadline_ms else None,
+    )
 
 
 def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int | None, final: bool) -> ReserveAsk:

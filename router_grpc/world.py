@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from llmrouter.domain import Reservation
     from llmrouter.metrics import RouterMetrics
+    from router_grpc.length_service import LengthService
     from router_grpc.open_requests import OpenRequests
     from router_grpc.ports import InstanceSource, Ledger
     from router_grpc.replica import LoadReplica
@@ -28,6 +29,7 @@ class World:
     replica: LoadReplica
     instances: InstanceSource
     open_requests: OpenRequests
+    lengths: LengthService
     metrics: RouterMetrics
     clock: Callable[[], float]
     rng: random.Random

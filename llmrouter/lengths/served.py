@@ -87,6 +87,11 @@ class ServedLengths:
         self._blend: Recalibrated | None = None
         self._ready: dict[tuple[str, str], LengthDistribution] = {}
 
+    @property
+    def remembered(self) -> int:
+        """Applications whose last law stands ready."""
+        return len(self._ready)
+
     def use(self, name: str, digest: str) -> None:
         """Names the model whose laws will be given from now on."""
         if self._model == (name, digest):

@@ -13,7 +13,9 @@ import onnxruntime
 
 from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import ModelRejectedError
-from llmrouter.manifest import MAX_MODEL_BYTES, ModelKind, Rejection, check_manifest, output_name, parse_manifest
+from llmrouter.lengths.artefact import reads_prompts
+from llmrouter.lengths.text import DENSE, HASH_BUCKETS, IDS
+from llmrouter.manifest import MAX_MODEL_BYTES, ModelKind, Rejection, check_manifest, parse_manifest
 from llmrouter.routing.features import check_score_shapes, weights_of
 
 if TYPE_CHECKING:
@@ -41,12 +43,12 @@ class OnnxModel:
         self.digest = manifest.sha256
         self.provider = "cuda" if CUDA in session.get_providers() else "cpu"
         self._session = session
-        self._outputs = [output_name(manifest.kind)]
+        self._outputs = [tensor.name for tensor in manifest.outputs]
 
-    def run(self, inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The one output, shape (rows,)."""
-        output: NDArray[np.float32] = self._session.run(self._outputs, inputs)[0]
-        return output
+    def run(self, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """All outputs, in the manifest's order."""
+        outputs: list[NDArray[np.float32]] = self._session.run(self._outputs, inputs)
+        return outputs
 
 
 class OnnxScorer:
@@ -61,7 +63,7 @@ class OnnxScorer:
     def score(self, features_IF: NDArray[np.float32], weights_W: NDArray[np.float32]) -> NDArray[np.float32]:
         """Costs in seconds (I,); raises ModelRejectedError on a wrong shape. Finiteness is the caller's to check."""
         check_score_shapes(features_IF, weights_W)
-        return self._model.run({"features": features_IF, "weights": weights_W})
+        return self._model.run({"features": features_IF, "weights": weights_W})[0]
 
 
 def load_scorer(model: bytes, manifest: bytes, *, expected_sha256: str | None) -> OnnxScorer:
@@ -156,27 +158,31 @@ def _check_ports(
 
 
 def _probe(model: OnnxModel) -> None:
-    """Runs the model inside its declared bounds: the answer must be finite and have one number per row."""
+    """Runs the model inside its declared bounds: the answer must be finite and of the declared shape."""
     for rows in PROBE_SIZES:
-        inputs = {"features": _probe_features(model.manifest, rows)}
-        if model.manifest.kind is ModelKind.POLICY:
-            inputs["weights"] = weights_of(ObjectiveWeights())
         try:
-            output = model.run(inputs)
+            outputs = model.run(_probe_inputs(model.manifest, rows))
         except Exception as error:
             raise ModelRejectedError(Rejection.SHAPE_MISMATCH, f"the model fails on {rows} rows: {error}") from error
-        if output.shape != (rows,):
-            raise ModelRejectedError(
-                Rejection.SHAPE_MISMATCH, f"the model answers {output.shape} to {rows} rows, not ({rows},)"
-            )
-        if not np.isfinite(output).all():
-            raise ModelRejectedError(Rejection.NOT_FINITE, "the model's answer to a probe is not finite")
+        for tensor, output in zip(model.manifest.outputs, outputs, strict=True):
+            shape = tuple(rows if size is None else size for size in tensor.shape)
+            if output.shape != shape:
+                raise ModelRejectedError(
+                    Rejection.SHAPE_MISMATCH, f"the model answers {output.shape} to {rows} rows, not {shape}"
+                )
+            if not np.isfinite(output).all():
+                raise ModelRejectedError(Rejection.NOT_FINITE, "the model's answer to a probe is not finite")
 
 
-def _probe_features(manifest: Manifest, rows: int) -> NDArray[np.float32]:
-    """Rows from the lower bounds of all features to the upper ones."""
-    low_F = np.array([manifest.bounds[name].min for name in manifest.feature_names])
-    high_F = np.array([manifest.bounds[name].max for name in manifest.feature_names])
-    place_R = np.linspace(0.0, 1.0, rows)
-    features_RF: NDArray[np.float32] = (low_F + place_R[:, None] * (high_F - low_F)).astype(np.float32)
-    return features_RF
+def _probe_inputs(manifest: Manifest, rows: int) -> dict[str, NDArray[np.float32]]:
+    """Rows from the lower bounds of all features to the upper ones; ids of text as far apart as they can be."""
+    bounds = [manifest.bounds[name] for name in manifest.feature_names]
+    place_R1 = np.linspace(0.0, 1.0, rows)[:, None]
+    low_F, high_F = np.array([one.min for one in bounds]), np.array([one.max for one in bounds])
+    features_RF: NDArray[np.float32] = (low_F + place_R1 * (high_F - low_F)).astype(np.float32)
+    if manifest.kind is ModelKind.POLICY:
+        return {"features": features_RF, "weights": weights_of(ObjectiveWeights())}
+    if not reads_prompts(manifest):
+        return {"features": features_RF}
+    ids_RK = np.broadcast_to(np.rint(place_R1 * (HASH_BUCKETS - 1)), (rows, IDS))
+    return {"ids": ids_RK.astype(np.float32), "dense": features_RF[:, -DENSE:]}

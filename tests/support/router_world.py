@@ -16,11 +16,16 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from llmrouter.config import canonical_json, compile_policy, compile_router, digest_of
+from llmrouter.lengths.drift import DriftWatch
+from llmrouter.lengths.prompt_tokens import PromptTokens
+from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.resources import LLMRouterSpec, RoutingPolicySpec
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
 from router_grpc.calls import RouteAnswer, RouteAsk
 from router_grpc.composition import Router, Settings, compose
+from router_grpc.length_service import LengthService
+from router_grpc.length_watch import LengthWatch
 from router_grpc.open_requests import OpenRequests
 from router_grpc.replica import LoadReplica
 from router_grpc.reports import Report, ReportKind, ReportService
@@ -141,19 +146,27 @@ class Bench:
         self.instances = FixedInstances(instances_of(config))
         self.degraded = False
         now = clock or self.clock
+        metrics = RouterMetrics(self.registry)
         self.world = World(
             ledger=ledger or MemoryLedger(router_id, book or MemoryBook(), now),
             is_degraded=lambda: self.degraded,
             replica=LoadReplica(),
             instances=self.instances,
             open_requests=OpenRequests(),
-            metrics=RouterMetrics(self.registry),
+            lengths=LengthService(
+                ServedLengths(),
+                PromptTokens(),
+                clock=now,
+                metrics=metrics.lengths,
+                watch=LengthWatch(metrics.lengths, DriftWatch()),
+            ),
+            metrics=metrics,
             clock=now,
             rng=random.Random(1),
         )
         self.service = RouterService(self.world)
         self.reports = ReportService(self.world, self.service.kick)
-        self.builder = RuntimeBuilder(now, lambda _reason: None)
+        self.builder = RuntimeBuilder(now)
         self.put(config)
 
     def put(self, config: RouterConfig) -> None:

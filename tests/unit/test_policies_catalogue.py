@@ -39,7 +39,7 @@ def test_an_unknown_name_is_one_line_that_lists_the_known() -> None:
 
 class TestRoom:
     def max_requests(self, policy: dict[str, Any]) -> int:
-        runtime = RuntimeBuilder(FakeClock(), lambda _reason: None).build(bundle_of(config_of(policy=policy)))
+        runtime = RuntimeBuilder(FakeClock()).build(bundle_of(config_of(policy=policy)))
         return runtime.guard.room_of(view("a")).max_requests
 
     @pytest.mark.parametrize("name", sorted({*COUNTING, *PREDICTING} - {"WorkloadImpact"}))
@@ -63,7 +63,7 @@ class TestRoom:
         seen = []
         for weight in (0.0, 100.0):
             section = {"type": "WorkloadImpact", "objective": {"imposedWeight": weight}}
-            runtime = RuntimeBuilder(FakeClock(), lambda _reason: None).build(bundle_of(config_of(policy=section)))
+            runtime = RuntimeBuilder(FakeClock()).build(bundle_of(config_of(policy=section)))
             seen.append(runtime.guard.primary._score((5, 500, 0, 500.0, 100, 50.0, 1e5, 64, 0.01, 1e-4, 0, 0, 0, 0)))  # type: ignore[attr-defined]
         assert seen[1] == pytest.approx(seen[0] + 100 * 5 * 0.01)
 

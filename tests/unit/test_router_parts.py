@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from support.router_world import FakeClock, bundle_of, config_of, instances_of, until
+from support.router_world import FakeClock, config_of, instances_of, until
 
-from llmrouter.artefacts import builtin_model
 from llmrouter.domain import EngineSignal, Load
-from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from llmrouter.errors import InvalidConfigError
 from llmrouter.metrics import RouterMetrics
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S, Lateness
 from router_grpc.__main__ import main, settings_from
-from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.engine_metrics import MAX_SCRAPE_BYTES, UNREACHABLE_AFTER, EngineScraper, parse_signal
 from router_grpc.adapters.file_source import FileSource, compile_file
 from router_grpc.adapters.instances import InstanceDirectory, endpoint_of
-from router_grpc.adapters.predictors import FallbackPredictor
 from router_grpc.replica import FOREIGN_WINDOW, SIGNAL_LIFETIME_S, LoadReplica
-from router_grpc.runtime import ConfigBundle, RuntimeBuilder, read_config
 from router_grpc.unbroken import Unbroken, end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from router_grpc.runtime import Runtime
+    from router_grpc.runtime import ConfigBundle
+
 
 METRICS = """# HELP vllm:num_requests_running Number of requests in execution.
 # TYPE vllm:num_requests_running gauge
@@ -303,101 +299,6 @@ async def test_a_file_is_followed_and_a_broken_version_is_told_once(tmp_path: Pa
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfigError, match=r"nowhere\.yaml"):
         FileSource(tmp_path / "nowhere.yaml").read()
-
-
-class TestRuntime:
-    @pytest.fixture(autouse=True)
-    def _builder(self) -> None:
-        self.builder = RuntimeBuilder(FakeClock(), lambda _reason: None)
-        self.model, self.manifest = builtin_model("policy", "marginal-cost")
-        self.sha256 = str(json.loads(self.manifest)["sha256"])
-
-    def bundle(self, *, model: bytes | None = None, manifest: bytes | None = None, sha256: str = "") -> ConfigBundle:
-        policy = {"type": "Onnx", "model": {"configMap": {"name": "m"}, "sha256": sha256 or self.sha256}}
-        config = config_of(policy=policy, model_sha256=sha256 or self.sha256)
-        return bundle_of(config, model=model or self.model, manifest=manifest or self.manifest)
-
-    def test_a_model_from_the_configuration_decides(self) -> None:
-        runtime = self.builder.build(self.bundle())
-        assert (runtime.deciding, runtime.policy_readiness.ready) == ("Onnx", True)
-        assert runtime.provider
-
-    def refused(self, bundle: ConfigBundle) -> Runtime:
-        with pytest.raises(ModelRejectedError) as error:
-            self.builder.build(bundle)
-        runtime = self.builder.build_on_fallback(bundle, error.value)
-        assert (runtime.deciding, runtime.policy_readiness.ready) == ("LeastInFlight", False)
-        assert runtime.policy_readiness.reason == error.value.reason
-        return runtime
-
-    def test_a_policy_that_rests_is_acknowledged_so(self) -> None:
-        runtime = self.builder.build(self.bundle())
-        for _ in range(LATE_IN_A_ROW):
-            runtime.guard._lateness.note(1.0)
-        said = acknowledgement_of(
-            runtime, router_id="r", shared_state_ready=None, instances=(1, 2), in_flight=0, at_s=0.0
-        )
-        assert (said.policy_ready, said.policy_reason, said.deciding) == (False, "TooSlow", "LeastInFlight")
-        assert (said.config_digest, said.instances_ready, said.state_backend_ready) == (runtime.digest, 1, None)
-
-    def test_a_predictor_that_rests_is_acknowledged_so(self) -> None:
-        clock = FakeClock()
-        runtime = RuntimeBuilder(clock, lambda _reason: None).build(
-            bundle_of(config_of(predictor={"type": "RandomForest"}))
-        )
-        assert isinstance(runtime.predictor, FallbackPredictor)
-        for _ in range(LATE_IN_A_ROW):
-            runtime.predictor._lateness.note(1.0)
-        said = acknowledgement_of(
-            runtime, router_id="r", shared_state_ready=None, instances=(1, 2), in_flight=0, at_s=0.0
-        )
-        assert (said.predictor_ready, said.predictor_reason) == (False, "TooSlow")
-        clock.now_s += REST_S
-        assert runtime.predictor_now.ready
-
-    def test_half_a_model_is_refused(self) -> None:
-        self.refused(self.bundle(model=self.model[: len(self.model) // 2]))
-
-    def test_a_wrong_digest_is_refused(self) -> None:
-        self.refused(self.bundle(sha256="0" * 64))
-
-    def test_an_extra_feature_is_refused(self) -> None:
-        manifest: dict[str, Any] = json.loads(self.manifest)
-        text = json.dumps(manifest)
-        name = str(manifest["features"][0] if "features" in manifest else manifest["featureNames"][0])
-        self.refused(self.bundle(manifest=text.replace(f'"{name}"', f'"{name}", "star_sign"', 1).encode()))
-
-    def test_no_model_at_all_is_refused(self) -> None:
-        bundle = self.bundle()
-        self.refused(ConfigBundle(bundle.content, bundle.declared_digest))
-
-    def test_without_a_length_model_the_constant_answers_and_is_counted(self) -> None:
-        counted: list[str] = []
-
-        def find(kind: str, name: str) -> tuple[bytes, bytes]:
-            if kind == "output_length":
-                raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
-            return builtin_model(kind, name)
-
-        runtime = RuntimeBuilder(FakeClock(), counted.append, find).build(
-            bundle_of(config_of(predictor={"type": "RandomForest"}))
-        )
-        assert (runtime.predictor_readiness.ready, runtime.predictor_readiness.reason) == (False, "ModelNotFound")
-        assert (runtime.predictor.name, counted) == ("constant", ["ModelNotFound"])
-
-    def test_a_shipped_policy_model_that_is_missing_is_stood_in_for(self) -> None:
-        def find(_kind: str, name: str) -> tuple[bytes, bytes]:
-            raise InvalidConfigError(f"no {name} is shipped", reason="ModelNotFound")
-
-        self.builder = RuntimeBuilder(FakeClock(), lambda _reason: None, find)
-        policy = {"type": "Onnx", "model": {"builtin": "marginal-cost"}}
-        self.refused(bundle_of(config_of(policy=policy)))
-
-    def test_a_configuration_that_is_not_what_its_digest_says_is_refused(self) -> None:
-        bundle = bundle_of(config_of())
-        with pytest.raises(InvalidConfigError, match="edited by hand") as refusal:
-            read_config(ConfigBundle(bundle.content + b" ", bundle.declared_digest))
-        assert refusal.value.reason == "DigestMismatch"
 
 
 def test_five_late_answers_in_a_row_rest_a_model() -> None:

@@ -69,9 +69,8 @@ async def test_an_unknown_reservation_is_said_so(bench: Bench, kind: ReportKind)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"output_tokens": -1}, "output_tokens: -1"),
-        ({"output_tokens": 10**7 + 1}, "output_tokens"),
-        ({"prompt_tokens": -5}, "prompt_tokens: -5"),
+        ({"kind": ReportKind.PROGRESS, "output_tokens": -1}, "output_tokens: -1"),
+        ({"kind": ReportKind.PROGRESS, "output_tokens": 10**7 + 1}, "output_tokens"),
         ({"reason": "x" * 257}, "reason: longer"),
     ],
 )
@@ -84,6 +83,13 @@ async def test_report_fields_out_of_bounds_are_named(bench: Bench, fields: dict[
     with pytest.raises(InvalidRequestError, match="request_id"):
         await bench.report("x" * 129)
     assert await bench.report("r")
+
+
+@pytest.mark.parametrize("usage", [(-1, 10), (10**9, 10), (5, -1), (5, 10**12)])
+async def test_usage_that_lies_ends_the_request_all_the_same(bench: Bench, usage: tuple[int, int]) -> None:
+    await bench.route("r")
+    assert await bench.report("r", output_tokens=usage[0], prompt_tokens=usage[1])
+    assert await bench.world.ledger.loads() == {}
 
 
 async def test_the_time_to_first_token_is_counted_once(bench: Bench) -> None:

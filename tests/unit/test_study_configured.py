@@ -138,7 +138,7 @@ def test_the_room_is_that_of_the_router(tmp_path: Path, policy_type: str, hold: 
     model = "model: {builtin: marginal-cost}, " if policy_type == "Onnx" else ""
     path = write(tmp_path, type=policy_type, policy=f"{model}hold: {hold}")
     config = compile_file(path.read_text())
-    served = RuntimeBuilder(lambda: 0.0, lambda _reason: None).build(ConfigBundle(canonical_json(config))).guard.primary
+    served = RuntimeBuilder(lambda: 0.0).build(ConfigBundle(canonical_json(config))).guard.primary
     rule = policy_of(config)
     assert isinstance(rule, CompiledPolicy)
     one = view("i")

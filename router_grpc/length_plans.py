@@ -1,0 +1,58 @@
+"""How lengths are foretold under a configuration: its model loaded and checked, and whether that is as declared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from router_grpc.adapters.length_models import load_lengths
+from router_grpc.length_service import LengthPlan
+from router_grpc.readiness import Readiness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmrouter.config import PredictorConfig
+    from router_grpc.adapters.length_models import OnnxLengths
+    from router_grpc.runtime import ConfigBundle
+
+SHIPPED = {"Text": "text", "RandomForest": "random-forest"}
+"""The shipped model of each type of predictor that has one."""
+
+
+def length_plan(
+    config: PredictorConfig, bundle: ConfigBundle, find_model: Callable[[str, str], tuple[bytes, bytes]]
+) -> tuple[LengthPlan, Readiness]:
+    """The plan; where the declared model must not run, what is learned online answers alone, and the reason is told.
+
+    ``find_model`` brings a shipped artefact by kind and name.
+    """
+    plan = LengthPlan(
+        learns=config.type != "Constant",
+        constant_tokens=float(config.constant_tokens),
+        deadline_s=config.deadline_milliseconds / 1000,
+        exploration=config.exploration,
+    )
+    if config.type not in SHIPPED:
+        return plan, Readiness(ready=True, reason=config.type)
+    try:
+        model = _model(config, bundle, find_model)
+    except (InvalidConfigError, ModelRejectedError) as error:
+        return plan, Readiness(ready=False, reason=error.reason, message=str(error))
+    return replace(plan, model=model), Readiness(ready=True, reason="Loaded")
+
+
+def _model(
+    config: PredictorConfig, bundle: ConfigBundle, find_model: Callable[[str, str], tuple[bytes, bytes]]
+) -> OnnxLengths:
+    if config.model_sha256 is None:
+        content = find_model("output_length", SHIPPED[config.type])
+    elif bundle.predictor_model is None or bundle.predictor_manifest is None:
+        raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest of its predictor")
+    else:
+        content = bundle.predictor_model, bundle.predictor_manifest
+    model = load_lengths(*content, expected_sha256=config.model_sha256)
+    if model.reads_prompts != (config.type == "Text"):
+        raise ModelRejectedError("TypeMismatch", f"the model {model.name} is not of type {config.type}")
+    return model

@@ -1,0 +1,261 @@
+"""Foretells how long answers will be, and learns from those that came: off the event loop, within a deadline.
+
+Of a prompt, no more than ``MAX_READ_BYTES`` are looked at, and nothing is kept once its length is foretold: what is
+kept with an open request are numbers and labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from llmrouter.lengths.distribution import NotFiniteLengthsError
+from llmrouter.lengths.predictor import refusal
+from llmrouter.lengths.served import certain
+from llmrouter.routing.lateness import Lateness
+from router_grpc.worker import BatchWorker, NotInTimeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmrouter.lengths.distribution import LengthDistribution
+    from llmrouter.lengths.drift import Drift
+    from llmrouter.lengths.predictor import LengthRequest
+    from llmrouter.lengths.prompt_tokens import CountedPrompt
+    from llmrouter.lengths.served import ServedLengths
+    from llmrouter.metrics import LengthMetrics
+    from router_grpc.length_watch import LengthWatch
+    from router_grpc.ports import LengthModel, PromptTokenCounter
+
+MAX_READ_BYTES = 64 * 1024
+"""Of a longer prompt the first and the last half of so many are read."""
+
+MODEL_BUDGET_S = 0.05
+"""A model that needs longer for a batch, several times in a row, rests for a while."""
+
+CONSTANT = "constant"
+_NO_TIME_BYTES_PER_TOKEN = 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPlan:
+    """What the configuration says: a model or none, and the constant where nothing is known.
+
+    ``learns`` is false where the constant is all that is asked for.
+    """
+
+    model: LengthModel | None = None
+    learns: bool = True
+    constant_tokens: float = 256.0
+    deadline_s: float = 0.002
+    exploration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """What was foretold of a request, and what has to be kept to learn from its answer: no text.
+
+    ``counted`` is there where the router counted the prompt's tokens.
+    """
+
+    request: LengthRequest
+    law: LengthDistribution
+    counted: CountedPrompt | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The client's count, or the router's."""
+        return self.request.prompt_tokens or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """What is read of a prompt: bytes, and their share of the whole."""
+
+    content: bytes = field(repr=False)
+    share: float
+
+    @property
+    def text(self) -> str:
+        """As text; what is no UTF-8 is replaced."""
+        return self.content.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: LengthRequest
+    prompt: Excerpt | None
+    plan: LengthPlan
+
+
+class LengthService:
+    """The laws of all requests of one router. Methods belong to the event loop, the learner to the worker's thread.
+
+    Args:
+        learner: learns online; nobody else may touch it.
+        tokens: counts prompt tokens.
+        clock: seconds, never going back.
+        metrics: of lengths.
+        watch: told of every finished request.
+    """
+
+    def __init__(
+        self,
+        learner: ServedLengths,
+        tokens: PromptTokenCounter,
+        *,
+        clock: Callable[[], float],
+        metrics: LengthMetrics,
+        watch: LengthWatch,
+    ) -> None:
+        self._watch = watch
+        self._learner = learner
+        self._tokens = tokens
+        self._clock = clock
+        self._metrics = metrics
+        self._plan = LengthPlan()
+        self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
+        self._worker: BatchWorker[_Asked, Foretold] = BatchWorker(self._answer, name="lengths")
+
+    @property
+    def resting(self) -> bool:
+        """Whether the model rests now because it was too slow."""
+        return self._plan.model is not None and self._lateness.resting
+
+    @property
+    def drift(self) -> Drift | None:
+        """How the traffic's lengths differ now from what is said of them."""
+        return self._watch.drift.drift
+
+    def start(self) -> None:
+        """Starts the thread; must run on the event loop."""
+        self._worker.start()
+
+    async def close(self) -> None:
+        """Ends the thread."""
+        await self._worker.close()
+
+    def use(self, plan: LengthPlan) -> None:
+        """Puts a plan in force for requests from now on."""
+        self._plan = plan
+
+    async def foretell(self, request: LengthRequest, prompt: bytes | None) -> Foretold:
+        """The law of a request's answer, and its prompt's tokens where the client did not count them; never raises.
+
+        Where there is no time, the last law of the request's application answers; where there is none, the constant.
+
+        Args:
+            request: without its prompt; ``prompt_tokens`` is ``None`` where they are to be counted.
+            prompt: UTF-8, or nearly.
+        """
+        plan, started_s = self._plan, self._clock()
+        if not plan.learns and request.prompt_tokens is not None:
+            foretold = Foretold(request, certain(plan.constant_tokens, request, source=CONSTANT))
+        else:
+            asked = _Asked(request, None if prompt is None else excerpt(prompt), plan)
+            try:
+                foretold = await self._worker.ask(asked, deadline_s=plan.deadline_s)
+            except NotInTimeError as error:
+                self._metrics.fallbacks.labels(error.reason).inc()
+                foretold = self._at_once(request, prompt, plan)
+        self._metrics.prediction_seconds.observe(self._clock() - started_s)
+        self._metrics.predictions.labels(foretold.law.source).inc()
+        return foretold
+
+    def finished(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
+        """Has the answer's length learned, soon; ``prompt_tokens`` is what the engine counted."""
+        if not self._plan.learns:
+            request = foretold.request
+            self._watch.finished(request, foretold.law, output_tokens, refusal(request, output_tokens))
+            return
+        step = partial(self._learn, foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
+        if not self._worker.chore(step):
+            self._metrics.learning_dropped.inc()
+
+    async def settled(self) -> None:
+        """Returns when everything that finished before is learned."""
+        await self._worker.run(lambda: None)
+
+    def _at_once(self, request: LengthRequest, prompt: bytes | None, plan: LengthPlan) -> Foretold:
+        """An answer that needs neither model nor thread."""
+        if request.prompt_tokens is None:
+            tokens = max(1, len(prompt or b"") // _NO_TIME_BYTES_PER_TOKEN)
+            request = replace(request, prompt_tokens=tokens)
+        known = self._learner.of_application(request) if plan.learns else None
+        return Foretold(request, known or certain(plan.constant_tokens, request, source=CONSTANT))
+
+    def _answer(self, batch: Sequence[_Asked]) -> list[Foretold]:
+        """On the worker's thread: tokens of prompts, the model's laws where one reads them, then what is served."""
+        self._metrics.batch_requests.observe(len(batch))
+        read = [self._read(one) for one in batch]
+        plan = batch[-1].plan
+        given = self._given([request for request, _ in read], plan)
+        kept = [replace(request, prompt=None, given=law) for (request, _), law in zip(read, given, strict=True)]
+        if plan.learns:
+            laws = self._learner.predict(kept)
+        else:
+            laws = [certain(plan.constant_tokens, request, source=CONSTANT) for request in kept]
+        counted = [counted for _, counted in read]
+        return [Foretold(*one) for one in zip(kept, laws, counted, strict=True)]
+
+    def _read(self, asked: _Asked) -> tuple[LengthRequest, CountedPrompt | None]:
+        """The request with its prompt as text and the prompt's tokens, and how these were counted."""
+        if asked.prompt is None:
+            return asked.request, None
+        text = asked.prompt.text
+        if asked.request.prompt_tokens is not None:
+            return replace(asked.request, prompt=text), None
+        counted = self._tokens.count(text, asked.request.model, share=asked.prompt.share)
+        return replace(asked.request, prompt=text, prompt_tokens=counted.tokens), counted
+
+    def _given(self, requests: Sequence[LengthRequest], plan: LengthPlan) -> list[LengthDistribution | None]:
+        """What the model says of each request that it can read; ``None`` of the others, and of all where it fails."""
+        given: list[LengthDistribution | None] = [None] * len(requests)
+        model = plan.model
+        if model is None:
+            return given
+        self._learner.use(model.name, model.digest)
+        rows = [row for row, one in enumerate(requests) if one.prompt is not None or not model.reads_prompts]
+        if not rows:
+            return given
+        if self._lateness.resting:
+            self._metrics.fallbacks.labels("Resting").inc(len(rows))
+            return given
+        started_s = self._clock()
+        try:
+            laws = model.laws([requests[row] for row in rows])
+        except NotFiniteLengthsError:
+            self._metrics.fallbacks.labels("NotFinite").inc(len(rows))
+            return given
+        except Exception:  # noqa: BLE001 - whatever a model does, requests are routed; counted and logged
+            self._metrics.fallbacks.labels("Error").inc(len(rows))
+            _log.exception("the length model failed")
+            return given
+        if self._lateness.note(self._clock() - started_s):
+            self._metrics.fallbacks.labels("Slow").inc()
+        for place, row in enumerate(rows):
+            given[row] = laws.row(place)
+        return given
+
+    def _learn(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
+        """On the worker's thread."""
+        request = foretold.request
+        refused = self._learner.learn(request, output_tokens, foretold.law)
+        self._watch.finished(request, foretold.law, output_tokens, refused)
+        if prompt_tokens is None or foretold.counted is None:
+            return
+        if self._tokens.learn_from(foretold.counted, prompt_tokens) is None:
+            error = abs(foretold.prompt_tokens - prompt_tokens) / prompt_tokens
+            self._metrics.prompt_tokens_error_fraction.observe(error)
+
+
+def excerpt(prompt: bytes) -> Excerpt:
+    """The part of a prompt that is read: all of it, or its two ends."""
+    if len(prompt) <= MAX_READ_BYTES:
+        return Excerpt(prompt, 1.0)
+    half = MAX_READ_BYTES // 2
+    return Excerpt(prompt[:half] + prompt[-half:], MAX_READ_BYTES / len(prompt))
