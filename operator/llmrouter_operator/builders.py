@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.acknowledgement import ACKNOWLEDGEMENTS_SUFFIX, CONFIG_SUFFIX
-from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY, canonical_json, digest_of
+from llmrouter.config import (
+    CONFIG_KEY,
+    DIGEST_ANNOTATION,
+    MANIFEST_KEY,
+    MODEL_KEY,
+    PREDICTOR_MANIFEST_KEY,
+    PREDICTOR_MODEL_KEY,
+    TOKENIZERS_FOLDER,
+    canonical_json,
+    digest_of,
+)
 from llmrouter_operator.models import (
     COMPONENT,
     COMPONENT_LABEL,
@@ -115,13 +125,18 @@ class Owner:
         return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **fields}
 
 
-def build_config_map(owner: Owner, config: bytes, files: ModelFiles | None) -> Object:
-    """The one ConfigMap that routers watch: configuration and model change together."""
+def build_config_map(
+    owner: Owner, config: bytes, policy: ModelFiles | None, *, predictor: ModelFiles | None = None
+) -> Object:
+    """The one ConfigMap that routers watch: configuration and models change together."""
     data = {CONFIG_KEY: config.decode()}
     binary: dict[str, str] = {}
-    if files is not None:
-        data[MANIFEST_KEY] = files.manifest
-        binary[MODEL_KEY] = files.onnx_base64
+    if policy is not None:
+        data[MANIFEST_KEY] = policy.manifest
+        binary[MODEL_KEY] = policy.onnx_base64
+    if predictor is not None:
+        data[PREDICTOR_MANIFEST_KEY] = predictor.manifest
+        binary[PREDICTOR_MODEL_KEY] = predictor.onnx_base64
     result = owner.build(CONFIG_MAP, owner.names.config, data=data, **({"binaryData": binary} if binary else {}))
     result["metadata"]["annotations"] = {DIGEST_ANNOTATION: digest_of(config)}
     return result
@@ -238,7 +253,7 @@ def _pod(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
         },
         "topologySpreadConstraints": [spread],
         "containers": [_container(owner, spec, defaults)],
-        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+        "volumes": _volumes(spec),
     }
     if spec.router.node_selector:
         pod["nodeSelector"] = dict(spec.router.node_selector)
@@ -268,8 +283,26 @@ def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> O
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - a volume of the pod's own
+        "volumeMounts": _mounts(spec),
     }
+
+
+def _volumes(spec: LLMRouterSpec) -> list[Object]:
+    volumes: list[Object] = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
+    tokenizers = spec.router.tokenizers
+    if tokenizers is not None and tokenizers.persistent_volume_claim is not None:
+        claim = {"claimName": tokenizers.persistent_volume_claim.claim_name, "readOnly": True}
+        volumes.append({"name": "tokenizers", "persistentVolumeClaim": claim})
+    elif tokenizers is not None and tokenizers.config_map is not None:
+        volumes.append({"name": "tokenizers", "configMap": {"name": tokenizers.config_map.name, "optional": True}})
+    return volumes
+
+
+def _mounts(spec: LLMRouterSpec) -> list[Object]:
+    mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - a volume of the pod's own
+    if spec.router.tokenizers is not None:
+        mounts.append({"name": "tokenizers", "mountPath": TOKENIZERS_FOLDER, "readOnly": True})
+    return mounts
 
 
 def _environment(owner: Owner, spec: LLMRouterSpec) -> list[Object]:

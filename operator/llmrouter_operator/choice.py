@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
@@ -21,13 +19,15 @@ from llmrouter.config import (
     parse_router_config,
 )
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
-from llmrouter.manifest import MAX_MODEL_BYTES, ModelKind, Rejection, check_manifest, parse_manifest
+from llmrouter.manifest import ModelKind, check_manifest, parse_manifest
 from llmrouter.resources import RoutingPolicySpec
-from llmrouter_operator.models import ModelFiles, PolicyChoice, Problem
+from llmrouter_operator.model_files import files_in_force, read_model
+from llmrouter_operator.models import PolicyChoice, Problem
 
 if TYPE_CHECKING:
-    from llmrouter.resources import ConfigMapModelRef, PolicyModelSpec
-    from llmrouter_operator.models import Object
+    from llmrouter.config import RouterConfig
+    from llmrouter.resources import PolicyModelSpec
+    from llmrouter_operator.models import ModelFiles, Object
 
 FALLBACK = PolicyConfig(name="fallback", type="LeastInFlight")
 """What runs where there never was a good policy."""
@@ -55,34 +55,34 @@ def keep_last_good(problem: Problem, last_good: LastGood | None) -> PolicyChoice
     return PolicyChoice(config=last_good.config, files=last_good.files, problem=problem, last_known_good=True)
 
 
-def read_last_good(config_map: Object | None) -> LastGood | None:
-    """The policy that a config ConfigMap carries; ``None`` where it has none or is not as the operator left it."""
+def config_in_force(config_map: Object | None) -> RouterConfig | None:
+    """What a config ConfigMap carries; ``None`` where it has nothing or is not as the operator left it."""
     data = (config_map or {}).get("data") or {}
     content = str(data.get(CONFIG_KEY, "")).encode()
     annotations = (config_map or {}).get("metadata", {}).get("annotations") or {}
     if annotations.get(DIGEST_ANNOTATION) != digest_of(content):
         return None
     try:
-        policy = parse_router_config(content).policy
-        return LastGood(policy, _files_in_force(policy, config_map or {}))
-    except (InvalidConfigError, ModelRejectedError):
-        return None  # the digest is right: another version of the operator wrote it; its policy cannot be kept
+        return parse_router_config(content)
+    except InvalidConfigError:
+        return None  # the digest is right: another version of the operator wrote it; nothing of it can be kept
 
 
-def model_reference(policy: Object | None) -> str | None:
-    """Name of the ConfigMap that a RoutingPolicy takes its model from, if it is from one."""
-    reference = (((policy or {}).get("spec") or {}).get("model") or {}).get("configMap") or {}
-    return reference.get("name")
+def read_last_good(config_map: Object | None) -> LastGood | None:
+    """The policy that a config ConfigMap carries; ``None`` where it has none or is not as the operator left it."""
+    config = config_in_force(config_map)
+    if config is None:
+        return None
+    try:
+        return LastGood(config.policy, _files_in_force(config.policy, config_map or {}))
+    except ModelRejectedError:
+        return None  # another hand changed the model: what is declared is decided anew
 
 
 def _files_in_force(policy: PolicyConfig, config_map: Object) -> ModelFiles | None:
     if policy.type != "Onnx" or policy.model_builtin is not None:
         return None
-    encoded = (config_map.get("binaryData") or {}).get(MODEL_KEY, "")
-    manifest = (config_map.get("data") or {}).get(MANIFEST_KEY, "")
-    if digest_of(_decode(encoded)) != policy.model_sha256:
-        raise ModelRejectedError(Rejection.DIGEST_MISMATCH, "the model in force is not the one its policy names")
-    return ModelFiles(encoded, manifest)
+    return files_in_force(config_map, model_key=MODEL_KEY, manifest_key=MANIFEST_KEY, sha256=policy.model_sha256)
 
 
 def _compile(name: str, policy: Object | None, model: Object | None) -> PolicyChoice:
@@ -96,7 +96,7 @@ def _compile(name: str, policy: Object | None, model: Object | None) -> PolicyCh
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=None))
     if spec.model.config_map is None:
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=_builtin_sha256(spec.model)))
-    files = _read_model(spec.model.config_map, model, expected_sha256=spec.model.sha256 or "")
+    files, _ = read_model(spec.model.config_map, model, kind=ModelKind.POLICY, expected_sha256=spec.model.sha256 or "")
     return PolicyChoice(config=compile_policy(name, spec, model_sha256=spec.model.sha256), files=files)
 
 
@@ -111,45 +111,3 @@ def _builtin_sha256(model: PolicyModelSpec) -> str | None:
         parse_manifest(manifest), expected_kind=ModelKind.POLICY, model_sha256=sha256, expected_sha256=model.sha256
     )
     return sha256
-
-
-def _read_model(reference: ConfigMapModelRef, config_map: Object | None, *, expected_sha256: str) -> ModelFiles:
-    if config_map is None:
-        raise InvalidConfigError(f"ConfigMap {reference.name!r} does not exist", reason="ModelNotFound")
-    encoded = (config_map.get("binaryData") or {}).get(reference.model_key)
-    if encoded is None:
-        raise InvalidConfigError(
-            f"ConfigMap {reference.name!r} has no binaryData key {reference.model_key!r}", reason="ModelNotFound"
-        )
-    content = _decode(encoded)
-    if len(content) > MAX_MODEL_BYTES:
-        raise InvalidConfigError(
-            f"the model has {len(content)} bytes, more than {MAX_MODEL_BYTES}", reason="ModelTooLarge"
-        )
-    manifest = _read_manifest(reference, config_map)
-    check_manifest(
-        parse_manifest(manifest),
-        expected_kind=ModelKind.POLICY,
-        model_sha256=digest_of(content),
-        expected_sha256=expected_sha256,
-    )
-    return ModelFiles(encoded, manifest.decode())
-
-
-def _read_manifest(reference: ConfigMapModelRef, config_map: Object) -> bytes:
-    text = (config_map.get("data") or {}).get(reference.manifest_key)
-    if text is not None:
-        return str(text).encode()
-    encoded = (config_map.get("binaryData") or {}).get(reference.manifest_key)
-    if encoded is None:
-        raise InvalidConfigError(
-            f"ConfigMap {reference.name!r} has no key {reference.manifest_key!r}", reason="ModelNotFound"
-        )
-    return _decode(encoded)
-
-
-def _decode(encoded: str) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise ModelRejectedError(Rejection.MODEL_CORRUPT, f"not base64: {error}") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
@@ -11,7 +12,7 @@ from llmrouter.config import MAX_CONFIG_BYTES, canonical_json, compile_router, d
 from llmrouter.errors import InvalidConfigError
 from llmrouter.resources import LLMRouterSpec
 from llmrouter_operator.builders import Names, Owner, build_config_map, build_objects
-from llmrouter_operator.choice import choose_policy, keep_last_good, read_last_good
+from llmrouter_operator.choice import choose_policy, config_in_force, keep_last_good, read_last_good
 from llmrouter_operator.models import (
     CONFIG_MAP,
     LLM_ROUTER,
@@ -22,9 +23,21 @@ from llmrouter_operator.models import (
     key_of,
     metadata_of,
 )
+from llmrouter_operator.predictor_choice import choose_predictor, keep_last, last_predictor
 
 if TYPE_CHECKING:
-    from llmrouter_operator.models import Object, ObjectKey, Observed, PolicyChoice, RouterDefaults
+    from collections.abc import Iterator
+
+    from llmrouter_operator.choice import LastGood
+    from llmrouter_operator.models import (
+        Object,
+        ObjectKey,
+        Observed,
+        PolicyChoice,
+        PredictorChoice,
+        RouterDefaults,
+    )
+    from llmrouter_operator.predictor_choice import LastPredictor
 
 APPLIED_ANNOTATION = "llmrouter.dev/applied-digest"
 """On everything owned: digest of what was applied, which tells a new wish from a change by another hand."""
@@ -62,35 +75,80 @@ def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> 
     metadata = metadata_of(observed.router)
     owner = Owner(key_of(observed.router), metadata["uid"])
     in_force = observed.owned.get(Ref(CONFIG_MAP, owner.names.config))
-    last_good = read_last_good(in_force)
-    choice = choose_policy(spec.policy_ref.name, observed.policy, observed.model, last_good)
-    config = _compile(observed, spec, choice)
-    if _size(config, choice) > MAX_CONFIG_BYTES and choice.files is not None:
-        size = _size(config, choice)
-        too_large = Problem("ModelTooLarge", f"configuration and model have {size} bytes, more than {MAX_CONFIG_BYTES}")
-        choice = keep_last_good(too_large, last_good)
-        config = _compile(observed, spec, choice)
-    if _size(config, choice) > MAX_CONFIG_BYTES:
-        raise InvalidConfigError(
-            f"the compiled configuration has {_size(config, choice)} bytes, more than {MAX_CONFIG_BYTES}",
-            reason="ConfigurationTooLarge",
-        )
-    objects = build_objects(owner, spec, build_config_map(owner, config, choice.files), defaults)
-    stamped = tuple(_stamp(value) for value in objects)
-    return Plan(key=owner.key, spec=spec, choice=choice, config_digest=digest_of(config), objects=stamped)
-
-
-def _compile(observed: Observed, spec: LLMRouterSpec, choice: PolicyChoice) -> bytes:
-    key, generation = key_of(observed.router), metadata_of(observed.router)["generation"]
-    return canonical_json(
-        compile_router(spec, name=key.name, namespace=key.namespace, generation=generation, policy=choice.config)
+    last = _Last(read_last_good(in_force), last_predictor(config_in_force(in_force), in_force))
+    declared = _Chosen(
+        choose_policy(spec.policy_ref.name, observed.policy, observed.model, last.policy),
+        choose_predictor(spec.predictor, observed.predictor_model, last.predictor),
+    )
+    chosen, config = _fitting(observed, spec, declared, last)
+    config_map = build_config_map(owner, config, chosen.policy.files, predictor=chosen.predictor.files)
+    return Plan(
+        key=owner.key,
+        spec=spec,
+        choice=chosen.policy,
+        config_digest=digest_of(config),
+        predictor=chosen.predictor,
+        objects=tuple(_stamp(value) for value in build_objects(owner, spec, config_map, defaults)),
     )
 
 
-def _size(config: bytes, choice: PolicyChoice) -> int:
+class _Chosen(NamedTuple):
+    policy: PolicyChoice
+    predictor: PredictorChoice
+
+
+class _Last(NamedTuple):
+    policy: LastGood | None
+    predictor: LastPredictor | None
+
+
+def _fitting(observed: Observed, spec: LLMRouterSpec, declared: _Chosen, last: _Last) -> tuple[_Chosen, bytes]:
+    """What one ConfigMap holds, and its configuration: models that are too large give way to what was in force.
+
+    The predictor's gives way first, then the policy's instead, then both. Raises InvalidConfigError where nothing fits.
+    """
+    config = _compile(observed, spec, declared)
+    size = _size(config, declared)
+    if size <= MAX_CONFIG_BYTES:
+        return declared, config
+    why = Problem("ModelTooLarge", f"configuration and models have {size} bytes together, more than {MAX_CONFIG_BYTES}")
+    for chosen in _alternatives(declared, why, spec, last):
+        config = _compile(observed, spec, chosen)
+        size = _size(config, chosen)
+        if size <= MAX_CONFIG_BYTES:
+            return chosen, config
+    raise InvalidConfigError(
+        f"the compiled configuration has {size} bytes, more than {MAX_CONFIG_BYTES}", reason="ConfigurationTooLarge"
+    )
+
+
+def _alternatives(declared: _Chosen, why: Problem, spec: LLMRouterSpec, last: _Last) -> Iterator[_Chosen]:
+    policies, predictors = [declared.policy], [declared.predictor]
+    if declared.policy.files is not None:
+        policies.append(keep_last_good(why, last.policy))
+    if declared.predictor.files is not None:
+        predictors.append(keep_last(why, spec.predictor, last.predictor))
+    return map(_Chosen._make, itertools.product(policies, predictors))
+
+
+def _compile(observed: Observed, spec: LLMRouterSpec, chosen: _Chosen) -> bytes:
+    key, generation = key_of(observed.router), metadata_of(observed.router)["generation"]
+    return canonical_json(
+        compile_router(
+            spec,
+            name=key.name,
+            namespace=key.namespace,
+            generation=generation,
+            policy=chosen.policy.config,
+            predictor=chosen.predictor.config,
+        )
+    )
+
+
+def _size(config: bytes, chosen: _Chosen) -> int:
     """Bytes that the ConfigMap holds; base64 takes four for every three."""
-    files = choice.files
-    return len(config) + (len(files.onnx_base64) * 3 // 4 + len(files.manifest.encode()) if files else 0)
+    files = [one.files for one in chosen if one.files is not None]
+    return len(config) + sum(len(one.onnx_base64) * 3 // 4 + len(one.manifest.encode()) for one in files)
 
 
 def _name_conflict(observed: Observed, key: ObjectKey) -> Problem | None:

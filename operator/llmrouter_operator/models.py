@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llmrouter.config import PolicyConfig
+    from llmrouter.config import PolicyConfig, PredictorConfig
     from llmrouter.resources import LLMRouterSpec
 
 Object = dict[str, Any]
@@ -83,6 +83,7 @@ class Observed:
     router: Object
     policy: Object | None
     model: Object | None
+    predictor_model: Object | None
     owned: Mapping[Ref, Object | None]
     pods: tuple[Object, ...]
 
@@ -114,6 +115,15 @@ class PolicyChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorChoice:
+    """The length predictor that routers are told to run. With a ``problem``, it is not the declared one."""
+
+    config: PredictorConfig
+    files: ModelFiles | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a reconcile decided. ``objects`` is empty where the spec itself is invalid: then nothing owned changes."""
 
@@ -121,8 +131,15 @@ class Plan:
     spec: LLMRouterSpec | None
     choice: PolicyChoice | None
     config_digest: str | None
+    predictor: PredictorChoice | None = None
     objects: tuple[Object, ...] = ()
     problem: Problem | None = None
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything is not as declared that a change elsewhere could mend."""
+        parts = [self.problem, self.choice and self.choice.problem, self.predictor and self.predictor.problem]
+        return any(part is not None for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from llmrouter.config import DIGEST_ANNOTATION
 from llmrouter_operator.builders import Names
-from llmrouter_operator.choice import model_reference, read_last_good
+from llmrouter_operator.choice import read_last_good
 from llmrouter_operator.cluster import ClusterError
 from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
+from llmrouter_operator.model_files import model_reference
 from llmrouter_operator.models import (
     COMPONENT,
     COMPONENT_LABEL,
@@ -79,10 +80,10 @@ class Reconciler:
             await self._report(observed, _failed(plan, observed, error), observed.owned)
             raise
         await self._report(observed, _in_force(plan, owned), owned)
-        troubled = plan.problem is not None or (plan.choice is not None and plan.choice.problem is not None)
-        if troubled:
+        if plan.troubled:
             return Outcome(again_after_s=AGAIN_SOON_S)
-        return Outcome(again_after_s=None if observed.model is None else MODEL_AGAIN_S)
+        has_model = observed.model is not None or observed.predictor_model is not None
+        return Outcome(again_after_s=MODEL_AGAIN_S if has_model else None)
 
     async def _observe(self, key: ObjectKey) -> Observed | None:
         router = await self._cluster.get(LLM_ROUTER, *key)
@@ -90,18 +91,29 @@ class Reconciler:
             return None
         refs = Names(key).refs()
         labels = {ROUTER_LABEL: key.name, COMPONENT_LABEL: COMPONENT}
-        policy_name = ((router.get("spec") or {}).get("policyRef") or {}).get("name", "")
-        policy, pods, owned = await asyncio.gather(
+        spec = router.get("spec") or {}
+        policy_name = (spec.get("policyRef") or {}).get("name", "")
+        policy, predictor_model, pods, owned = await asyncio.gather(
             self._get_policy(key.namespace, policy_name),
+            self._get_model(key.namespace, spec.get("predictor")),
             self._cluster.find(POD, key.namespace, labels=labels),
             asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
-        reference = model_reference(policy)
-        model = await self._cluster.get(CONFIG_MAP, key.namespace, reference) if reference else None
-        return Observed(router, policy, model, dict(zip(refs, owned, strict=True)), tuple(pods))
+        return Observed(
+            router=router,
+            policy=policy,
+            model=await self._get_model(key.namespace, (policy or {}).get("spec")),
+            predictor_model=predictor_model,
+            owned=dict(zip(refs, owned, strict=True)),
+            pods=tuple(pods),
+        )
 
     async def _get_policy(self, namespace: str, name: str) -> Object | None:
         return await self._cluster.get(ROUTING_POLICY, namespace, name) if name else None
+
+    async def _get_model(self, namespace: str, part: Object | None) -> Object | None:
+        reference = model_reference(part)
+        return await self._cluster.get(CONFIG_MAP, namespace, reference) if reference else None
 
     async def _apply(self, observed: Observed, plan: Plan) -> Mapping[Ref, Object | None]:
         owned = dict(observed.owned)
@@ -195,7 +207,8 @@ def _restored(observed: Observed, desired: Object, before: Object | None, after:
 def _failed(plan: Plan, observed: Observed, error: ClusterError) -> Plan:
     reason = "Forbidden" if error.reason == "Forbidden" else "ApplyFailed"
     return _in_force(
-        replace(plan, problem=Problem(reason, str(error)), choice=None, config_digest=None), observed.owned
+        replace(plan, problem=Problem(reason, str(error)), choice=None, predictor=None, config_digest=None),
+        observed.owned,
     )
 
 

@@ -165,7 +165,9 @@ def transitions(old: Object, new: Object) -> list[Note]:
             continue
         if kind == "Ready" and condition["reason"] == "NoRouterReady" and was.get("status") != "True":
             continue  # it only starts
-        if kind == "Ready" and condition["status"] != was.get("status"):
+        if kind == "LengthDrift":
+            notes += _drift_note(condition, was)
+        elif kind == "Ready" and condition["status"] != was.get("status"):
             word = "Ready" if condition["status"] == "True" else "NotReady"
             notes.append(Note(word, condition["message"], warning=condition["status"] == "False"))
         elif kind != "Ready" and (condition["status"], condition["reason"]) != (was.get("status"), was.get("reason")):
@@ -175,11 +177,20 @@ def transitions(old: Object, new: Object) -> list[Note]:
     return notes
 
 
+def _drift_note(condition: Object, was: Object) -> list[Note]:
+    """A warning when lengths begin to drift, and no warning when they no longer do: nobody asked while they did not."""
+    drifts = condition["status"] == "True"
+    if drifts == (was.get("status") == "True"):
+        return []
+    return [Note(condition["reason"], f"LengthDrift: {condition['message']}", warning=drifts)]
+
+
 def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
     before = {condition["type"]: condition for condition in old.get("conditions") or ()}
     parts = {
         "PolicyReady": policy_ready(facts),
         "PredictorReady": predictor_ready(facts),
+        "LengthDrift": length_drift(facts),
         "StateBackendReady": state_backend_ready(facts),
         "InstancesAvailable": instances_available(facts),
     }
@@ -261,16 +272,33 @@ def policy_ready(facts: Facts) -> Verdict:
 
 def predictor_ready(facts: Facts) -> Verdict:
     """Whether the declared length predictor answers."""
+    choice = facts.plan.predictor
+    if choice is not None and choice.problem is not None:
+        return false(choice.problem.reason, f"{choice.problem.message}; {choice.config.type} is in force")
     if facts.plan.spec is not None and facts.plan.spec.predictor.type == "Constant":
         return true("Constant", f"every answer is expected to have {facts.plan.spec.predictor.constant_tokens} tokens")
-    return _all_say(facts, lambda said: (said.predictor_ready, said.predictor_reason), good="Loaded")
+    return _all_say(
+        facts, lambda said: (said.predictor_ready, said.predictor_reason, said.predictor_message), good="Loaded"
+    )
+
+
+def length_drift(facts: Facts) -> Verdict:
+    """Whether answers have left the lengths that are predicted, in any router."""
+    said = facts.said.by_router
+    drifting = [f"{name}: {one.length_drift_message or 'drifting'}" for name, one in said.items() if one.length_drift]
+    if drifting:
+        return true("LengthsDrifted", "; ".join(drifting))
+    steady = [name for name, one in said.items() if one.length_drift is False]
+    if not steady:
+        return unknown("NotAcknowledged", "no router has said")
+    return false("LengthsSteady", f"{len(steady)}/{facts.routers_desired} routers say so")
 
 
 def state_backend_ready(facts: Facts) -> Verdict:
     """Whether every router reaches the shared ledger."""
     if facts.plan.spec is not None and facts.plan.spec.state.redis is None:
         return true("NotConfigured", "each router counts for itself")
-    return _all_say(facts, lambda said: (said.state_backend_ready, said.state_backend_reason), good="Connected")
+    return _all_say(facts, lambda said: (said.state_backend_ready, said.state_backend_reason, ""), good="Connected")
 
 
 def instances_available(facts: Facts) -> Verdict:
@@ -286,16 +314,19 @@ def instances_available(facts: Facts) -> Verdict:
     return false("NoInstanceReady", f"{_some(blind)} sees none of {counts[1]} instances ready")
 
 
-def _all_say(facts: Facts, what: Callable[[RouterAcknowledgement], tuple[bool | None, str]], *, good: str) -> Verdict:
-    """True where all who know say so, False where one says no, Unknown where nobody knows."""
+def _all_say(
+    facts: Facts, what: Callable[[RouterAcknowledgement], tuple[bool | None, str, str]], *, good: str
+) -> Verdict:
+    """True where all who know say so, False where one says no, Unknown where nobody knows; ``what`` says why."""
     answers = {name: what(said) for name, said in facts.said.by_router.items()}
-    for name, (holds, reason) in answers.items():
+    for name, (holds, reason, message) in answers.items():
         if holds is False:
-            return false(reason or "NotReady", f"{name}: {reason or 'not ready'}")
-    agree = [name for name, (holds, _) in answers.items() if holds]
+            return false(reason or "NotReady", f"{name}: {message or reason or 'not ready'}")
+    agree = {name: message for name, (holds, _, message) in answers.items() if holds}
     if not agree:
         return unknown("NotAcknowledged", "no router has said")
-    return true(good, f"{len(agree)}/{facts.routers_desired} routers say so")
+    remarks = sorted({message for message in agree.values() if message})
+    return true(good, "; ".join([f"{len(agree)}/{facts.routers_desired} routers say so", *remarks]))
 
 
 def _instances(facts: Facts) -> tuple[int, int] | None:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.crd_cases import router
+from support.crd_cases import router, tokenizer
 
-from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY, digest_of
+from llmrouter.config import (
+    CONFIG_KEY,
+    DIGEST_ANNOTATION,
+    MANIFEST_KEY,
+    MODEL_KEY,
+    PREDICTOR_MANIFEST_KEY,
+    PREDICTOR_MODEL_KEY,
+    TOKENIZERS_FOLDER,
+    digest_of,
+)
 from llmrouter.resources import LLMRouterSpec
 from llmrouter_operator.builders import (
     RESTART_ANNOTATION,
@@ -76,6 +85,7 @@ def test_no_secret_is_in_anything_built() -> None:
         {"models": [{"name": "llama"}, {"name": "more"}]},
         {"router": {"replicas": 1, "logLevel": "DEBUG"}},
         {"predictor": {"type": "Constant"}},
+        {"predictor": {"model": {"configMap": {"name": "m"}, "sha256": "a" * 64}, "deadlineMilliseconds": 5}},
     ],
 )
 def test_what_routers_swap_live_changes_no_pod(changes: dict[str, object]) -> None:
@@ -134,6 +144,34 @@ def test_the_config_map_carries_its_digest_and_the_model() -> None:
     assert config_map["data"] == {CONFIG_KEY: '{"a":1}', MANIFEST_KEY: "{}"}
     assert config_map["binaryData"] == {MODEL_KEY: "b25ueA=="}
     assert "binaryData" not in build_config_map(OWNER, b"{}", None)
+
+
+def test_the_config_map_carries_the_predictor_beside_the_policy() -> None:
+    both = build_config_map(OWNER, b"{}", ModelFiles("cG9s", "{p}"), predictor=ModelFiles("bGVu", "{l}"))
+
+    assert both["data"] == {CONFIG_KEY: "{}", MANIFEST_KEY: "{p}", PREDICTOR_MANIFEST_KEY: "{l}"}
+    assert both["binaryData"] == {MODEL_KEY: "cG9s", PREDICTOR_MODEL_KEY: "bGVu"}
+
+
+@pytest.mark.parametrize(
+    ("source", "volume"),
+    [
+        (
+            {"persistentVolumeClaim": {"claimName": "t"}},
+            {"persistentVolumeClaim": {"claimName": "t", "readOnly": True}},
+        ),
+        ({"configMap": {"name": "t"}}, {"configMap": {"name": "t", "optional": True}}),
+    ],
+)
+def test_tokenizers_are_mounted_to_read_alone(source: Object, volume: Object) -> None:
+    mounted = spec(**tokenizer("llama.json", router={"replicas": 1, "tokenizers": source}))
+    template = build_deployment(OWNER, mounted, DEFAULTS)["spec"]["template"]["spec"]
+
+    assert template["volumes"][1:] == [{"name": "tokenizers"} | volume]
+    assert template["containers"][0]["volumeMounts"][1:] == [
+        {"name": "tokenizers", "mountPath": TOKENIZERS_FOLDER, "readOnly": True}
+    ]
+    assert len(pod()["spec"]["volumes"]) == len(container()["volumeMounts"]) == 1
 
 
 def test_everything_belongs_to_the_llmrouter_and_is_plain_json() -> None:

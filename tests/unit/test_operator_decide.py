@@ -32,6 +32,7 @@ def observed(policy_object: Object | None = None, **changes: Any) -> Observed:  
         router={"metadata": metadata, "spec": router()},
         policy=policy_object,
         model=None,
+        predictor_model=None,
         owned=dict.fromkeys(Names(KEY).refs()),
         pods=(),
     )

@@ -9,9 +9,9 @@ import pytest
 from support.crd_cases import router
 
 from llmrouter.acknowledgement import RouterAcknowledgement
-from llmrouter.config import PolicyConfig, canonical_json
+from llmrouter.config import PolicyConfig, PredictorConfig, canonical_json
 from llmrouter.resources import LLMRouterSpec
-from llmrouter_operator.models import Object, ObjectKey, Plan, PolicyChoice, Problem
+from llmrouter_operator.models import Object, ObjectKey, Plan, PolicyChoice, PredictorChoice, Problem
 from llmrouter_operator.status import (
     Acknowledgements,
     Facts,
@@ -71,6 +71,11 @@ def condition(what: Facts, kind: str) -> tuple[str, str]:
     return found["status"], found["reason"]
 
 
+def message(what: Facts, kind: str) -> str:
+    (found,) = [one for one in status_of(what)["conditions"] if one["type"] == kind]
+    return str(found["message"])
+
+
 BOTH = (said("a"), said("b"))
 
 
@@ -82,6 +87,7 @@ def test_all_is_well_when_all_say_so() -> None:
         "Progressing": "False",
         "PolicyReady": "True",
         "PredictorReady": "True",
+        "LengthDrift": "Unknown",
         "StateBackendReady": "True",
         "InstancesAvailable": "True",
     }
@@ -118,6 +124,10 @@ def test_all_is_well_when_all_say_so() -> None:
         ),
         (facts(said("a", predictor_ready=None)), "PredictorReady", ("Unknown", "NotAcknowledged")),
         (facts(said("a", predictor_ready=False)), "PredictorReady", ("False", "NotReady")),
+        (facts(*BOTH), "LengthDrift", ("Unknown", "NotAcknowledged")),
+        (facts(said("a", length_drift=False), said("b")), "LengthDrift", ("False", "LengthsSteady")),
+        (facts(said("a", length_drift=False), said("b", length_drift=True)), "LengthDrift", ("True", "LengthsDrifted")),
+        (facts(said("a", length_drift=True)), "Ready", ("True", "Serving")),
         (
             facts(said("a"), said("b", state_backend_ready=False, state_backend_reason="Unreachable")),
             "StateBackendReady",
@@ -147,6 +157,41 @@ def test_a_policy_that_cannot_run_is_told_with_what_runs_instead() -> None:
     assert condition(what, "PolicyReady") == ("False", "PolicyNotFound")
     assert condition(what, "Ready") == ("False", "PolicyNotFound")
     assert status_of(what)["activePolicy"]["lastKnownGood"] is True
+
+
+def test_a_predictor_that_cannot_run_is_told_with_what_runs_instead() -> None:
+    choice = PredictorChoice(PredictorConfig(type="Applications"), problem=Problem("ModelNotFound", "no ConfigMap"))
+    what = facts(*BOTH, plan=replace(PLAN, predictor=choice))
+
+    assert condition(what, "PredictorReady") == ("False", "ModelNotFound")
+    assert message(what, "PredictorReady") == "no ConfigMap; Applications is in force"
+    assert condition(what, "Ready") == ("False", "ModelNotFound")
+    assert condition(what, "PolicyReady") == ("True", "Acknowledged")
+
+
+@pytest.mark.parametrize(
+    ("ready", "expected"),
+    [(True, "2/2 routers say so; tokenizer x of llama: missing"), (False, "a: tokenizer x of llama: missing")],
+)
+def test_what_routers_say_of_the_predictor_is_told(ready: bool, expected: str) -> None:  # noqa: FBT001 - a parameter
+    remark = {"predictor_ready": ready, "predictor_message": "tokenizer x of llama: missing"}
+
+    assert message(facts(said("a", **remark), said("b", **remark)), "PredictorReady") == expected
+
+
+def test_drift_is_told_when_it_begins_and_ends() -> None:
+    unknown = status_of(facts(*BOTH))
+    steady = status_of(facts(said("a", length_drift=False)), unknown)
+    drifting = status_of(facts(said("a", length_drift=True, length_drift_message="chat: 40 % covered")), steady, LATER)
+    still = status_of(facts(said("a", length_drift=True, length_drift_message="chat: 35 % covered")), drifting, LATER)
+
+    assert transitions(unknown, steady) == []
+    (begun,) = transitions(steady, drifting)
+    assert (begun.reason, begun.warning) == ("LengthsDrifted", True)
+    assert begun.message == "LengthDrift: a: chat: 40 % covered"
+    assert transitions(drifting, still) == []
+    (ended,) = transitions(still, steady)
+    assert (ended.reason, ended.warning) == ("LengthsSteady", False)
 
 
 def test_what_could_not_be_applied_is_not_observed() -> None:

@@ -1,0 +1,80 @@
+"""Chooses the length predictor that routers are told to run: the declared one, else the one in force, else no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmrouter.config import PREDICTOR_MANIFEST_KEY, PREDICTOR_MODEL_KEY, compile_predictor
+from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from llmrouter.feature_set import LENGTH_FEATURE_VERSION
+from llmrouter.manifest import ModelKind, Rejection
+from llmrouter_operator.model_files import files_in_force, read_model
+from llmrouter_operator.models import ModelFiles, PredictorChoice, Problem
+
+if TYPE_CHECKING:
+    from llmrouter.config import PredictorConfig, RouterConfig
+    from llmrouter.manifest import Manifest
+    from llmrouter.resources import PredictorSpec
+    from llmrouter_operator.models import Object
+
+
+class LastPredictor(NamedTuple):
+    """The predictor in force, as the configuration that routers read has it."""
+
+    config: PredictorConfig
+    files: ModelFiles | None
+
+
+def choose_predictor(spec: PredictorSpec, model: Object | None, last: LastPredictor | None) -> PredictorChoice:
+    """The declared predictor if it can be run; else the one in force, with the reason.
+
+    Args:
+        spec: what is declared.
+        model: the ConfigMap that it names, as it is now.
+        last: the predictor in force.
+    """
+    if spec.model is None:
+        return PredictorChoice(compile_predictor(spec))
+    try:
+        files, manifest = read_model(
+            spec.model.config_map, model, kind=ModelKind.OUTPUT_LENGTH, expected_sha256=spec.model.sha256
+        )
+        _check_type(spec, manifest)
+    except (InvalidConfigError, ModelRejectedError) as error:
+        return keep_last(Problem(str(error.reason), str(error)), spec, last)
+    return PredictorChoice(compile_predictor(spec), files=files)
+
+
+def keep_last(problem: Problem, spec: PredictorSpec, last: LastPredictor | None) -> PredictorChoice:
+    """The predictor in force, or quantiles per application, because of ``problem``; with the declared numbers."""
+    kind, sha256, files = (
+        ("Applications", None, None) if last is None else (last.config.type, last.config.model_sha256, last.files)
+    )
+    config = compile_predictor(spec).model_copy(update={"type": kind, "model_sha256": sha256})
+    return PredictorChoice(config, files=files, problem=problem)
+
+
+def last_predictor(config: RouterConfig | None, config_map: Object | None) -> LastPredictor | None:
+    """The predictor of the configuration in force; ``None`` where there is none, or its model is not beside it."""
+    if config is None or config_map is None:
+        return None
+    if config.predictor.model_sha256 is None:
+        return LastPredictor(config.predictor, None)
+    try:
+        files = files_in_force(
+            config_map,
+            model_key=PREDICTOR_MODEL_KEY,
+            manifest_key=PREDICTOR_MANIFEST_KEY,
+            sha256=config.predictor.model_sha256,
+        )
+    except ModelRejectedError:
+        return None  # another hand changed it: what is declared is decided anew
+    return LastPredictor(config.predictor, files)
+
+
+def _check_type(spec: PredictorSpec, manifest: Manifest) -> None:
+    made_for = "Text" if manifest.feature_version > LENGTH_FEATURE_VERSION else "RandomForest"
+    if spec.type != made_for:
+        raise ModelRejectedError(
+            Rejection.FEATURE_VERSION_MISMATCH, f"the model is one of type {made_for}, predictor.type is {spec.type}"
+        )
