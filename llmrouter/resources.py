@@ -19,6 +19,17 @@ PlainPolicyType = Literal[
 ]
 """Policies that need neither model nor prediction."""
 
+QueueOrder = Literal[
+    "FirstComeFirstServed",
+    "ShortestPredicted",
+    "PredictedRank",
+    "HighestResponseRatio",
+    "LeastSlack",
+    "EarliestDeadline",
+    "ModifiedDueDate",
+]
+"""The orders of ``routing/orders.py``."""
+
 PredictingPolicyType = Literal[
     "WorkloadImpact",
     "OwnLatency",
@@ -62,6 +73,14 @@ Quantity = (
 )
 QuantityMap = dict[str, Quantity]
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _unique(field: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{field} names {name!r} twice")
+        seen.add(name)
 
 
 class Resource(BaseModel):
@@ -309,10 +328,33 @@ class HoldSpec(Resource):
     kv_fraction: float = Field(default=1.0, ge=0.1, le=1.0)
 
 
-class QueueSpec(Resource):
-    """Bounds of the queue of held requests."""
+class TenantWeight(Resource):
+    """A tenant's share: one of weight 2 is served twice the tokens of one of weight 1."""
 
+    tenant: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    weight: float = Field(ge=0.001, le=1000)
+
+
+class FairnessSpec(Resource):
+    """Whether the tenant that was served least goes next; tenants that are not named have a weight of 1."""
+
+    enabled: bool = False
+    weights: tuple[TenantWeight, ...] = Field(default=(), max_length=256)
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        _unique("queue.fairness.weights", [one.tenant for one in self.weights])
+        return self
+
+
+class QueueSpec(Resource):
+    """Who of the held requests goes next, and how many there may be."""
+
+    order: QueueOrder = "FirstComeFirstServed"
+    aging_seconds: float = Field(default=10.0, ge=0.1, le=3600)
     max_depth: int = Field(default=1024, ge=0, le=100_000)
+    max_bytes: int = Field(default=268_435_456, ge=0, le=1_099_511_627_776)
+    fairness: FairnessSpec = FairnessSpec()
 
 
 class GuardSpec(Resource):
@@ -337,11 +379,3 @@ class RoutingPolicySpec(Resource):
         if (self.type == "Onnx") != (self.model is not None):
             raise ValueError("model must be set for type Onnx, and only for it")
         return self
-
-
-def _unique(field: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{field} names {name!r} twice")
-        seen.add(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
+from llmrouter.routing.orders import DEFAULT_AGING_S, ORDERS, Order
 from llmrouter.sim.setup import RouterSide
 from llmrouter.study.cells import DEFAULT_CELLS, KINDS, QUICK_CELLS, CellSpec, build_cell, named_profile
 from llmrouter.study.contenders import CONTENDERS, chosen_contenders
@@ -147,6 +148,12 @@ def add_router_side(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--dispatch-ms", type=float, default=0.0, metavar="MS", help="from decision to engine")
     group.add_argument("--private", action="store_true", help="each router sees its own dispatches alone")
+    group.add_argument("--order", choices=list(ORDERS), help="of held requests (default: FirstComeFirstServed)")
+    group.add_argument("--aging-s", type=float, metavar="S", help=f"of that order (default: {DEFAULT_AGING_S:g})")
+    group.add_argument("--fair", action="store_true", help="the tenant that was served least goes next")
+    group.add_argument(
+        "--tenant-weight", action="append", default=[], metavar="NAME=W", help="with --fair, its weight (default: 1)"
+    )
 
 
 def router_side(given: argparse.Namespace) -> RouterSide:
@@ -157,7 +164,26 @@ def router_side(given: argparse.Namespace) -> RouterSide:
         refresh_s=given.refresh_ms / _MS,
         dispatch_s=given.dispatch_ms / _MS,
         reserves=not given.private,
+        order=ORDERS[given.order] if given.order is not None else Order.FIRST_COME_FIRST_SERVED,
+        aging_s=given.aging_s if given.aging_s is not None else DEFAULT_AGING_S,
+        fair=given.fair,
+        tenant_weights=_tenant_weights(given),
     )
+
+
+def _tenant_weights(given: argparse.Namespace) -> tuple[tuple[str, float], ...]:
+    if given.tenant_weight and not given.fair:
+        raise InvalidInputError("--tenant-weight is a weight of --fair, which is not given")
+    weights: dict[str, float] = {}
+    for word in given.tenant_weight:
+        name, equals, number = word.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise InvalidInputError(f"--tenant-weight must be NAME=W, not {word!r}")
+    return tuple(weights.items())
 
 
 def _add_setting(group: argparse._ArgumentGroup) -> None:

@@ -9,6 +9,7 @@ from llmrouter.config import compile_policy, compile_router
 from llmrouter.config_file import parse, read_text
 from llmrouter.errors import InvalidConfigError
 from llmrouter.routing import catalogue
+from llmrouter.routing.orders import ORDERS
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.setup import CompiledPolicy, RouterSide
@@ -100,6 +101,10 @@ def _configured(spec: LLMRouterSpec, config: RouterConfig, instances: Mapping[st
             routers=max(1, spec.router.replicas),
             max_wait_s=config.policy.hold.max_wait_seconds if _holds(config) else SHED_AT_ONCE_S,
             max_held=config.policy.queue.max_depth,
+            order=ORDERS[config.policy.queue.order],
+            aging_s=config.policy.queue.aging_seconds,
+            fair=config.policy.queue.fairness.enabled,
+            tenant_weights=tuple((one.tenant, one.weight) for one in config.policy.queue.fairness.weights),
         ),
         constant_tokens=constant,
     )

@@ -251,6 +251,12 @@ def _side(given: argparse.Namespace, configured: Configured | None) -> RouterSid
         side = replace(side, max_wait_s=declared.max_wait_s, max_held=declared.max_held)
         if given.routers == 1:
             side = replace(side, routers=declared.routers)
+        if given.order is None:
+            side = replace(side, order=declared.order)
+        if given.aging_s is None:
+            side = replace(side, aging_s=declared.aging_s)
+        if not given.fair:
+            side = replace(side, fair=declared.fair, tenant_weights=declared.tenant_weights)
     if given.max_wait_s is not None:
         side = replace(side, max_wait_s=given.max_wait_s)
     if given.max_held is not None:

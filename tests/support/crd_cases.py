@@ -60,6 +60,14 @@ def onnx(**model: object) -> Spec:
     return {"type": "Onnx", "model": model}
 
 
+def queue(name: str, field: str, bound: str, **values: object) -> Case:
+    return Case(name, {"type": "Random", "queue": values}, field, bound)
+
+
+def fairness(name: str, field: str, bound: str, *weights: Spec) -> Case:
+    return queue(name, field, bound, fairness={"enabled": True, "weights": list(weights)})
+
+
 BAD_ROUTERS = [
     Case("no models", router(models=[]), "spec.models", "at least 1 items"),
     Case("no pools", router(pools=None), "spec.pools", "Required value"),
@@ -248,6 +256,15 @@ BAD_POLICIES = [
         "supported values",
     ),
     Case("a negative queue", {"type": "Random", "queue": {"maxDepth": -1}}, "maxDepth", "greater than or equal to 0"),
+    queue("an unknown order", "spec.queue.order", '"FirstComeFirstServed", "ShortestPredicted"', order="Random"),
+    queue("no aging", "spec.queue.agingSeconds", "greater than or equal to 0.1", agingSeconds=0),
+    queue("aging of a day", "spec.queue.agingSeconds", "less than or equal to 3600", agingSeconds=86400),
+    queue("a queue of huge bytes", "spec.queue.maxBytes", "less than or equal to 1099511627776", maxBytes=2 * 10**12),
+    fairness("a tenant without a weight", "weight", "Required value", {"tenant": "a"}),
+    fairness("a weight without a tenant", "tenant", "at least 1 chars", {"tenant": "", "weight": 1}),
+    fairness("a weight of nothing", "weight", "greater than or equal to 0.001", {"tenant": "a", "weight": 0}),
+    fairness("a weight of everything", "weight", "less than or equal to 1000", {"tenant": "a", "weight": 10**12}),
+    fairness("two weights of a tenant", "weights[1]", "Duplicate value", *[{"tenant": "a", "weight": 1}] * 2),
     Case("Onnx as fallback", {"type": "Random", "guard": {"fallback": "Onnx"}}, "guard.fallback", "supported values"),
     Case(
         "no time to decide",
