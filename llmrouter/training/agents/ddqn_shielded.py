@@ -1,0 +1,82 @@
+"""Double DQN with a shield: the paper's network and state, at decision epochs, allowed only what the KV gate allows.
+
+What the literal agent lacks: the shield; a reward in seconds whose noise is below the gap between actions; hold as an
+option that lasts 100 ms. The paper's three rewards are expressed in these terms (``rewards.shielded``); ``marginal`` is
+the recipe that works best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrouter.training.agents import rewards, rollout
+from llmrouter.training.agents.double_q import Learner, Memory, Recipe
+from llmrouter.training.agents.environment import Decider, Environment
+from llmrouter.training.agents.judged import judge
+from llmrouter.training.agents.learning import TRAINING_SEEDS, VALIDATION_SEEDS, Learned, OnPoint, Point, nobody
+from llmrouter.training.agents.network import paper_shape
+from llmrouter.training.agents.rewards import Reward
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Numbers of the learner."""
+
+    recipe: Recipe = field(default_factory=lambda: Recipe(learning_rate=5e-4, polyak=0.005))
+    remembered: int = 25
+    """Episodes in the memory."""
+    explored: int = 20
+    """Episodes over which ε falls from 1 to ``last_epsilon``."""
+    last_epsilon: float = 0.03
+    judge_every: int = 5
+
+
+def train(
+    *,
+    seed: int,
+    reward: Reward = Reward.MARGINAL,
+    episodes: int = 60,
+    environment: Environment | None = None,
+    settings: Settings | None = None,
+    on_point: OnPoint = nobody,
+) -> Learned:
+    """Learns from ``episodes`` episodes; the same arguments give the same agent."""
+    environment, settings = environment or Environment(), settings or Settings()
+    rng = np.random.default_rng([seed, 2])
+    learner = Learner(paper_shape(environment.instances), settings.recipe, rng)
+    memory = Memory(settings.remembered, environment.instances)
+    best = (learner.weights, Point(0, judge(environment, _decider(learner.weights), VALIDATION_SEEDS)))
+    curve = [best[1]]
+    for episode in range(episodes):
+        explored = min(1.0, episode / settings.explored)
+        epsilon = 1.0 + explored * (settings.last_epsilon - 1.0)
+        steps = environment.steps(_decider(learner.weights, epsilon), int(rng.choice(TRAINING_SEEDS)))
+        memory.add(steps, rewards.shielded(steps, reward, episode))
+        learner.update(memory.draw(settings.recipe, rng, permuted=True))
+        point = None
+        if (episode + 1) % settings.judge_every == 0 or episode + 1 == episodes:
+            point = Point(episode + 1, judge(environment, _decider(learner.weights), VALIDATION_SEEDS))
+            curve.append(point)
+            if point.score < best[1].score:
+                best = (learner.weights, point)
+        on_point(episode + 1, point, learner.weights)
+    return Learned(
+        learner="ddqn-shielded",
+        reward=reward.value,
+        seed=seed,
+        decider=_decider(best[0]),
+        tick_s=environment.tick_s,
+        episodes=episodes,
+        best=best[1],
+        curve=tuple(curve),
+    )
+
+
+def _decider(weights_W: NDArray[np.float64], epsilon: float = 0.0) -> Decider:
+    return Decider(rollout.SHIELDED, weights_W, epsilon)

@@ -1,0 +1,57 @@
+"""What all learners share: which seeds are for what, how they say how far they are, and what they hand back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmrouter.study.seeds import SELECTION, TRAINING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmrouter.training.agents.environment import Decider
+    from llmrouter.training.agents.judged import Judged
+
+TRAINING_SEEDS = range(TRAINING.first, TRAINING.last + 1)
+"""Requests to learn from."""
+
+VALIDATION_SEEDS = range(SELECTION.first, SELECTION.first + 8)
+"""Requests by which a checkpoint is chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Of a curve: how an agent is doing on the validation seeds after so many episodes of training."""
+
+    episodes: int
+    judged: Judged
+
+    @property
+    def score(self) -> float:
+        """Checkpoints are chosen by it, the lowest: the mean of both changes, and 100 for each unfinished request."""
+        return 0.5 * (self.judged.makespan_pct + self.judged.e2e_pct) + 100.0 * self.judged.unfinished
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """An agent, where it was best, and how it got there."""
+
+    learner: str
+    reward: str
+    seed: int
+    decider: Decider
+    tick_s: float
+    episodes: int
+    best: Point
+    curve: tuple[Point, ...]
+
+
+OnPoint = Callable[[int, "Point | None", "NDArray[np.float64]"], None]
+"""Told after every episode or generation: episodes done, a point where there is a new one, the weights now."""
+
+
+def nobody(_episodes: int, _point: Point | None, _weights: NDArray[np.float64]) -> None:
+    """Listens to no learner."""

@@ -1,0 +1,431 @@
+"""An agent that decides inside the simulator: what it sees, what its network answers, what it may do and does.
+
+Plain functions over records and arrays, as ``llmrouter.sim.kernel`` has them: interpreted by tests, compiled by
+``compiled``. ``environment`` says what the states, the actions and the two regimes are; this module computes them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from llmrouter.routing.rules import DECODE_RESERVE_FRACTION, marginal_cost_row, mixing_penalty_scaled, own_latency
+from llmrouter.sim.kernel.decisions import eligible, has_room
+from llmrouter.sim.kernel.events import schedule
+from llmrouter.sim.kernel.ledger import generated
+from llmrouter.sim.kernel.records import DECIDE, DONE, LOAD_FIELDS, TICK, World
+from llmrouter.sim.kernel.world import advance
+
+# How an agent decides.
+PER_TICK, SHIELDED, SHARED, BATCH_HOLD = 0, 1, 2, 3
+
+PAPER_PER_INSTANCE, PAPER_QUEUE = 6, 3
+SHARED_PER_INSTANCE, SHARED_HOLD = 20, 9
+HIDDEN = 64
+SHARED_HIDDEN, HOLD_HIDDEN = 16, 8
+COSTS = 4
+"""Of an instance, in seconds: own, imposed, coalesce, and the paper's penalty of mixing."""
+
+BUCKET_ENDS = (250.0, 1_000.0)
+"""Predicted output tokens at which the second and the third bucket begin."""
+
+SETTINGS: dict[str, str] = {
+    "kind": "i8",
+    "epsilon": "f8",
+    "random": "i8",
+    "hold_s": "f8",
+    "longest_hold_s": "f8",
+    "cut_at_s": "f8",
+    "batch": "f8",
+    "batch_wait_s": "f8",
+    "head": "i8",
+    "head_since": "f8",
+    "hold_until": "f8",
+    "recording": "i8",
+    "steps": "i8",
+    "decisions": "i8",
+    "unfinished": "f8",
+}
+"""The one record of an agent; times in seconds. ``unfinished`` is Σ(1 − generated/predicted) over the system."""
+
+
+class Agent(NamedTuple):
+    """An agent, its network and what it leaves behind; I instances, S and H numbers of a state, T steps at most.
+
+    ``weights`` are the layers one after the other, each its matrix (inputs, outputs) by rows and then its biases.
+    ``state`` (S) and ``shared`` (H), what the two kinds of networks see, ``costs`` (I·4), ``scores`` and ``allowed``
+    (I + 1), hold's last, and the layers' outputs are scratch. What is logged of a decision: ``log_state`` (T, S),
+    ``log_shared`` (T, H), ``log_costs`` (T, I·4), ``log_allowed`` (T, I + 1), ``log_action`` (T), and ``log_numbers``
+    (T, 4): time, requests held, ``unfinished``, and how many requests have ended.
+    """
+
+    it: Any
+    weights: Any
+    state: Any
+    shared: Any
+    first: Any
+    second: Any
+    costs: Any
+    scores: Any
+    allowed: Any
+    row: Any
+    log_state: Any
+    log_shared: Any
+    log_costs: Any
+    log_allowed: Any
+    log_action: Any
+    log_numbers: Any
+
+
+def rollout(world: World, agent: Agent) -> int:
+    """Runs like ``advance``, with the agent's answers; ends with ``DONE`` also where the episode is cut."""
+    code = advance(world)
+    while code == DECIDE:
+        if world.run[0].now > agent.it[0].cut_at_s:
+            return DONE
+        answer(world, agent)
+        code = advance(world)
+    return code
+
+
+def answer(world: World, agent: Agent) -> None:
+    """Answers the simulator's question: an instance, or hold."""
+    run, it = world.run[0], agent.it[0]
+    s, instances = run.asking, run.instances
+    run.answered = 1
+    run.load_sensitive = 1
+    run.bids = 0
+    if it.head != s:
+        it.head = s
+        it.head_since = run.now
+        it.hold_until = -1.0
+    if run.now < it.hold_until or permit(world, agent, s) == 0:
+        return
+    action = choose(world, agent, s)
+    it.decisions += 1
+    if action < instances:
+        run.bids = 1
+        world.bids[0] = action
+    elif it.kind != PER_TICK:
+        it.hold_until = run.now + it.hold_s - 1e-9
+        if run.decision_every_s == 0.0:
+            schedule(world, run.now + it.hold_s, TICK, 0)  # wakes the line; no other tick is made without a period
+
+
+def permit(world: World, agent: Agent, s: int) -> int:
+    """Writes which actions are allowed; returns how many instances are. Only the per-tick agent may do anything.
+
+    The shield: instances that pass the KV gate (an idle one always does); hold neither while one of them is idle nor
+    once the head has been the head for ``longest_hold_s``.
+    """
+    run, it = world.run[0], agent.it[0]
+    instances, open_, idle = run.instances, 0, 0
+    for e in range(instances):
+        agent.allowed[e] = 0
+        if not eligible(world, e, s):
+            continue
+        if it.kind == PER_TICK or has_room(world, e, s, e):
+            agent.allowed[e] = 1
+            open_ += 1
+            if world.asked_loads[e * LOAD_FIELDS] == 0.0:
+                idle = 1
+    patient = idle == 0 and run.now - it.head_since < it.longest_hold_s
+    agent.allowed[instances] = 1 if it.kind == PER_TICK or patient else 0
+    return open_
+
+
+def choose(world: World, agent: Agent, s: int) -> int:
+    """The action: at random with probability ε, else the allowed one with the highest score, the first of equals."""
+    run, it = world.run[0], agent.it[0]
+    instances = run.instances
+    price(world, agent, s)
+    if it.kind == BATCH_HOLD:
+        return batch_hold(world, agent, s)
+    if it.kind == SHARED or it.recording:
+        see_shared(world, agent, s)
+    if it.kind != SHARED or it.recording:
+        see_paper(world, agent, s)
+    if it.kind == SHARED:
+        score_shared(agent, instances)
+    else:
+        score_paper(agent, instances)
+    action = best_allowed(agent, instances)
+    if it.epsilon > 0.0 and draw(agent) < it.epsilon:
+        action = random_allowed(agent, instances)
+    if it.recording and it.steps < len(agent.log_action):
+        note(world, agent, action)
+    return action
+
+
+def draw(agent: Agent) -> float:
+    """A number in (0, 1) of the agent's own stream (Park and Miller's generator)."""
+    it = agent.it[0]
+    it.random = it.random * 48_271 % 2_147_483_647
+    return float(it.random / 2_147_483_647)
+
+
+def best_allowed(agent: Agent, instances: int) -> int:
+    """The allowed action with the highest score."""
+    best = -1
+    for action in range(instances + 1):
+        if agent.allowed[action] and (best < 0 or agent.scores[action] > agent.scores[best]):
+            best = action
+    return best
+
+
+def random_allowed(agent: Agent, instances: int) -> int:
+    """Any allowed action, each as likely."""
+    chosen, seen = -1, 0
+    for action in range(instances + 1):
+        if agent.allowed[action]:
+            seen += 1
+            if draw(agent) * seen < 1.0:
+                chosen = action
+    return chosen
+
+
+def note(world: World, agent: Agent, action: int) -> None:
+    """Logs a decision."""
+    run, it = world.run[0], agent.it[0]
+    step = it.steps
+    it.steps += 1
+    for place in range(agent.log_state.shape[1]):
+        agent.log_state[step, place] = agent.state[place]
+    for place in range(agent.log_shared.shape[1]):
+        agent.log_shared[step, place] = agent.shared[place]
+    for place in range(agent.log_costs.shape[1]):
+        agent.log_costs[step, place] = agent.costs[place]
+    for place in range(run.instances + 1):
+        agent.log_allowed[step, place] = agent.allowed[place]
+    agent.log_action[step] = action
+    agent.log_numbers[step, 0] = run.now
+    agent.log_numbers[step, 1] = held(world)
+    agent.log_numbers[step, 2] = it.unfinished
+    agent.log_numbers[step, 3] = run.ended
+
+
+def held(world: World) -> int:
+    """Requests held at the router that asks."""
+    return int(world.routers[world.run[0].asking_router].held)
+
+
+def fill(world: World, agent: Agent, e: int, s: int) -> None:
+    """The features of an instance for the head, in the order of ``FEATURE_NAMES``."""
+    engine, sequence = world.pool.engines[e], world.pool.sequences[s]
+    for k in range(LOAD_FIELDS):
+        agent.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
+    agent.row[4] = sequence.prompt
+    agent.row[5] = sequence.predicted
+    agent.row[6] = engine.kv_tokens
+    agent.row[7] = engine.max_sequences
+    agent.row[8] = engine.base_decode_s
+    agent.row[9] = engine.prefill_s_per_token
+    agent.row[10] = engine.prefill_s_per_token_squared
+    agent.row[11] = engine.context_s_per_token
+    agent.row[12] = engine.sequence_s
+    agent.row[13] = engine.prefill_first
+
+
+def price(world: World, agent: Agent, s: int) -> None:
+    """Writes what the head costs on each instance; see ``COSTS``."""
+    for e in range(world.run[0].instances):
+        fill(world, agent, e, s)
+        own_s = own_latency(agent.row)
+        agent.costs[COSTS * e] = own_s
+        agent.costs[COSTS * e + 1] = marginal_cost_row(agent.row, (1.0, 0.0, 0.0)) - own_s
+        agent.costs[COSTS * e + 2] = marginal_cost_row(agent.row, (0.0, 1.0, 0.0)) - own_s
+        agent.costs[COSTS * e + 3] = mixing_penalty_scaled(agent.row)
+
+
+def bucket_of(tokens: float) -> int:
+    """The bucket of a predicted output length: 0, 1 or 2."""
+    if tokens < BUCKET_ENDS[0]:
+        return 0
+    return 1 if tokens < BUCKET_ENDS[1] else 2
+
+
+def see_paper(world: World, agent: Agent, s: int) -> None:
+    """Writes the paper's state, scaled; also ``unfinished``."""
+    run, it, pool = world.run[0], agent.it[0], world.pool
+    it.unfinished = held(world)
+    for e in range(run.instances):
+        engine, at = pool.engines[e], PAPER_PER_INSTANCE * e
+        for k in range(PAPER_PER_INSTANCE):
+            agent.state[at + k] = 0.0
+        least = -1.0
+        j = engine.ledger_head
+        while j >= 0:
+            sequence = pool.sequences[j]
+            tokens = generated(pool, e, j)
+            left = max(1.0, sequence.predicted - tokens)
+            it.unfinished += 1.0 - min(1.0, tokens / max(sequence.predicted, 1.0))
+            if tokens == 0:
+                agent.state[at] += 0.1
+            else:
+                agent.state[at + 1 + bucket_of(sequence.predicted)] += 0.02
+            if least < 0.0 or left < least:
+                least = left
+            j = sequence.ledger_next
+        requests, context = engine.ledger_requests, engine.ledger_context
+        agent.state[at + 4] = math.floor(100.0 * (1.0 - context / engine.kv_tokens) + 0.5) / 100.0
+        if least > 0.0:
+            step_s = engine.base_decode_s + engine.sequence_s * requests + engine.context_s_per_token * context
+            agent.state[at + 5] = least * step_s / 10.0
+    at = PAPER_PER_INSTANCE * run.instances
+    agent.state[at] = min(held(world), 512) / 100.0
+    agent.state[at + 1] = pool.sequences[s].prompt / 500.0
+    agent.state[at + 2] = bucket_of(pool.sequences[s].predicted) / 2.0
+
+
+def score_paper(agent: Agent, instances: int) -> None:
+    """Action values of the multilayer perceptron (6·I + 3)-64-64-(I + 1) with ReLU."""
+    width = PAPER_PER_INSTANCE * instances + PAPER_QUEUE
+    at = layer(agent.weights, 0, agent.state, 0, width, agent.first, HIDDEN)
+    for k in range(HIDDEN):
+        agent.first[k] = max(0.0, agent.first[k])
+    at = layer(agent.weights, at, agent.first, 0, HIDDEN, agent.second, HIDDEN)
+    for k in range(HIDDEN):
+        agent.second[k] = max(0.0, agent.second[k])
+    layer(agent.weights, at, agent.second, 0, HIDDEN, agent.scores, instances + 1)
+
+
+def layer(  # noqa: PLR0917 - compiled code passes by position
+    weights: Any,  # noqa: ANN401 - arrays
+    at: int,
+    inputs: Any,  # noqa: ANN401
+    first: int,
+    width: int,
+    outputs: Any,  # noqa: ANN401
+    count: int,
+) -> int:
+    """Writes a layer's sums over ``inputs[first:first + width]``; returns where the next layer's weights begin."""
+    bias = at + width * count
+    for o in range(count):
+        outputs[o] = weights[bias + o]
+    for i in range(width):
+        value = inputs[first + i]
+        if value != 0.0:
+            for o in range(count):
+                outputs[o] += value * weights[at + i * count + o]
+    return bias + count
+
+
+def see_shared(world: World, agent: Agent, s: int) -> None:
+    """Writes the shared network's inputs: a row for each instance, then those of hold."""
+    run, it = world.run[0], agent.it[0]
+    instances = run.instances
+    least_own, least_imposed, least_cost, least_coalesce = 1e300, 1e300, 1e300, 1e300
+    open_, prefilling = 0.0, 0.0
+    for e in range(instances):
+        if agent.allowed[e]:
+            own_s, imposed_s = agent.costs[COSTS * e], agent.costs[COSTS * e + 1]
+            coalesce_s = agent.costs[COSTS * e + 2]
+            least_own, least_imposed = min(least_own, own_s), min(least_imposed, imposed_s)
+            least_cost = min(least_cost, own_s + imposed_s + 2.0 * coalesce_s)
+            least_coalesce = min(least_coalesce, coalesce_s)
+            open_ += 1.0 / instances
+            if world.asked_loads[e * LOAD_FIELDS + 2] > 0.0:
+                prefilling += 1.0 / instances
+    at = SHARED_PER_INSTANCE * instances
+    agent.shared[at] = math.log(1.0 + held(world)) / 5.0
+    agent.shared[at + 1] = min(run.now - it.head_since, 5.0)
+    agent.shared[at + 2] = open_
+    agent.shared[at + 3] = prefilling
+    agent.shared[at + 4] = least_coalesce
+    agent.shared[at + 5] = 0.0
+    agent.shared[at + 6] = -3.0
+    agent.shared[at + 7] = 0.0
+    agent.shared[at + 8] = world.pool.sequences[s].predicted / 500.0
+    for e in range(instances):
+        fill(world, agent, e, s)
+        see_instance(agent, e, instances)
+        begin = SHARED_PER_INSTANCE * e
+        agent.shared[begin + 11] = min((agent.costs[COSTS * e] - least_own) / 5.0, 5.0)
+        agent.shared[begin + 12] = min((agent.costs[COSTS * e + 1] - least_imposed) / 5.0, 5.0)
+        cost_s = agent.costs[COSTS * e] + agent.costs[COSTS * e + 1] + 2.0 * agent.costs[COSTS * e + 2]
+        agent.shared[begin + 13] = min((cost_s - least_cost) / 5.0, 5.0)
+
+
+def see_instance(agent: Agent, e: int, instances: int) -> None:
+    """Writes what the shared network sees of one instance, whose features are in ``row``; adds to what hold sees.
+
+    Room is what the gate leaves of KV, in tenths of it: ``10·(1 − (C + p + r·(R + d))/K)``.
+    """
+    n, context, queued, left = agent.row[0], agent.row[1], agent.row[2], agent.row[3]
+    p, d, kv, slots = agent.row[4], agent.row[5], agent.row[6], agent.row[7]
+    room = 10.0 * (1.0 - (context + p + DECODE_RESERVE_FRACTION * (left + d)) / kv)
+    room = max(-3.0, min(room, 3.0))
+    at, hold = SHARED_PER_INSTANCE * e, SHARED_PER_INSTANCE * instances
+    agent.shared[at] = n / slots
+    agent.shared[at + 1] = context / kv
+    agent.shared[at + 2] = agent.row[9] * queued
+    agent.shared[at + 3] = left / kv
+    agent.shared[at + 4] = room
+    agent.shared[at + 5] = 10.0 * (agent.row[8] + agent.row[12] * n + agent.row[11] * context)
+    agent.shared[at + 6] = left / max(n, 1.0) / 500.0
+    agent.shared[at + 7] = agent.costs[COSTS * e] / 20.0
+    agent.shared[at + 8] = agent.costs[COSTS * e + 1] / 20.0
+    agent.shared[at + 9] = agent.costs[COSTS * e + 2]
+    agent.shared[at + 10] = 1.0 if queued > 0.0 else 0.0
+    agent.shared[at + 14] = agent.row[9] * p * 5.0
+    agent.shared[at + 15] = d / 500.0
+    for k in range(4):
+        agent.shared[at + 16 + k] = agent.shared[hold + k]
+    agent.shared[hold + 5] += room / instances
+    if agent.allowed[e]:
+        agent.shared[hold + 6] = max(agent.shared[hold + 6], room)
+    agent.shared[hold + 7] += n / slots / instances
+
+
+def score_shared(agent: Agent, instances: int) -> None:
+    """The same 20-16-1 network for every instance, and 9-8-1 for hold; tanh."""
+    at, width = 0, SHARED_PER_INSTANCE
+    for e in range(instances):
+        at = layer(agent.weights, 0, agent.shared, width * e, width, agent.first, SHARED_HIDDEN)
+        for k in range(SHARED_HIDDEN):
+            agent.first[k] = math.tanh(agent.first[k])
+        at = layer(agent.weights, at, agent.first, 0, SHARED_HIDDEN, agent.second, 1)
+        agent.scores[e] = agent.second[0]
+    at = layer(agent.weights, at, agent.shared, width * instances, SHARED_HOLD, agent.first, HOLD_HIDDEN)
+    for k in range(HOLD_HIDDEN):
+        agent.first[k] = math.tanh(agent.first[k])
+    layer(agent.weights, at, agent.first, 0, HOLD_HIDDEN, agent.second, 1)
+    agent.scores[instances] = agent.second[0]
+
+
+def batch_hold(world: World, agent: Agent, s: int) -> int:
+    """The marginal cost with batch-hold: an instance without queued prompts is opened only to a batch.
+
+    It is open where its gate would let in ``batch`` of those that wait, one after the other; where a prompt is queued
+    there already; and where the head has been the head for ``batch_wait_s`` or hold is not allowed. Among the open ones
+    the least own + 1.0·imposed + 2·coalesce; none open: hold.
+    """
+    run, it = world.run[0], agent.it[0]
+    instances, best, least = run.instances, run.instances, 1e300
+    everyone = agent.allowed[instances] == 0 or run.now - it.head_since >= it.batch_wait_s
+    for e in range(instances):
+        if not agent.allowed[e]:
+            continue
+        if not everyone and world.asked_loads[e * LOAD_FIELDS + 2] <= 0.0 and fit(world, agent, e, s) < it.batch:
+            continue
+        cost = agent.costs[COSTS * e] + agent.costs[COSTS * e + 1] + 2.0 * agent.costs[COSTS * e + 2]
+        if cost < least:
+            best, least = e, cost
+    return int(best)
+
+
+def fit(world: World, agent: Agent, e: int, s: int) -> int:
+    """How many of those that wait, from the head on, the gate of an instance would let in; at most ``batch``."""
+    run, it, pool = world.run[0], agent.it[0], world.pool
+    at, engine = e * LOAD_FIELDS, world.pool.engines[e]
+    limit = float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens)
+    tokens = world.asked_loads[at + 1] + run.decode_reserve_fraction * world.asked_loads[at + 3]
+    count, j = 0, s
+    while j >= 0 and count < it.batch:
+        sequence = pool.sequences[j]
+        tokens += sequence.prompt + run.decode_reserve_fraction * sequence.predicted
+        if tokens > limit:
+            break
+        count += 1
+        j = sequence.next
+    return count
