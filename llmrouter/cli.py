@@ -43,6 +43,7 @@ FORWARDED = {
     "simulate": "run one policy on one workload, simulated",
     "bench": "compare policies, paired and with intervals, over cells and loads",
     "validate-engine": "hold the engine model against measured engines, or fit it to one's own",
+    "train": "learn a routing agent in simulation, and export it",
     "predictor": "train what foretells the length of answers, and score it against every baseline",
 }
 """Commands whose options a module of their own declares, and what they do."""
@@ -53,6 +54,7 @@ MODULES = {
     "simulate": "llmrouter.study.simulate_command",
     "bench": "llmrouter.study.bench_command",
     "validate-engine": "llmrouter.validation.command",
+    "train": "llmrouter.training.train_command",
     "predictor": "llmrouter.training.predictor_command",
 }
 """Where the ``main(rest)`` of such a command is; imported when it runs."""

@@ -2,9 +2,9 @@
 
 Printed: the network 27-64-64-5 with ReLU, Double DQN, batches of 512, no exploration after episode 20, the rewards and
 how the guide fades. Inferred, because it is not printed: discount 0.999 per tick (below it nothing beyond 2 s counts),
-Adam with 1e-3, 400 updates an episode, a memory of 25 episodes, a target that follows by 0.005 per update, ε from 1 to 0
-in a straight line over the 20 episodes, the scale of states and rewards, Huber's loss, and that the checkpoint that does
-best on requests of its own is kept. An episode that does not end is cut (``Environment.cut_s``).
+Adam with 1e-3, 400 updates an episode, a memory of 25 episodes, a target that follows by 0.005 per update, ε from 1 to
+0 in a straight line over the 20 episodes, the scale of states and rewards, Huber's loss, and that the checkpoint that
+does best on requests of its own is kept. An episode that does not end is cut (``Environment.cut_s``).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from llmrouter.training.agents.environment import Steps
 
-    Array = jax.Array
+    Array = Any
     Columns = dict[str, NDArray[np.generic]]
 
 
@@ -134,5 +134,5 @@ def _updates(
         change, state = optax.adam(learning_rate).update(jax.grad(loss)(weights, batch), state, weights)
         return (optax.apply_updates(weights, change), state), None
 
-    found: tuple[tuple[Array, Any], None] = jax.lax.scan(one, (weights_W, state), batches)
-    return found[0]
+    (weights_W, state), _ = jax.lax.scan(one, (weights_W, state), batches)
+    return weights_W, state

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmrouter.training.agents.network import Shape
     from llmrouter.training.agents.rewards import Transitions
 
-    Array = jax.Array
+    Array = Any
     Batches = dict[str, NDArray[np.generic]]
 
 COMPILED = {"xla_cpu_multi_thread_eigen": False}
@@ -122,8 +122,7 @@ def values(weights_W: Array, states_NS: Array, shape: Shape) -> Array:
         value = value @ weights_W[at:bias].reshape(rows, columns) + weights_W[bias : bias + columns]
         value = value if number == last else jax.nn.relu(value)
         at = bias + columns
-    found: Array = value
-    return found
+    return value
 
 
 def _optimiser(recipe: Recipe) -> optax.GradientTransformation:

@@ -349,11 +349,11 @@ def see_shared(world: World, agent: Agent, s: int) -> None:
 def see_instance(agent: Agent, e: int, instances: int) -> None:
     """Writes what the shared network sees of one instance, whose features are in ``row``; adds to what hold sees.
 
-    Room is what the gate leaves of KV, in tenths of it: ``10·(1 − (C + p + r·(R + d))/K)``.
+    Room is what the gate leaves of KV, in fiftieths of it, within ±3: ``50·(1 − (C + p + r·(R + d))/K)``.
     """
     n, context, queued, left = agent.row[0], agent.row[1], agent.row[2], agent.row[3]
     p, d, kv, slots = agent.row[4], agent.row[5], agent.row[6], agent.row[7]
-    room = 10.0 * (1.0 - (context + p + DECODE_RESERVE_FRACTION * (left + d)) / kv)
+    room = 50.0 * (1.0 - (context + p + DECODE_RESERVE_FRACTION * (left + d)) / kv)
     room = max(-3.0, min(room, 3.0))
     at, hold = SHARED_PER_INSTANCE * e, SHARED_PER_INSTANCE * instances
     agent.shared[at] = n / slots

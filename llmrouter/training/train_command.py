@@ -1,0 +1,168 @@
+"""``llmrouter train``: a learned routing agent in the setting of arXiv 2408.13510, from a seed to an ONNX file.
+
+    llmrouter train --learner ddqn-shielded --reward marginal --seed 0 --out build/agents/shielded-0
+
+Writes agent.npz, checkpoint.npz (of the last point of the curve), curve.json and curve.svg, and the artefact:
+model.onnx, manifest.json, MODEL_CARD.md. The same command writes the same bytes on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidInputError
+from llmrouter.training.agents.rewards import Reward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmrouter.training.agents.environment import Environment
+    from llmrouter.training.agents.learning import Learned, Point
+
+LITERAL, SHIELDED, EVOLUTION, DISTIL = "ddqn-literal", "ddqn-shielded", "evolution", "distil"
+EPISODES = {LITERAL: 60, SHIELDED: 60, EVOLUTION: 4_800, DISTIL: 50}
+"""Of each learner, unless said."""
+
+REWARDS = {
+    LITERAL: (Reward.GUIDED, Reward.BASELINE, Reward.AWARE),
+    SHIELDED: (Reward.MARGINAL, Reward.BASELINE, Reward.AWARE, Reward.GUIDED),
+}
+"""What the learners that have a reward know; the first unless said."""
+
+MOST_EPISODES = 100_000
+MOST_INSTANCES = 64
+
+
+def main(rest: Sequence[str]) -> int:
+    """Trains one agent; returns the exit status.
+
+    Raises:
+        InvalidInputError: an option is wrong, or an extra is not installed.
+    """
+    options = parser().parse_args(rest)
+    check(options)
+    try:
+        import onnx  # noqa: F401, PLC0415 - the learners and the export need the extra, the options do not
+        import optax  # noqa: F401, PLC0415
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"train needs {error.name}: install llmrouter[train,study]") from error
+    from llmrouter.training.agents.export import export  # noqa: PLC0415
+    from llmrouter.training.agents.keeping import keep  # noqa: PLC0415
+
+    environment = environment_of(options)
+    learned = learn(options, environment)
+    keep(options.out, learned, shlex.join(["llmrouter", "train", *rest]))
+    export(learned, environment).write(options.out)
+    judged = learned.best.judged
+    sys.stdout.write(
+        f"{options.out}: best after {learned.best.episodes} episodes; on {len(_validation())} validation seeds against "
+        f"round-robin: makespan {judged.makespan_pct:+.2f} %, mean E2E {judged.e2e_pct:+.2f} %, "
+        f"{judged.preemptions:.0f} preemptions, {judged.unfinished:g} unfinished\n"
+    )
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """``llmrouter train`` and its options."""
+    top = argparse.ArgumentParser(
+        prog="llmrouter train",
+        description="Trains a routing agent in the paper's cell (four V100, 2,000 requests at 20 a second, simulated) "
+        "and writes its checkpoint, its curve and an ONNX model that agrees with it. Minutes of one core.",
+    )
+    add = top.add_argument
+    add("--learner", required=True, choices=tuple(EPISODES), help="see docs/agents.md")
+    add(
+        "--reward",
+        choices=[reward.value for reward in Reward],
+        help=f"of {LITERAL} (default: {REWARDS[LITERAL][0]}) and {SHIELDED} (default: {REWARDS[SHIELDED][0]})",
+    )
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    episodes = ", ".join(f"{name} {count:,}" for name, count in EPISODES.items())
+    add("--episodes", type=int, metavar="N", help=f"to learn from (default: {episodes})")
+    add("--instances", type=int, default=4, help="equal ones; the rate and requests grow with them (default: 4)")
+    add("--teacher", type=Path, metavar="DIR", help=f"of {DISTIL}: folder of an agent that {EVOLUTION} made")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    return top
+
+
+def check(options: argparse.Namespace) -> None:
+    """Fills in what depends on the learner.
+
+    Raises:
+        InvalidInputError: a bound is broken, or an option is not the learner's.
+    """
+    if options.episodes is None:
+        options.episodes = EPISODES[options.learner]
+    for name, least, most in (
+        ("seed", 0, 2**31 - 1),
+        ("episodes", 1, MOST_EPISODES),
+        ("instances", 2, MOST_INSTANCES),
+    ):
+        if not least <= getattr(options, name) <= most:
+            raise InvalidInputError(f"--{name} must be {least} to {most}, not {getattr(options, name)}")
+    known = REWARDS.get(options.learner, ())
+    if options.reward is None:
+        options.reward = known[0] if known else None
+    elif options.reward not in known:
+        of_it = ", ".join(known) or "none: it has an objective of its own"
+        raise InvalidInputError(f"--reward {options.reward} is no reward of {options.learner}; it knows {of_it}")
+    if (options.teacher is not None) != (options.learner == DISTIL):
+        raise InvalidInputError(f"--teacher is needed by --learner {DISTIL} and known to no other")
+    if options.out.exists() and not options.out.is_dir():
+        raise InvalidInputError(f"--out {options.out} is no folder")
+
+
+def environment_of(options: argparse.Namespace) -> Environment:
+    """The paper's cell, with as many requests and arrivals a second per instance as it has for four."""
+    from llmrouter.training.agents.environment import TICK_S, Environment  # noqa: PLC0415
+
+    return Environment(
+        instances=options.instances,
+        requests=500 * options.instances,
+        rate_rps=5.0 * options.instances,
+        tick_s=TICK_S if options.learner == LITERAL else 0.0,
+    )
+
+
+def learn(options: argparse.Namespace, environment: Environment) -> Learned:
+    """Runs the learner with a bar on standard error; every point of the curve leaves a checkpoint."""
+    from llmrouter.study.progress import progress  # noqa: PLC0415
+    from llmrouter.training.agents.keeping import keep_checkpoint, read_agent  # noqa: PLC0415
+
+    title = f"{options.learner} {options.reward or ''} seed {options.seed}"
+    given = {"seed": options.seed, "episodes": options.episodes, "environment": environment}
+    with progress(title, options.episodes, unit="episodes") as advance:
+        done = 0
+
+        def on_point(episodes: int, point: Point | None, weights_W: NDArray[np.float64]) -> None:
+            nonlocal done
+            advance(episodes - done)
+            done = episodes
+            if point is not None:
+                keep_checkpoint(options.out, weights_W, episodes)
+
+        if options.learner == EVOLUTION:
+            from llmrouter.training.agents import evolution  # noqa: PLC0415
+
+            return evolution.train(**given, on_point=on_point)
+        if options.learner == DISTIL:
+            from llmrouter.training.agents import distil  # noqa: PLC0415
+
+            return distil.train(read_agent(options.teacher), **given, on_point=on_point)
+        from llmrouter.training.agents import ddqn_literal, ddqn_shielded  # noqa: PLC0415
+
+        train = ddqn_literal.train if options.learner == LITERAL else ddqn_shielded.train
+        return train(**given, reward=Reward(options.reward), on_point=on_point)
+
+
+def _validation() -> range:
+    from llmrouter.training.agents.learning import VALIDATION_SEEDS  # noqa: PLC0415
+
+    return VALIDATION_SEEDS
