@@ -6,120 +6,28 @@ import base64
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from support.operator_process import (
-    OWNED,
-    OperatorProcess,
-    Space,
-    chart_rights,
-    grant,
-    llm_router,
-    make_namespace,
-    routing_policy,
-    running_operator,
+from support.operator_process import OWNED, Space, llm_router, routing_policy
+from support.played_routers import (
+    EVERYTHING,
+    acknowledge,
+    become_ready,
+    config_of,
+    model_config_map,
+    policy_in_force,
+    router_pods,
+    spoiled_manifest,
 )
 
-from llmrouter.acknowledgement import RouterAcknowledgement
 from llmrouter.artefacts import builtin_model
-from llmrouter.config import DIGEST_ANNOTATION, canonical_json, parse_router_config
 from llmrouter.testbed.cluster.api import Api, ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llmrouter.config import RouterConfig
     from llmrouter.testbed.cluster.control_plane import ControlPlane
 
-pytest_plugins = ["support.control_plane"]
-EVERYTHING = [
-    ("ConfigMap", "fleet-router-config"),
-    ("ConfigMap", "fleet-routers"),
-    ("ServiceAccount", "fleet-router"),
-    ("Role", "fleet-router"),
-    ("RoleBinding", "fleet-router"),
-    ("Service", "fleet-router"),
-    ("Deployment", "fleet-router"),
-    ("PodDisruptionBudget", "fleet-router"),
-]
-
-
-@pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    kubeconfig = grant(control_plane, chart_rights())
-    log = tmp_path_factory.mktemp("operator") / "operator.log"
-    with running_operator(kubeconfig, log, ["--all-namespaces", "--lease-seconds=15"]) as running:
-        yield running
-
-
-@pytest.fixture
-def space(control_plane: ControlPlane, operator: OperatorProcess, request: pytest.FixtureRequest) -> Iterator[Space]:
-    """A namespace of the test's own with one LLMRouter, ``fleet``, that owns everything."""
-    name = "t-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:8]
-    made = make_namespace(control_plane, name)
-    made.apply(routing_policy("plain"))
-    made.apply(llm_router("fleet"))
-    made.wait(lambda: len(made.owned("fleet")) == len(EVERYTHING), f"everything owned, see {operator.log}")
-    made.wait(lambda: made.status("fleet").get("observedGeneration") == 1, "the first status")
-    yield made
-    made.api.call("DELETE", f"/api/v1/namespaces/{name}")
-
-
-def config_of(space: Space) -> tuple[str, RouterConfig]:
-    """Digest and content of the configuration that routers read."""
-    config_map = space.get("ConfigMap", "fleet-router-config")
-    content = config_map["data"]["router.json"].encode()
-    digest = config_map["metadata"]["annotations"][DIGEST_ANNOTATION]
-    assert hashlib.sha256(content).hexdigest() == digest
-    return digest, parse_router_config(content)
-
-
-def policy_in_force(space: Space) -> str:
-    return str(config_of(space)[1].policy.name)
-
-
-def router_pods(space: Space) -> list[str]:
-    pods = space.find("Pod", "?labelSelector=llmrouter.dev/router=fleet")
-    return sorted(pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"])
-
-
-def acknowledgement(pod: str, digest: str, config: RouterConfig, **changes: object) -> str:
-    said = RouterAcknowledgement(
-        router_id=pod,
-        config_digest=digest,
-        generation=config.generation,
-        policy_name=config.policy.name,
-        policy_type=config.policy.type,
-        policy_digest=config.policy.digest,
-        deciding=config.policy.name,
-        policy_ready=True,
-        policy_reason="Active",
-        predictor_ready=True,
-        state_backend_ready=True,
-        instances_ready=8,
-        instances_total=8,
-        in_flight=0,
-        at_s=1.0,
-    )
-    return canonical_json(said.model_copy(update=changes)).decode()
-
-
-def acknowledge(space: Space, **changes: object) -> list[str]:
-    """Every router says that it runs the current configuration."""
-    space.wait(lambda: len(router_pods(space)) == 2, "two router pods")
-    digest, config = config_of(space)
-    pods = router_pods(space)
-    data = {pod: acknowledgement(pod, digest, config, **changes) for pod in pods}
-    space.patch("ConfigMap", "fleet-routers", {"data": data})
-    return pods
-
-
-def become_ready(space: Space) -> None:
-    """What a kubelet would say of the pods."""
-    for pod in router_pods(space):
-        conditions = [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}]
-        space.patch("Pod", pod, {"status": {"phase": "Running", "conditions": conditions}}, "/status")
+pytest_plugins = ["support.control_plane", "support.operator_space"]
 
 
 def test_an_llmrouter_owns_what_it_needs(space: Space) -> None:
@@ -160,6 +68,7 @@ def test_routers_that_acknowledge_make_it_ready(control_plane: ControlPlane, spa
         "Progressing": "False",
         "PolicyReady": "True",
         "PredictorReady": "True",
+        "LengthDrift": "Unknown",
         "StateBackendReady": "True",
         "InstancesAvailable": "True",
     }
@@ -343,16 +252,6 @@ def test_what_the_api_server_refuses_is_told_and_tried_again(space: Space) -> No
     space.wait(lambda: space.status("fleet")["observedGeneration"] == 3, "it goes on")
 
 
-def model_config_map(model: bytes, manifest: bytes) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": "model"},
-        "binaryData": {"model.onnx": base64.b64encode(model).decode()},
-        "data": {"manifest.json": manifest.decode()},
-    }
-
-
 def test_a_model_of_ones_own_travels_with_the_configuration(space: Space) -> None:
     model, manifest = builtin_model("policy", "marginal-cost")
     sha256 = hashlib.sha256(model).hexdigest()
@@ -373,10 +272,6 @@ def test_a_model_of_ones_own_travels_with_the_configuration(space: Space) -> Non
 
     space.apply(routing_policy("plain", type="RoundRobin"))
     space.wait(lambda: "binaryData" not in space.get("ConfigMap", "fleet-router-config"), "the model gone again")
-
-
-def spoiled_manifest(manifest: bytes, **changes: object) -> bytes:
-    return json.dumps(json.loads(manifest) | changes).encode()
 
 
 def test_a_model_that_must_not_run_is_named_with_the_reason(space: Space) -> None:
