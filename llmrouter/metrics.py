@@ -112,7 +112,9 @@ class LengthMetrics:
             ["bucket"],
         )
         self.bucket_answers = counter(
-            "length_bucket_answers_total", "Answers by their bucket and the most probable one.", ["bucket", "predicted"]
+            "length_bucket_answers_total",
+            "Answers by their bucket and that of the predicted median.",
+            ["bucket", "predicted"],
         )
         self.application_error_tokens = make.summary(
             "length_application_error_tokens", "Absolute error of expected tokens, by application.", ["application"]
