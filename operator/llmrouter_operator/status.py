@@ -272,13 +272,16 @@ def policy_ready(facts: Facts) -> Verdict:
 
 def predictor_ready(facts: Facts) -> Verdict:
     """Whether the declared length predictor answers."""
-    choice = facts.plan.predictor
+    choice, spec = facts.plan.predictor, facts.plan.spec
     if choice is not None and choice.problem is not None:
         return false(choice.problem.reason, f"{choice.problem.message}; {choice.config.type} is in force")
-    if facts.plan.spec is not None and facts.plan.spec.predictor.type == "Constant":
-        return true("Constant", f"every answer is expected to have {facts.plan.spec.predictor.constant_tokens} tokens")
+    if spec is not None and spec.predictor.type == "Constant":
+        answer = f"every answer is expected to have {spec.predictor.constant_tokens} tokens"
+        said = facts.said.by_router.values()
+        return true("Constant", _with_remarks(answer, [one.predictor_message for one in said]))
+    good = "Applications" if spec is not None and spec.predictor.type == "Applications" else "Loaded"
     return _all_say(
-        facts, lambda said: (said.predictor_ready, said.predictor_reason, said.predictor_message), good="Loaded"
+        facts, lambda said: (said.predictor_ready, said.predictor_reason, said.predictor_message), good=good
     )
 
 
@@ -325,8 +328,11 @@ def _all_say(
     agree = {name: message for name, (holds, _, message) in answers.items() if holds}
     if not agree:
         return unknown("NotAcknowledged", "no router has said")
-    remarks = sorted({message for message in agree.values() if message})
-    return true(good, "; ".join([f"{len(agree)}/{facts.routers_desired} routers say so", *remarks]))
+    return true(good, _with_remarks(f"{len(agree)}/{facts.routers_desired} routers say so", agree.values()))
+
+
+def _with_remarks(text: str, remarks: Iterable[str]) -> str:
+    return "; ".join([text, *sorted({remark for remark in remarks if remark})])
 
 
 def _instances(facts: Facts) -> tuple[int, int] | None:

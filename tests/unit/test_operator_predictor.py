@@ -129,7 +129,7 @@ BROKEN = {
     "DigestMismatch": (own(FOREST), (TEXT, TEXT_MANIFEST)),
     "ManifestInvalid": (own(POLICY), (POLICY, POLICY_MANIFEST)),
     "ModelCorrupt": (own(TEXT[:-1]), (TEXT[:-1], TEXT_MANIFEST)),
-    "FeatureVersionMismatch": (own(TEXT, type="RandomForest"), (TEXT, TEXT_MANIFEST)),
+    "TypeMismatch": (own(TEXT, type="RandomForest"), (TEXT, TEXT_MANIFEST)),
 }
 
 

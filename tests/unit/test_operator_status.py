@@ -145,9 +145,18 @@ def test_conditions(what: Facts, kind: str, expected: tuple[str, str]) -> None:
 def test_what_is_not_configured_needs_nobody_to_say_so() -> None:
     alone = LLMRouterSpec.model_validate(router(predictor={"type": "Constant"}))
     what = facts(plan=replace(PLAN, spec=alone))
+    remarked = facts(said("a", predictor_message="tokenizer x of llama: missing"), plan=replace(PLAN, spec=alone))
 
     assert condition(what, "StateBackendReady") == ("True", "NotConfigured")
     assert condition(what, "PredictorReady") == ("True", "Constant")
+    assert message(remarked, "PredictorReady").endswith("256 tokens; tokenizer x of llama: missing")
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("Text", "Loaded"), ("Applications", "Applications")])
+def test_a_ready_predictor_is_named_by_what_it_is(kind: str, reason: str) -> None:
+    spec = LLMRouterSpec.model_validate(router(predictor={"type": kind}))
+
+    assert condition(facts(*BOTH, plan=replace(PLAN, spec=spec)), "PredictorReady") == ("True", reason)
 
 
 def test_a_policy_that_cannot_run_is_told_with_what_runs_instead() -> None:
