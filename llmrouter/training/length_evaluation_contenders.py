@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.online import By, OnlineQuantiles
+from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.recalibrated import Recalibrated
 from llmrouter.lengths.simple import ConstantLengths, ThreeBucketRule
+from llmrouter.lengths.text import text_features
 from llmrouter.training.length_evaluation_artefact import shipped_forest
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from llmrouter.lengths.distribution import LengthDistribution, Lengths
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
+    from llmrouter.lengths.text import TextFeatures
 
 TASK_MEAN = "task-mean"
 BLENDED = "blended"
@@ -66,20 +69,29 @@ def baselines(*, half_life: float | None) -> tuple[Contender, ...]:
             lambda: OnlineQuantiles(half_life=half_life),
             learns=True,
         ),
+        Contender(
+            "online-text",
+            "words, labels and numbers of the request, learned online from nothing",
+            lambda: OnlineText(read=_ReadOnce()),
+            learns=True,
+        ),
     )
 
 
 def blend(model: LengthPredictor, description: str) -> Contender:
-    """A model, recalibrated, and application quantiles as one: what a router would serve."""
+    """A model, recalibrated, application quantiles, and text learned online, as one: what a router would serve."""
 
     def make() -> LengthPredictor:
-        return Blended([_Remembering(Recalibrated(model)), OnlineQuantiles()], name=BLENDED, digest=model.digest)
+        asked = _AskedOnce(model)
+        text = OnlineText(read=_ReadOnce(), model=asked)
+        return Blended([Recalibrated(asked), OnlineQuantiles(), text], name=BLENDED, digest=model.digest)
 
-    return Contender(BLENDED, f"{description} and application-quantiles, weighed online", make, learns=True)
+    what = f"{description}, application-quantiles and online-text with that model's quantiles, weighed online"
+    return Contender(BLENDED, what, make, learns=True)
 
 
-class _Remembering:
-    """Answers once for a request that is asked for and then learned."""
+class _AskedOnce:
+    """A model that learns nothing, asked once for a request that others ask for and learn one after another."""
 
     def __init__(self, inner: LengthPredictor) -> None:
         self.name, self.digest = inner.name, inner.digest
@@ -96,8 +108,21 @@ class _Remembering:
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
     ) -> UsageRefusal | None:
-        self._last = None
         return self._inner.learn(request, output_tokens, predicted)
+
+
+class _ReadOnce:
+    """Features of a request that is asked for and then learned, hashed once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[LengthRequest, TextFeatures] | None = None
+
+    def __call__(self, requests: Sequence[LengthRequest]) -> TextFeatures:
+        if len(requests) != 1:
+            return text_features(requests)
+        if self._last is None or self._last[0] is not requests[0]:
+            self._last = requests[0], text_features(requests)
+        return self._last[1]
 
 
 def _counting(name: str, *chain: By) -> Callable[[], LengthPredictor]:

@@ -11,6 +11,7 @@ import pytest
 from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, NotFiniteLengthsError
 from llmrouter.lengths.online import By, OnlineQuantiles
+from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
 from llmrouter.lengths.recalibrated import Recalibrated
 from llmrouter.lengths.simple import ConstantLengths, PointModel, QuantileModel, ThreeBucketRule
@@ -53,6 +54,11 @@ MAKERS: dict[str, Callable[[], LengthPredictor]] = {
     "recalibrated, taught": lambda: taught(Recalibrated(OnlineQuantiles())),
     "recalibrated constant": lambda: taught(Recalibrated(ConstantLengths(256))),
     "blended": lambda: taught(Blended([Recalibrated(shipped_forest()), OnlineQuantiles()])),
+    "online text, new": OnlineText,
+    "online text, taught": lambda: taught(OnlineText()),
+    "online text, with a model": lambda: taught(OnlineText(model=shipped_text()[0])),
+    "recalibrated online text": lambda: taught(Recalibrated(OnlineText())),
+    "blended with online text": lambda: taught(Blended([OnlineQuantiles(), OnlineText()])),
     "recalibrated text": lambda: taught(Recalibrated(shipped_text()[0])),
     "recalibrated forest": lambda: taught(Recalibrated(shipped_forest())),
 }
