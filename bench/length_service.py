@@ -19,14 +19,13 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from llmrouter.artefacts import builtin_model
-from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from router_grpc.adapters.length_models import load_lengths
+from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.length_service import LengthPlan, LengthService
-from router_grpc.length_watch import LengthWatch
 
 SEED = 1
 TICK_S = 0.001
@@ -59,10 +58,13 @@ async def one(service: LengthService, prompt: bytes, rng: random.Random, waits_m
 async def at_rate(rate_rps: float, *, seconds: float, words: int, plan: LengthPlan | None) -> Row:
     rng = random.Random(SEED)
     registry = CollectorRegistry()
-    metrics = RouterMetrics(registry).lengths
+    metrics = RouterMetrics(registry)
     learner = ServedLengths()
     service = LengthService(
-        learner, PromptTokens(), clock=time.monotonic, metrics=metrics, watch=LengthWatch(metrics, DriftWatch())
+        learner,
+        TokenizedPrompts(PromptTokens()),
+        clock=time.monotonic,
+        metrics=metrics,
     )
     service.start()
     service.use(plan or LengthPlan(learns=False))

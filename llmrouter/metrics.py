@@ -57,7 +57,6 @@ class RouterMetrics:
         self.held_seconds = histogram("held_seconds", "Time dispatched requests were held.", LATENCY_BUCKETS)
         self.held_requests = gauge("held_requests", "Requests held now.")
         self.fallbacks = counter("policy_fallback_total", "Decisions of the fallback policy by reason.", ["reason"])
-        self.predictor_fallbacks = counter("predictor_fallback_total", "Predictions by the constant.", ["reason"])
         self.reservations = counter(
             "reservations_total",
             "Reservations by event: committed, existing, moved, full, finished, failed, cancelled, orphaned, "
@@ -69,9 +68,6 @@ class RouterMetrics:
         )
         self.ttft_seconds = histogram("request_ttft_seconds", "First token reported minus arrival.", LATENCY_BUCKETS)
         self.e2e_seconds = histogram("request_e2e_seconds", "Finish reported minus arrival.", LATENCY_BUCKETS)
-        self.length_error_tokens = histogram(
-            "length_prediction_error_tokens", "Absolute error of predicted output tokens.", TOKEN_BUCKETS
-        )
         self.state_backend_up = gauge("state_backend_up", "1 while the shared ledger answers, 0 while degraded.")
         self.state_backend_seconds = histogram("state_backend_seconds", "Time of one reserve call.", DECISION_BUCKETS)
         self.load_age_seconds = gauge("load_age_seconds", "Age of this router's replica of the ledger.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from router_grpc.adapters.engine_metrics import EngineScraper
     from router_grpc.adapters.instances import InstanceDirectory
     from router_grpc.changes import Changes
+    from router_grpc.length_sharing import LengthSharing
     from router_grpc.runtime import ConfigBundle, Runtime, RuntimeBuilder
     from router_grpc.world import World
 
@@ -31,6 +32,9 @@ REFRESH_S = 0.1
 
 SHOW_S = 1.0
 """How often gauges are set."""
+
+SHARE_S = 1.0
+"""How often routers tell each other what they learned of output lengths."""
 
 ACKNOWLEDGE_S = 5.0
 """How often a router says that all is as it was; a change is said at once, and the longest pause after a failure."""
@@ -54,13 +58,14 @@ class ConfigSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a router follows and tells. ``acknowledge`` is ``None`` where nobody listens."""
+    """What a router follows and tells. ``acknowledge`` and ``sharing`` are ``None`` where nobody listens."""
 
     source: ConfigSource
     directory: InstanceDirectory
     scraper: EngineScraper
     builder: RuntimeBuilder
     changes: Changes
+    sharing: LengthSharing | None
     acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None
     describe: Callable[[RouterApp], RouterAcknowledgement | None]
 
@@ -97,6 +102,8 @@ class RouterApp:
             "scrape": self._every(self._scrape_s, self._scrape, "scrape"),
             "gauges": self._every(lambda: SHOW_S, self._show, "gauges"),
         }
+        if self._outside.sharing is not None:
+            loops["share"] = self._every(lambda: SHARE_S, self._share, "share")
         if self._outside.acknowledge is not None:
             loops["acknowledge"] = self._acknowledge_changes(self._outside.acknowledge)
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -114,6 +121,7 @@ class RouterApp:
         await self.listener.drain(grace_s)
         await self.world.unbroken.settled()
         await end_tasks(self._tasks)
+        await self._last_share()
         await self.world.lengths.close()
         await self._outside.directory.close()
         await self._outside.scraper.close()
@@ -223,6 +231,18 @@ class RouterApp:
             now_s=world.clock(), claim_timeout_s=limits.claim_timeout_seconds, grace_s=limits.report_grace_seconds
         )
         await self.reports.give_up(lost)
+
+    async def _share(self) -> None:
+        if self._outside.sharing is not None:
+            await self._outside.sharing.step(self.world.clock())
+
+    async def _last_share(self) -> None:
+        """What was learned since the last step is not lost with this router, if it can be helped."""
+        try:
+            await self._share()
+        except Exception:  # noqa: BLE001 - the drain goes on; counted and logged
+            self.world.metrics.errors.labels("share").inc()
+            _log.exception("sharing lengths failed")
 
     async def _scrape(self) -> None:
         outside = self._outside

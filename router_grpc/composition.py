@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import random
 import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.engine_metrics import EngineScraper
 from router_grpc.adapters.instances import InstanceDirectory
+from router_grpc.adapters.length_exchange import RedisLengthStore, StoredLengthExchange
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
 from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
+from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.app import Outside, RouterApp
 from router_grpc.changes import Changes
 from router_grpc.length_service import LengthService
-from router_grpc.length_watch import LengthWatch
+from router_grpc.length_sharing import LengthSharing
 from router_grpc.open_requests import OpenRequests
 from router_grpc.replica import LoadReplica
 from router_grpc.runtime import RuntimeBuilder
@@ -32,8 +34,10 @@ from router_grpc.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from kubernetes.aio import client
+    from redis.asyncio import Redis
 
     from llmrouter.acknowledgement import RouterAcknowledgement
     from llmrouter.resources import StateSpec
@@ -56,6 +60,7 @@ class Settings:
     grpc_port: int = 9000
     metrics_port: int = 9090
     redis_password: str | None = None
+    tokenizers: Path | None = None
     seed: int | None = None
 
 
@@ -89,22 +94,23 @@ def compose(
         metrics.errors.labels("instances").inc()
         _log.warning("following pods failed", extra={"error": f"{type(error).__name__}: {error}"[:500]})
 
-    ledger, is_degraded = _ledger(settings, state, metrics, changes)
+    redis = _redis(settings, state)
+    ledger, is_degraded = _ledger(settings, state, redis, metrics=metrics, changes=changes)
     directory = InstanceDirectory(core, namespace=settings.namespace, on_change=changes.tell, on_error=watch_failed)
     rng = random.Random(settings.seed)
+    lengths = LengthService(
+        ServedLengths(shared=redis is not None),
+        TokenizedPrompts(PromptTokens()),
+        clock=time.monotonic,
+        metrics=metrics,
+    )
     world = World(
         ledger=ledger,
         is_degraded=is_degraded,
         replica=LoadReplica(),
         instances=directory,
         open_requests=OpenRequests(),
-        lengths=LengthService(
-            ServedLengths(shared=state.redis is not None),
-            PromptTokens(),
-            clock=time.monotonic,
-            metrics=metrics.lengths,
-            watch=LengthWatch(metrics.lengths, DriftWatch()),
-        ),
+        lengths=lengths,
         metrics=metrics,
         clock=time.monotonic,
         rng=rng,
@@ -121,8 +127,9 @@ def compose(
         source=source,
         directory=directory,
         scraper=scraper,
-        builder=RuntimeBuilder(time.monotonic),
+        builder=RuntimeBuilder(time.monotonic, tokenizers=settings.tokenizers),
         changes=changes,
+        sharing=None if redis is None else _sharing(settings, redis, lengths, metrics),
         acknowledge=acknowledge,
         describe=lambda app: describe(app, has_shared_state=state.redis is not None),
     )
@@ -148,22 +155,32 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
     )
 
 
+def _redis(settings: Settings, state: StateSpec) -> Redis | None:
+    if state.redis is None:
+        return None
+    scheme = "rediss" if state.redis.tls else "redis"
+    address = f"{scheme}://{state.redis.address}/0"
+    return redis_client(address, password=settings.redis_password, timeout_s=REDIS_TIMEOUT_S)
+
+
+def _sharing(settings: Settings, redis: Redis, lengths: LengthService, metrics: RouterMetrics) -> LengthSharing:
+    store = RedisLengthStore(redis, settings.ledger_namespace, timeout_s=REDIS_TIMEOUT_S)
+    author = f"{settings.router_id}/{uuid.uuid4().hex}"
+    return LengthSharing(StoredLengthExchange(store, author), lengths, metrics=metrics)
+
+
 def _ledger(
-    settings: Settings, state: StateSpec, metrics: RouterMetrics, changes: Changes
+    settings: Settings, state: StateSpec, redis: Redis | None, *, metrics: RouterMetrics, changes: Changes
 ) -> tuple[Ledger, Callable[[], bool]]:
     local = MemoryLedger(settings.router_id, MemoryBook(), time.monotonic)
     metrics.state_backend_up.set(1)
-    if state.redis is None:
+    if redis is None:
         return local, lambda: False
 
     def on_change(degraded: bool) -> None:  # noqa: FBT001 - the ledger's callback
         metrics.state_backend_up.set(0 if degraded else 1)
         changes.tell()
 
-    scheme = "rediss" if state.redis.tls else "redis"
-    redis = redis_client(
-        f"{scheme}://{state.redis.address}/0", password=settings.redis_password, timeout_s=REDIS_TIMEOUT_S
-    )
     shared = RedisLedger(settings.router_id, redis, settings.ledger_namespace, REDIS_TIMEOUT_S)
     resilient = ResilientLedger(
         shared,

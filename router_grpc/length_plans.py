@@ -11,36 +11,47 @@ from router_grpc.length_service import LengthPlan
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from llmrouter.config import PredictorConfig
     from router_grpc.adapters.length_models import OnnxLengths
+    from router_grpc.adapters.tokenizers import TokenCounter
     from router_grpc.runtime import ConfigBundle
+
+    Tokenizers = tuple[Mapping[str, TokenCounter], tuple[str, ...]]
+    """Counters by model, and a line for each that could not be read."""
 
 SHIPPED = {"Text": "text", "RandomForest": "random-forest"}
 """The shipped model of each type of predictor that has one."""
 
 
 def length_plan(
-    config: PredictorConfig, bundle: ConfigBundle, find_model: Callable[[str, str], tuple[bytes, bytes]]
+    config: PredictorConfig,
+    bundle: ConfigBundle,
+    find_model: Callable[[str, str], tuple[bytes, bytes]],
+    *,
+    tokenizers: Tokenizers = ({}, ()),
 ) -> tuple[LengthPlan, Readiness]:
     """The plan; where the declared model must not run, what is learned online answers alone, and the reason is told.
 
-    ``find_model`` brings a shipped artefact by kind and name.
+    ``find_model`` brings a shipped artefact by kind and name. Where a tokenizer could not be read, its prompts are
+    estimated, and the message says so.
     """
+    counters, problems = tokenizers
     plan = LengthPlan(
+        counters=counters,
         learns=config.type != "Constant",
         constant_tokens=float(config.constant_tokens),
         deadline_s=config.deadline_milliseconds / 1000,
         exploration=config.exploration,
     )
     if config.type not in SHIPPED:
-        return plan, Readiness(ready=True, reason=config.type)
+        return plan, Readiness(ready=True, reason=config.type, message="; ".join(problems))
     try:
         model = _model(config, bundle, find_model)
     except (InvalidConfigError, ModelRejectedError) as error:
         return plan, Readiness(ready=False, reason=error.reason, message=str(error))
-    return replace(plan, model=model), Readiness(ready=True, reason="Loaded")
+    return replace(plan, model=model), Readiness(ready=True, reason="Loaded", message="; ".join(problems))
 
 
 def _model(

@@ -12,22 +12,25 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.distribution import NotFiniteLengthsError
+from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import refusal
 from llmrouter.lengths.served import certain
 from llmrouter.routing.lateness import Lateness
+from router_grpc.length_watch import LengthWatch
 from router_grpc.worker import BatchWorker, NotInTimeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from llmrouter.lengths.distribution import LengthDistribution
     from llmrouter.lengths.drift import Drift
-    from llmrouter.lengths.predictor import LengthRequest
+    from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
     from llmrouter.lengths.prompt_tokens import CountedPrompt
     from llmrouter.lengths.served import ServedLengths
-    from llmrouter.metrics import LengthMetrics
-    from router_grpc.length_watch import LengthWatch
-    from router_grpc.ports import LengthModel, PromptTokenCounter
+    from llmrouter.lengths.sketches import Counts
+    from llmrouter.metrics import RouterMetrics
+    from router_grpc.adapters.tokenizers import TokenCounter, TokenizedPrompts
+    from router_grpc.ports import LengthModel
 
 MAX_READ_BYTES = 64 * 1024
 """Of a longer prompt the first and the last half of so many are read."""
@@ -36,6 +39,10 @@ MODEL_BUDGET_S = 0.05
 """A model that needs longer for a batch, several times in a row, rests for a while."""
 
 CONSTANT = "constant"
+
+LEARNED_PER_S, LEARNED_BURST = 100.0, 1_000.0
+"""Answers that are learned from, at most: laws need no more, and learning takes time from foretelling."""
+
 _NO_TIME_BYTES_PER_TOKEN = 4
 
 _log = logging.getLogger(__name__)
@@ -45,7 +52,8 @@ _log = logging.getLogger(__name__)
 class LengthPlan:
     """What the configuration says: a model or none, and the constant where nothing is known.
 
-    ``learns`` is false where the constant is all that is asked for.
+    ``learns`` is false where the constant is all that is asked for. ``counters`` count prompt tokens of models whose
+    tokenizer could be read.
     """
 
     model: LengthModel | None = None
@@ -53,6 +61,7 @@ class LengthPlan:
     constant_tokens: float = 256.0
     deadline_s: float = 0.002
     exploration: float = 0.0
+    counters: Mapping[str, TokenCounter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +108,26 @@ class LengthService:
         learner: learns online; nobody else may touch it.
         tokens: counts prompt tokens.
         clock: seconds, never going back.
-        metrics: of lengths.
-        watch: told of every finished request.
+        metrics: of the router.
     """
 
     def __init__(
         self,
         learner: ServedLengths,
-        tokens: PromptTokenCounter,
+        tokens: TokenizedPrompts,
         *,
         clock: Callable[[], float],
-        metrics: LengthMetrics,
-        watch: LengthWatch,
+        metrics: RouterMetrics,
     ) -> None:
-        self._watch = watch
         self._learner = learner
         self._tokens = tokens
         self._clock = clock
-        self._metrics = metrics
+        self._metrics = metrics.lengths
+        self._drift_watch = DriftWatch()
+        self._watch = LengthWatch(metrics, self._drift_watch)
+        self._drift: Drift | None = None
         self._plan = LengthPlan()
+        self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
         self._worker: BatchWorker[_Asked, Foretold] = BatchWorker(self._answer, name="lengths")
 
@@ -129,7 +139,7 @@ class LengthService:
     @property
     def drift(self) -> Drift | None:
         """How the traffic's lengths differ now from what is said of them."""
-        return self._watch.drift.drift
+        return self._drift
 
     def start(self) -> None:
         """Starts the thread; must run on the event loop."""
@@ -142,6 +152,7 @@ class LengthService:
     def use(self, plan: LengthPlan) -> None:
         """Puts a plan in force for requests from now on."""
         self._plan = plan
+        self._tokens.use(plan.counters)
 
     async def foretell(self, request: LengthRequest, prompt: bytes | None) -> Foretold:
         """The law of a request's answer, and its prompt's tokens where the client did not count them; never raises.
@@ -169,16 +180,42 @@ class LengthService:
     def finished(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """Has the answer's length learned, soon; ``prompt_tokens`` is what the engine counted."""
         if not self._plan.learns:
-            request = foretold.request
-            self._watch.finished(request, foretold.law, output_tokens, refusal(request, output_tokens))
+            self._note(foretold, output_tokens, refusal(foretold.request, output_tokens))
             return
         step = partial(self._learn, foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
-        if not self._worker.chore(step):
+        if not self._may_learn() or not self._worker.chore(step):
             self._metrics.learning_dropped.inc()
+
+    async def delta(self) -> tuple[Counts, Counts]:
+        """What was learned here since the last call: see ``LengthLearner``."""
+        return await self._worker.run(self._learner.quantiles.delta)
+
+    async def merge(self, counts: Sequence[tuple[Counts, Counts]]) -> None:
+        """Adds what others learned; raises InvalidInputError as ``OnlineQuantiles.merge`` does."""
+        for one in counts:
+            await self._worker.run(partial(self._learner.quantiles.merge, one))
+
+    async def counts(self) -> tuple[Counts, Counts]:
+        """All that is known, merged or learned."""
+        return await self._worker.run(self._learner.quantiles.counts)
 
     async def settled(self) -> None:
         """Returns when everything that finished before is learned."""
         await self._worker.run(lambda: None)
+
+    def _note(self, foretold: Foretold, output_tokens: int, refused: UsageRefusal | None) -> None:
+        """Where one learns: on the worker's thread; else on the event loop."""
+        self._watch.finished(foretold.request, foretold.law, output_tokens, refused)
+        self._drift = self._drift_watch.drift
+
+    def _may_learn(self) -> bool:
+        now_s = self._clock()
+        self._allowance = min(LEARNED_BURST, self._allowance + LEARNED_PER_S * (now_s - self._allowed_at_s))
+        self._allowed_at_s = now_s
+        if self._allowance < 1.0:
+            return False
+        self._allowance -= 1.0
+        return True
 
     def _at_once(self, request: LengthRequest, prompt: bytes | None, plan: LengthPlan) -> Foretold:
         """An answer that needs neither model nor thread."""
@@ -245,7 +282,7 @@ class LengthService:
         """On the worker's thread."""
         request = foretold.request
         refused = self._learner.learn(request, output_tokens, foretold.law)
-        self._watch.finished(request, foretold.law, output_tokens, refused)
+        self._note(foretold, output_tokens, refused)
         if prompt_tokens is None or foretold.counted is None:
             return
         if self._tokens.learn_from(foretold.counted, prompt_tokens) is None:

@@ -13,15 +13,18 @@ from llmrouter.routing.guard import Guard
 from llmrouter.routing.policies import PowerOfTwo, Scored
 from llmrouter.routing.rooms import kv_gate, request_bound
 from router_grpc.adapters.onnx_model import load_scorer
+from router_grpc.adapters.tokenizers import load_tokenizers
 from router_grpc.length_plans import length_plan
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from llmrouter.config import PolicyConfig, RouterConfig
     from llmrouter.domain import InstanceView, Room
     from llmrouter.routing.policies import Policy
+    from router_grpc.length_plans import Tokenizers
     from router_grpc.length_service import LengthPlan
 
 
@@ -71,13 +74,24 @@ class Runtime:
 
 
 class RuntimeBuilder:
-    """Makes runtimes; ``find_model`` brings a shipped artefact by kind and name."""
+    """Makes runtimes.
+
+    Args:
+        clock: seconds, never going back.
+        find_model: brings a shipped artefact by kind and name.
+        tokenizers: folder of tokenizers; ``None`` where there is none.
+    """
 
     def __init__(
-        self, clock: Callable[[], float], find_model: Callable[[str, str], tuple[bytes, bytes]] = builtin_model
+        self,
+        clock: Callable[[], float],
+        find_model: Callable[[str, str], tuple[bytes, bytes]] = builtin_model,
+        tokenizers: Path | None = None,
     ) -> None:
         self._clock = clock
         self._find_model = find_model
+        self._folder = tokenizers
+        self._tokenizers: tuple[dict[str, str], Tokenizers] = ({}, ({}, ()))
 
     def build(self, bundle: ConfigBundle) -> Runtime:
         """A runtime of exactly this configuration.
@@ -119,7 +133,8 @@ class RuntimeBuilder:
         guard = config.policy.guard
         budget_s = guard.decision_budget_milliseconds / 1000
         fallback = _fallback(config)
-        lengths, predictor_readiness = length_plan(config.predictor, bundle, self._find_model)
+        tokenizers = self._read_tokenizers(config)
+        lengths, predictor_readiness = length_plan(config.predictor, bundle, self._find_model, tokenizers=tokenizers)
         return Runtime(
             config=config,
             digest=digest,
@@ -132,6 +147,13 @@ class RuntimeBuilder:
             policy_digest=config.policy.digest,
             models=config.models,
         )
+
+    def _read_tokenizers(self, config: RouterConfig) -> Tokenizers:
+        """Those that the configuration names; they are large: read again only where it names others, or one failed."""
+        paths, (_, problems) = self._tokenizers
+        if paths != config.tokenizers or problems:
+            self._tokenizers = (config.tokenizers, load_tokenizers(self._folder, config.tokenizers))
+        return self._tokenizers[1]
 
 
 def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:

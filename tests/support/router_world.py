@@ -16,16 +16,15 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from llmrouter.config import canonical_json, compile_policy, compile_router, digest_of
-from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.resources import LLMRouterSpec, RoutingPolicySpec
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
+from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.calls import RouteAnswer, RouteAsk
 from router_grpc.composition import Router, Settings, compose
 from router_grpc.length_service import LengthService
-from router_grpc.length_watch import LengthWatch
 from router_grpc.open_requests import OpenRequests
 from router_grpc.replica import LoadReplica
 from router_grpc.reports import Report, ReportKind, ReportService
@@ -155,10 +154,9 @@ class Bench:
             open_requests=OpenRequests(),
             lengths=LengthService(
                 ServedLengths(),
-                PromptTokens(),
+                TokenizedPrompts(PromptTokens()),
                 clock=now,
-                metrics=metrics.lengths,
-                watch=LengthWatch(metrics.lengths, DriftWatch()),
+                metrics=metrics,
             ),
             metrics=metrics,
             clock=now,

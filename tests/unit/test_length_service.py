@@ -13,14 +13,13 @@ from prometheus_client import CollectorRegistry
 from support.router_world import FakeClock
 
 from llmrouter.lengths.distribution import LEVELS, lengths_of
-from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import LengthRequest, limits
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
+from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.length_service import MAX_READ_BYTES, MODEL_BUDGET_S, Foretold, LengthPlan, LengthService
-from router_grpc.length_watch import LengthWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -71,13 +70,12 @@ class Served:
         self.clock = FakeClock()
         self.model = Scripted(self.clock)
         self.learner = ServedLengths()
-        metrics = RouterMetrics(self.registry).lengths
+        metrics = RouterMetrics(self.registry)
         self.service = LengthService(
             self.learner,
-            PromptTokens(),
+            TokenizedPrompts(PromptTokens()),
             clock=self.clock,
             metrics=metrics,
-            watch=LengthWatch(metrics, DriftWatch()),
         )
         self.service.use(LengthPlan(model=self.model, deadline_s=LONG_S))
 

@@ -75,7 +75,7 @@ class TestRuntime:
     def test_a_drift_of_lengths_is_acknowledged(self) -> None:
         runtime = self.builder.build(self.bundle())
         assert (_said(runtime).length_drift, _said(runtime).length_drift_message) == (False, "")
-        said = _said(runtime, drift=Drift("LongerAnswers", "chat: answers are longer than was said"))
+        said = _said(runtime, drift=Drift("AnswersLonger", "chat: answers are longer than was said", "chat", 40))
         assert (said.length_drift, said.length_drift_message) == (True, "chat: answers are longer than was said")
 
     def test_half_a_model_is_refused(self) -> None:
