@@ -14,6 +14,12 @@ The formulas are numbers only: the router calls them as they stand, the simulato
 
 from __future__ import annotations
 
+import heapq
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 PROMPT_WEIGHT = 1.0
 OUTPUT_WEIGHT = 2.0
 """What a prompt token and an output token count; the paper's example, after what they are sold for."""
@@ -39,3 +45,78 @@ def may_join(held_by_tenant: int, held: int, max_held: int) -> bool:
     Alone a tenant can hold half of the queue, two that send everything a third each: a place is left for the next one.
     """
     return held_by_tenant < max_held - held
+
+
+class TokenCounters:
+    """The counters of one line: who was served how much, and who has held requests.
+
+    At most ``max_tenants`` are remembered beside those that have held requests: first those that a lift would bring to
+    the same counter anyway are forgotten, then the least served.
+    """
+
+    def __init__(self, weights: Mapping[str, float], *, max_tenants: int = 10_000) -> None:
+        self._weights = weights
+        self._max_tenants = max_tenants
+        self._served: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+        self._served_last = 0.0
+        self._active: list[tuple[float, str]] = []
+        self._filed: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def served(self, tenant: str) -> float:
+        """Weighted tokens, as lifted."""
+        return self._served.get(tenant, 0.0)
+
+    def held_by(self, tenant: str) -> int:
+        """How many requests of a tenant are held."""
+        return self._held.get(tenant, 0)
+
+    def came(self, tenant: str) -> None:
+        """A request of a tenant is held from now on."""
+        if tenant not in self._held:
+            self._served[tenant] = lifted(self.served(tenant), self._floor())
+            if tenant not in self._filed:
+                self._filed.add(tenant)
+                heapq.heappush(self._active, (self._served[tenant], tenant))
+            if len(self._served) > self._max_tenants + len(self._held):
+                self._forget()
+        self._held[tenant] = self.held_by(tenant) + 1
+
+    def left(self, tenant: str) -> None:
+        """A held request of a tenant has left, served or not."""
+        self._served_last = self.served(tenant)
+        if self._held[tenant] == 1:
+            del self._held[tenant]
+        else:
+            self._held[tenant] -= 1
+
+    def charge(self, tenant: str, prompt_tokens: float, predicted_output_tokens: float) -> None:
+        """A request of a tenant is served."""
+        weight = self._weights.get(tenant, DEFAULT_WEIGHT)
+        self._served[tenant] = charged(self.served(tenant), prompt_tokens, predicted_output_tokens, weight)
+
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """Other weights, from the next charge on."""
+        self._weights = weights
+
+    def _floor(self) -> float:
+        """The least counter of those with held requests, or of the one that was served last."""
+        while self._active:
+            served, tenant = self._active[0]
+            if tenant not in self._held:
+                heapq.heappop(self._active)
+                self._filed.discard(tenant)
+            elif served < self._served[tenant]:
+                heapq.heapreplace(self._active, (self._served[tenant], tenant))
+            else:
+                return served
+        return self._served_last
+
+    def _forget(self) -> None:
+        floor = self._floor()
+        ahead = sorted((served, name) for name, served in self._served.items() if name not in self._held)
+        kept = [(served, name) for served, name in ahead if served > floor][-self._max_tenants // 2 :]
+        self._served = {name: self._served[name] for name in self._held} | {name: served for served, name in kept}
