@@ -32,6 +32,18 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file with the resources")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument(
+        "--predictor",
+        type=Path,
+        metavar="DIR",
+        help="output-length model of one's own, as `llmrouter predictor fit` writes it (default: the shipped one)",
+    )
+    serve.add_argument(
+        "--tokenizers",
+        type=Path,
+        metavar="DIR",
+        help="folder that models[].tokenizer is below (default: none, prompt tokens are estimated)",
+    )
     for name, help_text in FORWARDED.items():
         commands.add_parser(name, help=help_text, add_help=False)
     return top
@@ -78,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from router_grpc.standalone import serve
 
-    serve(options.config, host=options.host)
+    serve(options.config, host=options.host, predictor=options.predictor, tokenizers=options.tokenizers)
     return 0
 
 

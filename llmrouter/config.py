@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights
 from llmrouter.errors import InvalidConfigError
+from llmrouter.feature_set import LENGTH_FEATURE_VERSION
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import (
     GuardSpec,
@@ -40,6 +41,8 @@ from llmrouter.resources import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from llmrouter.manifest import Manifest
 
 CONFIG_VERSION = 1
 CONFIG_KEY = "router.json"
@@ -166,6 +169,11 @@ def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | No
         queue=spec.queue,
         guard=spec.guard,
     )
+
+
+def predictor_type_of(manifest: Manifest) -> PredictorType:
+    """The type of predictor that an output-length model is made for."""
+    return "Text" if manifest.feature_version > LENGTH_FEATURE_VERSION else "RandomForest"
 
 
 def compile_predictor(spec: PredictorSpec) -> PredictorConfig:

@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 from kubernetes.aio import client
 
+from llmrouter.config import TOKENIZERS_FOLDER
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
 from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
@@ -42,6 +44,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         grpc_port=ports[0],
         metrics_port=ports[1],
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
+        tokenizers=Path(TOKENIZERS_FOLDER),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
 from router_grpc.adapters.file_source import FileSource
 from router_grpc.composition import Settings, compose
@@ -15,9 +16,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def serve(path: Path, *, host: str = "127.0.0.1", router_id: str = "standalone") -> None:
-    """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin."""
-    source = FileSource(path)
+def serve(
+    path: Path,
+    *,
+    host: str = "127.0.0.1",
+    router_id: str = "standalone",
+    predictor: Path | None = None,
+    tokenizers: Path | None = None,
+) -> None:
+    """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin.
+
+    ``predictor`` is the folder of a model of one's own, ``tokenizers`` that of the models' tokenizers.
+    """
+    if tokenizers is not None and not tokenizers.is_dir():
+        raise InvalidConfigError(f"--tokenizers {tokenizers}: no such folder")
+    source = FileSource(path, predictor=predictor)
     config = source.read()
     configure_logging(config.log_level)
     settings = Settings(
@@ -27,6 +40,7 @@ def serve(path: Path, *, host: str = "127.0.0.1", router_id: str = "standalone")
         grpc_port=config.listeners.grpc_port,
         metrics_port=config.listeners.metrics_port,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
+        tokenizers=tokenizers,
     )
 
     async def main() -> None:

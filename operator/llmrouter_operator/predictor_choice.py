@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmrouter.config import PREDICTOR_MANIFEST_KEY, PREDICTOR_MODEL_KEY, compile_predictor
+from llmrouter.config import PREDICTOR_MANIFEST_KEY, PREDICTOR_MODEL_KEY, compile_predictor, predictor_type_of
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
-from llmrouter.feature_set import LENGTH_FEATURE_VERSION
 from llmrouter.manifest import ModelKind
 from llmrouter_operator.model_files import files_in_force, read_model
 from llmrouter_operator.models import ModelFiles, PredictorChoice, Problem
@@ -73,6 +72,6 @@ def last_predictor(config: RouterConfig | None, config_map: Object | None) -> La
 
 
 def _check_type(spec: PredictorSpec, manifest: Manifest) -> None:
-    made_for = "Text" if manifest.feature_version > LENGTH_FEATURE_VERSION else "RandomForest"
+    made_for = predictor_type_of(manifest)
     if spec.type != made_for:
         raise ModelRejectedError("TypeMismatch", f"the model is one of type {made_for}, predictor.type is {spec.type}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from llmrouter.config import canonical_json, compile_policy, compile_router
+from llmrouter.config import canonical_json, compile_policy, compile_router, digest_of, predictor_type_of
 from llmrouter.config_file import parse, read_text
-from llmrouter.errors import InvalidConfigError
+from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from llmrouter.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, ModelKind, check_manifest, parse_manifest
 from router_grpc.runtime import ConfigBundle
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def compile_file(text: str) -> RouterConfig:
                 f"{where}: pools[{pool.name}].selector needs Kubernetes: standalone pools have endpoints"
             )
     if declared.router.predictor.model is not None:
-        raise InvalidConfigError(
-            f"{where}: predictor.model.configMap needs Kubernetes: standalone has the shipped models"
-        )
+        raise InvalidConfigError(f"{where}: predictor.model.configMap needs Kubernetes: standalone has --predictor DIR")
     model = declared.policy.model
     if model is not None and model.config_map is not None:
         raise InvalidConfigError(
@@ -42,14 +41,18 @@ def compile_file(text: str) -> RouterConfig:
 
 
 class FileSource:
-    """Follows one file. A version that cannot be used changes nothing."""
+    """Follows one file. A version that cannot be used changes nothing.
 
-    def __init__(self, path: Path) -> None:
+    ``predictor`` is the folder of an output-length model of one's own, read again with every version of the file.
+    """
+
+    def __init__(self, path: Path, *, predictor: Path | None = None) -> None:
         self._path = path
+        self._predictor = predictor
 
     def read(self) -> RouterConfig:
         """The file as it is now; raises InvalidConfigError."""
-        return compile_file(read_text(self._path))
+        return self._compile(read_text(self._path))[0]
 
     async def bundles(self, on_refused: Callable[[InvalidConfigError], None]) -> AsyncIterator[ConfigBundle]:
         """Every usable version of the file, the present one first; each other one is told once to ``on_refused``."""
@@ -58,7 +61,7 @@ class FileSource:
         while True:
             try:
                 text = await asyncio.to_thread(read_text, self._path)
-                bundle = None if text == seen else _bundle(text)
+                bundle = None if text == seen else await asyncio.to_thread(self._bundle, text)
             except InvalidConfigError as error:
                 if str(error) != complaint:
                     complaint = str(error)
@@ -70,6 +73,41 @@ class FileSource:
                 seen, complaint = text, ""
             await asyncio.sleep(POLL_S)
 
+    def _bundle(self, text: str) -> ConfigBundle:
+        return self._compile(text)[1]
 
-def _bundle(text: str) -> ConfigBundle:
-    return ConfigBundle(content=canonical_json(compile_file(text)))
+    def _compile(self, text: str) -> tuple[RouterConfig, ConfigBundle]:
+        config = compile_file(text)
+        if self._predictor is None:
+            return config, ConfigBundle(content=canonical_json(config))
+        model, manifest = _read_predictor(self._predictor, config.predictor.type)
+        predictor = config.predictor.model_copy(update={"model_sha256": digest_of(model)})
+        config = config.model_copy(update={"predictor": predictor})
+        bundle = ConfigBundle(content=canonical_json(config), predictor_model=model, predictor_manifest=manifest)
+        return config, bundle
+
+
+def _read_predictor(folder: Path, wanted: str) -> tuple[bytes, bytes]:
+    """Model and manifest of a folder that ``llmrouter predictor fit`` wrote; raises InvalidConfigError."""
+    model = _read_bytes(folder / "model.onnx", MAX_MODEL_BYTES)
+    raw = _read_bytes(folder / "manifest.json", MAX_MANIFEST_BYTES)
+    try:
+        manifest = parse_manifest(raw)
+        check_manifest(
+            manifest, expected_kind=ModelKind.OUTPUT_LENGTH, model_sha256=digest_of(model), expected_sha256=None
+        )
+    except ModelRejectedError as error:
+        raise InvalidConfigError(f"--predictor {folder}: {error}") from error
+    made_for = predictor_type_of(manifest)
+    if made_for != wanted:
+        raise InvalidConfigError(f"--predictor {folder}: a model of predictor.type {made_for}, the file says {wanted}")
+    return model, raw
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    try:
+        if path.stat().st_size > limit:
+            raise InvalidConfigError(f"{path}: more than {limit} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidConfigError(f"{path}: {error.strerror}") from error
