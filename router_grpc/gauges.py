@@ -30,6 +30,7 @@ class Gauges:
         metrics.held_requests.set(self._service.held)
         metrics.load_age_seconds.set(world.replica.age_s(now_s))
         metrics.scrape_age_seconds.set(UNKNOWN if scrape_age_s is None else scrape_age_s)
+        metrics.lengths.groups.set(world.lengths.groups)
         metrics.instances.labels("ready").set(len(world.instances.current()))
         metrics.instances.labels("total").set(world.instances.total)
         self._show_loads()

@@ -137,6 +137,11 @@ class LengthService:
         return self._plan.model is not None and self._lateness.resting
 
     @property
+    def groups(self) -> int:
+        """Groups of requests whose lengths are told apart."""
+        return self._learner.quantiles.groups
+
+    @property
     def drift(self) -> Drift | None:
         """How the traffic's lengths differ now from what is said of them."""
         return self._drift
