@@ -5,10 +5,10 @@ above. Over the last 8, 16, 32, 64 and 128 answers of a group, five shares are h
 below and above the 80 % interval (10 % each), outside it (20 %), below and above the median (50 % each). Only an excess
 counts, so that laws with ties (answers of one length, answers cut at a limit) raise no alarm.
 
-A count raises an alarm where a true law reaches it with a probability of ``TAIL`` at most. All tests and windows together
-then raise fewer than 0.1 false alarms in 100,000 answers of a group. An alarm lasts for 64 answers at least, and until
-no count of the last 64 has a probability below ``END_TAIL``; the group then begins anew. How fast alarms come and go
-is measured in tests/laws/test_length_drift.py.
+A count raises an alarm where a true law reaches it with a probability of ``TAIL`` at most. All tests and windows
+together then raise fewer than 0.1 false alarms in 100,000 answers of a group. An alarm lasts for 64 answers at least,
+and until no count of the last 64 has a probability below ``END_TAIL``; the group then begins anew. How seldom, how fast
+and how long alarms come is held by tests/laws/test_length_drift.py.
 """
 
 from __future__ import annotations
