@@ -19,7 +19,15 @@ from kubernetes.aio import client
 from support.router_world import LiveRouter, bundle_of, config_of, live_router, until
 
 from llmrouter.artefacts import builtin_model
-from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MANIFEST_KEY, MODEL_KEY
+from llmrouter.config import (
+    CONFIG_KEY,
+    DIGEST_ANNOTATION,
+    MANIFEST_KEY,
+    MODEL_KEY,
+    PREDICTOR_MANIFEST_KEY,
+    PREDICTOR_MODEL_KEY,
+    digest_of,
+)
 from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
 
 if TYPE_CHECKING:
@@ -69,6 +77,14 @@ class Space:
         if filler:
             data["filler"] = "x" * filler
         binary = {MODEL_KEY: base64.b64encode(model).decode()} if model is not None else None
+        self.put("config", data, binary=binary, digest=bundle.declared_digest or "")
+        return bundle.declared_digest or ""
+
+    def configure_lengths(self, config: RouterConfig, model: bytes, manifest: bytes) -> str:
+        """The same with a length predictor of one's own."""
+        bundle = bundle_of(config)
+        data = {CONFIG_KEY: bundle.content.decode(), PREDICTOR_MANIFEST_KEY: manifest.decode()}
+        binary = {PREDICTOR_MODEL_KEY: base64.b64encode(model).decode()}
         self.put("config", data, binary=binary, digest=bundle.declared_digest or "")
         return bundle.declared_digest or ""
 
@@ -240,6 +256,25 @@ async def test_a_bad_first_model_is_stood_in_for_until_it_is_repaired(space: Spa
         said = await space.says(policyReady=True, configDigest=digest, deciding="Onnx")
         assert said["provider"]
         assert (await live.route()).policy == "Onnx"
+
+
+async def test_a_predictor_of_ones_own_is_run_and_a_bad_one_stood_in_for(space: Space) -> None:
+    model, manifest = builtin_model("output_length", "random-forest")
+
+    def declared(sha256: str) -> RouterConfig:
+        return plain(predictor={"type": "RandomForest", "model": {"configMap": {"name": "m"}, "sha256": sha256}})
+
+    config = declared(digest_of(model))
+    digest = space.configure_lengths(config, model, manifest)
+    async with space.router(config) as live:
+        await space.says(configDigest=digest, predictorReady=True, predictorReason="Loaded", policyReady=True)
+        digest = space.configure_lengths(declared("0" * 64), model, manifest)
+        said = await space.says(configDigest=digest, predictorReady=False, predictorReason="DigestMismatch")
+        assert said["policyReady"]
+        assert said["predictorMessage"]
+        assert (await live.route()).instance_id
+        digest = space.configure_lengths(config, model, manifest)
+        await space.says(configDigest=digest, predictorReady=True)
 
 
 async def test_a_large_configuration_comes_through_the_watch(space: Space) -> None:
