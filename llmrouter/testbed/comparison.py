@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.testbed.measure import percentile, show, side_by_side, summarise
+from llmrouter.testbed.measure import lengths_foretold, percentile, show, side_by_side, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +84,7 @@ def summary(state: ReplayState, facts: Facts) -> dict[str, Any]:
         "retries": whole.retries,
         "reservations_left": end.get("reservations_left"),
         "phases": phases,
+        "lengths": _lengths(state),
         "rate_rps": round(RATE_RPS, 3),
         "capacity_rps": CAPACITY_RPS,
         "client": {
@@ -95,6 +96,16 @@ def summary(state: ReplayState, facts: Facts) -> dict[str, Any]:
             "reports_refused": end.get("reports_refused"),
         },
         **facts.more,
+    }
+
+
+def _lengths(state: ReplayState) -> dict[str, Any]:
+    foretold = lengths_foretold(state.outcomes)
+    return {
+        "answers": foretold.answers,
+        "within_80_fraction": _rounded(foretold.within_80_fraction),
+        "error_p50_tokens": _rounded(foretold.error_p50_tokens),
+        "predictors": {name: round(share, 3) for name, share in foretold.predictors.items()},
     }
 
 
@@ -122,6 +133,13 @@ def notes(values: Mapping[str, Any]) -> list[str]:
         ),
         f"The client itself was at most {show(client['lateness_p99_s'], 'ms')} late (p99).",
     ]
+    lengths = values["lengths"]
+    if lengths["answers"]:
+        said = ", ".join(f"{name} {share:.0%}" for name, share in lengths["predictors"].items())
+        lines.append(
+            f"Answer lengths: {lengths['within_80_fraction']:.0%} lay in their 80 % interval, the median was "
+            f"{lengths['error_p50_tokens']:.0f} tokens off (half of the answers less); foretold by {said}."
+        )
     if kill := values.get("router_kill"):
         lines.append(
             f"Router {kill['pod']} was killed under traffic: {kill['failed']} of {kill['requests']} requests failed, "

@@ -22,13 +22,19 @@ ROW_FIELDS = (
     "policy",
     "instance_id",
     "error",
+    "predictor",
+    "predicted_tokens",
 )
 """Order of the values in a printed row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one request went. Instants share one clock; ``arrived_at_s`` is when the trace says, not when it was sent."""
+    """How one request went. Instants share one clock; ``arrived_at_s`` is when the trace says, not when it was sent.
+
+    ``predictor`` is who foretold the answer's length, ``predicted_tokens`` what: quantiles, ascending, the median in
+    their middle, the 80 % interval between the second and the last but one; empty where nobody did.
+    """
 
     stretch: str
     request_id: str
@@ -42,6 +48,8 @@ class Outcome:
     policy: str
     instance_id: str
     error: str
+    predictor: str = ""
+    predicted_tokens: Sequence[float] = ()
 
     @property
     def failed(self) -> bool:
@@ -136,6 +144,34 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         e2e_mean_s=mean(e2e_s),
         e2e_p99_s=percentile(e2e_s, 99),
         lateness_p99_s=percentile([outcome.lateness_s for outcome in outcomes], 99),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LengthsForetold:
+    """How true the predicted lengths of answers were: ``None`` where there was none.
+
+    ``within_80_fraction`` is the share of answers inside their 80 % interval; ``error_p50_tokens`` the median distance
+    from the predicted median; ``predictors`` the share of predictions by who made them.
+    """
+
+    answers: int
+    within_80_fraction: float | None
+    error_p50_tokens: float | None
+    predictors: Mapping[str, float]
+
+
+def lengths_foretold(outcomes: Sequence[Outcome]) -> LengthsForetold:
+    """Of the requests that did not fail and whose length was foretold."""
+    known = [one for one in outcomes if not one.failed and one.predicted_tokens]
+    within = [float(one.predicted_tokens[1] <= one.output_tokens <= one.predicted_tokens[-2]) for one in known]
+    errors = [abs(one.predicted_tokens[len(one.predicted_tokens) // 2] - one.output_tokens) for one in known]
+    names = sorted({one.predictor for one in known})
+    return LengthsForetold(
+        answers=len(known),
+        within_80_fraction=mean(within),
+        error_p50_tokens=percentile(errors, 50),
+        predictors={name: sum(one.predictor == name for one in known) / len(known) for name in names},
     )
 
 

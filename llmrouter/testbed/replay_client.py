@@ -70,6 +70,8 @@ class _Life:
     retries: int = 0
     policy: str = ""
     instance_id: str = ""
+    predictor: str = ""
+    predicted_tokens: list[float] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     stream: CompletionStream | None = None
     usage_output_tokens: int = 0
@@ -155,6 +157,8 @@ class ReplayClient:
                 policy=life.policy,
                 instance_id=life.instance_id,
                 error=error,
+                predictor=life.predictor,
+                predicted_tokens=life.predicted_tokens,
             )
         )
 
@@ -165,6 +169,8 @@ class ReplayClient:
             link, answer = await self._route(life, request_id)
             tracked = self._routers.track(answer.request_id, link)
             life.policy, life.instance_id = answer.policy, answer.instance_id
+            life.predictor = answer.predictor
+            life.predicted_tokens = [round(tokens, 1) for tokens in answer.predicted_output_quantiles]
             try:
                 await self._complete(life, answer, tracked)
             except CompletionError as error:

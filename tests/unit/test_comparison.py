@@ -32,7 +32,22 @@ PHASE_KEYS = {
 
 
 def outcome(stretch: str, number: int, *, error: str = "") -> Outcome:
-    return Outcome(stretch, f"{stretch}-{number}", 0.0, 0.01, 0.5, 2.0, 100, 10, 0, "p", "e", error)
+    return Outcome(
+        stretch,
+        f"{stretch}-{number}",
+        0.0,
+        0.01,
+        0.5,
+        2.0,
+        100,
+        10,
+        0,
+        "p",
+        "e",
+        error,
+        "text",
+        (4, 5, 8, 11, 13, 15, 30),
+    )
 
 
 def event(kind: str, **values: Any) -> str:  # noqa: ANN401 - what JSON holds
@@ -82,6 +97,7 @@ def test_the_summary_has_the_promised_keys() -> None:
     assert [phase["policy"] for phase in values["phases"]] == [BEFORE, AFTER]
     assert shortcomings(values) == []
     assert "0 failed" in " ".join(notes(values))
+    assert "100% lay in their 80 % interval" in " ".join(notes(values))
 
 
 @pytest.mark.parametrize(

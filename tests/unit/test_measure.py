@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from llmrouter.testbed.measure import Outcome, change_percent, percentile, side_by_side, summarise
+from llmrouter.testbed.measure import (
+    Outcome,
+    change_percent,
+    lengths_foretold,
+    percentile,
+    side_by_side,
+    summarise,
+)
 
 OUTCOME = Outcome(
     stretch="first",
@@ -73,3 +80,19 @@ def test_the_table_shows_both_phases_and_the_change() -> None:
     assert rows["E2E mean"] == ("3.000 s", "2.000 s", "-33.3 %")
     assert rows["TPOT p50"] == ("500.0 ms", "250.0 ms", "-50.0 %")
     assert rows["failed"] == ("0", "0", "")
+
+
+def test_how_true_lengths_were_counts_those_that_were_foretold() -> None:
+    foretold = replace(OUTCOME, predictor="text", predicted_tokens=[1, 2, 3, 7, 9, 11, 20])
+    outcomes = [
+        OUTCOME,
+        foretold,
+        replace(foretold, output_tokens=12, predictor="constant"),
+        replace(foretold, output_tokens=2),
+        replace(foretold, output_tokens=1, error="broke"),
+    ]
+    found = lengths_foretold(outcomes)
+    assert (found.answers, found.error_p50_tokens) == (3, 5)
+    assert found.within_80_fraction == pytest.approx(2 / 3)
+    assert found.predictors == pytest.approx({"constant": 1 / 3, "text": 2 / 3})
+    assert lengths_foretold([OUTCOME]).within_80_fraction is None
