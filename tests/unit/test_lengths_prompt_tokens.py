@@ -51,6 +51,30 @@ class TestLearning:
         assert np.median(errors[:5]) > 0.05
         assert np.median(errors[100:]) < 0.02
 
+    def test_characters_alone_teach_as_the_text_does(self) -> None:
+        by_text, by_counts = PromptTokens(), PromptTokens()
+        for place, prompt in enumerate(prompts(50)):
+            by_text.learn(prompt, 20 + place, "m")
+            by_counts.learn_counts(character_counts(prompt), 20 + place, "m")
+            by_counts.learn_from(by_counts.count("never", "other"), 0)
+        assert by_counts.weights("m") == pytest.approx(by_text.weights("m"), rel=1e-12)
+
+    @pytest.mark.parametrize("text", [WORDS * 40, "a " * 2_000, "x" * 4_000, "東京" * 2_000, " " * 4_000])
+    def test_bounds_of_reports_are_near_those_of_the_text(self, text: str) -> None:
+        counts = character_counts(text)
+        tokens = PromptTokens()
+        assert tokens.learn_counts(counts, len(text) / 64 + 1) is None
+        assert tokens.learn_counts(counts, 4 * len(text)) is None
+        assert tokens.learn_counts(counts, len(text) / 64 / 2.1) is TokenReportRefusal.TOO_SMALL
+        assert tokens.learn_counts(counts, 2.1 * 4 * len(text) + 8_192) is TokenReportRefusal.TOO_LARGE
+
+    def test_an_excerpt_is_scaled_up_and_taught_as_the_whole(self) -> None:
+        part, whole = PromptTokens(), PromptTokens()
+        for reported in (9_000, 9_100, 9_200):
+            part.learn_from(part.count(WORDS * 20, "m", share=0.05), reported)
+            whole.learn_from(whole.count(WORDS * 400, "m"), reported)
+        assert part.estimate(WORDS * 300, "m") == pytest.approx(whole.estimate(WORDS * 300, "m"), rel=0.02)
+
     def test_models_are_told_apart_and_bounded(self) -> None:
         tokens = PromptTokens(models=8)
         for place in range(100):
