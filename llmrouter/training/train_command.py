@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from llmrouter.errors import InvalidInputError
 from llmrouter.training.agents.rewards import Reward
 
@@ -133,19 +136,18 @@ def environment_of(options: argparse.Namespace) -> Environment:
 
 def learn(options: argparse.Namespace, environment: Environment) -> Learned:
     """Runs the learner with a bar on standard error; every point of the curve leaves a checkpoint."""
-    from llmrouter.study.progress import progress  # noqa: PLC0415
     from llmrouter.training.agents.keeping import keep_checkpoint, read_agent  # noqa: PLC0415
 
-    title = f"{options.learner} {options.reward or ''} seed {options.seed}"
+    title = " ".join(part for part in (options.learner, options.reward, f"seed {options.seed}") if part)
     given = {"seed": options.seed, "episodes": options.episodes, "environment": environment}
-    with progress(title, options.episodes, unit="episodes") as advance:
-        done = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=options.episodes)
 
         def on_point(episodes: int, point: Point | None, weights_W: NDArray[np.float64]) -> None:
-            nonlocal done
-            advance(episodes - done)
-            done = episodes
+            bar.update(task, completed=episodes)
             if point is not None:
+                bar.update(task, description=f"{title}: E2E {point.judged.e2e_pct:+.1f} %")
                 keep_checkpoint(options.out, weights_W, episodes)
 
         if options.learner == EVOLUTION:

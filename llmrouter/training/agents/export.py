@@ -139,7 +139,7 @@ def _shared_form() -> _Form:
 def _compare_paper(model: bytes, learned: Learned, steps: Steps) -> float:
     got_TA = run_on_cpu(model, {"state": steps.state})
     want_TA = paper_values(learned.decider.weights, steps.state.astype(np.float64), steps.own_s.shape[1])
-    return _worst(got_TA, want_TA)
+    return worst_difference(got_TA, want_TA)
 
 
 def _compare_shared(model: bytes, learned: Learned, steps: Steps) -> float:
@@ -152,11 +152,11 @@ def _compare_shared(model: bytes, learned: Learned, steps: Steps) -> float:
             for row in steps.shared[:: max(1, len(steps) // 100)]
         ]
     )
-    return _worst(got_TA, want_TA[:: max(1, len(steps) // 100)])
+    return worst_difference(got_TA, want_TA[:: max(1, len(steps) // 100)])
 
 
-def _worst(got_TA: NDArray[np.float32], want_TA: NDArray[np.float64]) -> float:
-    """Largest relative difference."""
+def worst_difference(got_TA: NDArray[np.float32], want_TA: NDArray[np.float64]) -> float:
+    """Largest difference, relative to the larger of 1 and the value; raises an error above ``TOLERANCE``."""
     worst = float(np.max(np.abs(got_TA - want_TA) / np.maximum(1.0, np.abs(want_TA)), initial=0.0))
     if not worst <= TOLERANCE:
         raise ExportDisagreesError(f"graph and network differ by {worst:g}, more than {TOLERANCE:g}")

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmrouter.study.seeds import SELECTION, TRAINING
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -15,11 +13,11 @@ if TYPE_CHECKING:
     from llmrouter.training.agents.environment import Decider
     from llmrouter.training.agents.judged import Judged
 
-TRAINING_SEEDS = range(TRAINING.first, TRAINING.last + 1)
-"""Requests to learn from."""
+TRAINING_SEEDS = range(1_000)
+"""Requests to learn from: the benchmark's training block."""
 
-VALIDATION_SEEDS = range(SELECTION.first, SELECTION.first + 8)
-"""Requests by which a checkpoint is chosen."""
+VALIDATION_SEEDS = range(1_000, 1_008)
+"""Requests by which a checkpoint is chosen: the beginning of its selection block."""
 
 
 @dataclass(frozen=True, slots=True)

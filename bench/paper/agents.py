@@ -1,0 +1,299 @@
+"""Learned agents in the paper's own cell, beside the rules: what learning adds, over training seeds and test seeds.
+
+    .venv/bin/python -m bench.paper.agents [--training-seeds N] [--only KEY …] [--final] [--json FILE]
+
+Trains what is not in the folder of ``--agents`` yet (the commands are `llmrouter train`'s), then plays every agent and
+every rule on the same test requests: seeds 1,100 to 1,119 of the selection block while working, 9,000 to 9,019 of the
+final block with ``--final``, whose opening is recorded. Agents never meet these while they learn: they train on seeds 0
+to 999 and choose their checkpoint on 1,000 to 1,007.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from llmrouter.errors import InvalidInputError
+from llmrouter.routing.rules import Rule
+from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import CompiledPolicy
+from llmrouter.study.progress import progress
+from llmrouter.study.seeds import FINAL, SELECTION, ledger_path, record_opening
+from llmrouter.study.statistics import half_width
+from llmrouter.training.agents import ddqn_literal, ddqn_shielded, distil, evolution, rollout
+from llmrouter.training.agents.environment import TICK_S, Decider, Environment
+from llmrouter.training.agents.judged import ROUND_ROBIN, mean_e2e_s
+from llmrouter.training.agents.keeping import keep, read_agent
+from llmrouter.training.agents.rewards import Reward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmrouter.sim.outcomes import Outcomes
+    from llmrouter.training.agents.learning import Learned
+
+PACED, EPOCHS = Environment(tick_s=TICK_S), Environment()
+EIGHT = Environment(instances=8, requests=4_000, rate_rps=40.0)
+TEST_SEEDS = 20
+MOST_SEEDS = 100
+FIRST_DEVELOPMENT_SEED = SELECTION.first + 100
+FIGURES = ("makespan_pct", "e2e_pct", "makespan_s", "e2e_s", "ttft_s", "wait_s", "preemptions", "unfinished")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A way to learn: its key, what the table calls it, and how one agent is trained."""
+
+    key: str
+    title: str
+    environment: Environment
+    train: Callable[[int, Path], Learned]
+    seeds: int
+    """Training seeds at most, whatever is asked for."""
+
+
+def _literal(reward: Reward) -> Callable[[int, Path], Learned]:
+    return lambda seed, _agents: ddqn_literal.train(seed=seed, reward=reward, episodes=LITERAL_EPISODES)
+
+
+def _shielded(reward: Reward) -> Callable[[int, Path], Learned]:
+    return lambda seed, _agents: ddqn_shielded.train(seed=seed, reward=reward, episodes=SHIELDED_EPISODES)
+
+
+LITERAL_EPISODES, SHIELDED_EPISODES, EVOLUTION_EPISODES, DISTIL_EPISODES = 30, 30, 2_400, 30
+RECIPES = (
+    *(
+        Recipe(f"ddqn-literal-{one}", f"Double DQN, literally, {one}", PACED, _literal(one), 5)
+        for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED)
+    ),
+    *(
+        Recipe(f"ddqn-shielded-{one}", f"Double DQN, shielded, {one}", EPOCHS, _shielded(one), MOST_SEEDS)
+        for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED, Reward.MARGINAL)
+    ),
+    Recipe(
+        "evolution",
+        "evolution strategies, shared network",
+        EPOCHS,
+        lambda seed, _agents: evolution.train(seed=seed, episodes=EVOLUTION_EPISODES),
+        MOST_SEEDS,
+    ),
+    Recipe(
+        "distil",
+        "the same, distilled into 27-64-64-5",
+        EPOCHS,
+        lambda seed, agents: distil.train(
+            read_agent(agents / f"evolution-{seed}"), seed=seed, episodes=DISTIL_EPISODES
+        ),
+        MOST_SEEDS,
+    ),
+)
+
+
+def free(rule: Rule) -> CompiledPolicy:
+    """A rule that never waits."""
+    return CompiledPolicy(rule=rule, max_requests=1_000_000_000)
+
+
+def gated(rule: Rule, imposed: float = 0.25) -> CompiledPolicy:
+    """A rule behind the KV gate."""
+    return CompiledPolicy(rule=rule, weights=(imposed, 2.0, 1.0), max_requests=None, kv_fraction=1.0)
+
+
+RULES: tuple[tuple[str, Environment, CompiledPolicy | Decider], ...] = (
+    ("RoundRobin", PACED, ROUND_ROBIN),
+    ("JSQ", PACED, free(Rule.PAPER_JSQ)),
+    ("KV gate + random, every 20 ms", PACED, gated(Rule.RANDOM)),
+    ("KV gate + cost + coalescing, every 20 ms", PACED, gated(Rule.MARGINAL_COST)),
+    ("KV gate + random", EPOCHS, gated(Rule.RANDOM)),
+    ("KV gate + cost + coalescing", EPOCHS, gated(Rule.MARGINAL_COST)),
+    ("KV gate + cost + batch-hold, 6 or 1 s", EPOCHS, Decider(rollout.BATCH_HOLD, batch=6, batch_wait_s=1.0)),
+    ("KV gate + cost + batch-hold, 2 or 0.15 s", EPOCHS, Decider(rollout.BATCH_HOLD, batch=2, batch_wait_s=0.15)),
+)
+EIGHT_RULES = (
+    ("8 instances: KV gate + random", EIGHT, gated(Rule.RANDOM)),
+    ("8 instances: KV gate + cost + coalescing", EIGHT, gated(Rule.MARGINAL_COST)),
+    (
+        "8 instances: KV gate + cost + batch-hold, 6 or 1 s",
+        EIGHT,
+        Decider(rollout.BATCH_HOLD, batch=6, batch_wait_s=1.0),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A route on the test seeds: each of ``FIGURES`` of every seed, for every agent of the route (one for a rule)."""
+
+    title: str
+    agents: list[dict[str, list[float]]]
+
+    def means(self, figure: str) -> list[float]:
+        """Of each agent, over the test seeds."""
+        return [float(np.mean(one[figure])) for one in self.agents]
+
+    def interval(self, figure: str) -> float | None:
+        """Half-width of the 95 % interval over the test seeds, of the median agent."""
+        order = np.argsort(self.means(figure), kind="stable")
+        return half_width(self.agents[int(order[(len(order) - 1) // 2])][figure])
+
+
+def figures(outcomes: Outcomes, base: Outcomes) -> dict[str, float]:
+    """Of an episode, against round-robin on the same requests; one that was cut counts up to the cut and 300 s more."""
+    e2e_s = mean_e2e_s(outcomes)
+    unfinished = float((~outcomes.finished).sum())
+    makespan_s = outcomes.makespan_s + (300.0 if unfinished else 0.0)
+    return {
+        "makespan_pct": 100.0 * (makespan_s / base.makespan_s - 1.0),
+        "e2e_pct": 100.0 * (e2e_s / float(base.e2e_s.mean()) - 1.0),
+        "makespan_s": makespan_s,
+        "e2e_s": e2e_s,
+        "ttft_s": float(np.nanmean(outcomes.ttft_s)),
+        "wait_s": float(np.nanmean(outcomes.wait_s)),
+        "preemptions": float(outcomes.preemptions.sum()),
+        "unfinished": unfinished,
+    }
+
+
+def play(environment: Environment, route: CompiledPolicy | Decider, seed: int) -> Outcomes:
+    """One episode."""
+    if isinstance(route, Decider):
+        return environment.play(route, seed).outcomes
+    return simulate(environment.setup, environment.workload(seed), route, seed=seed)
+
+
+def played(
+    title: str,
+    environment: Environment,
+    routes: Sequence[CompiledPolicy | Decider],
+    bases: dict[tuple[int, int], Outcomes],
+    seeds: Sequence[int],
+) -> Played:
+    """A route, or the agents of one recipe, on the test seeds."""
+    agents = []
+    for route in routes:
+        rows = [figures(play(environment, route, seed), bases[environment.instances, seed]) for seed in seeds]
+        agents.append({name: [row[name] for row in rows] for name in FIGURES})
+    return Played(title, agents)
+
+
+def trained(recipe: Recipe, count: int, agents: Path) -> list[Learned]:
+    """The agents of a recipe, trained where they are not kept yet."""
+    made = []
+    seeds = range(min(count, recipe.seeds))
+    with progress(recipe.title, len(seeds), unit="agents") as advance:
+        for seed in seeds:
+            folder = agents / f"{recipe.key}-{seed}"
+            if not (folder / "agent.npz").is_file():
+                keep(folder, recipe.train(seed, agents), f"python -m bench.paper.agents --only {recipe.key}")
+            made.append(read_agent(folder))
+            advance(1)
+    return made
+
+
+def run(recipes: Sequence[Recipe], count: int, agents: Path, seeds: Sequence[int]) -> list[Played]:
+    """Every rule and every agent on the test seeds."""
+    learned = {recipe.key: trained(recipe, count, agents) for recipe in recipes}
+    bases = {
+        (one.instances, seed): play(replace(one, tick_s=TICK_S), ROUND_ROBIN, seed)
+        for one in (EPOCHS, EIGHT)
+        for seed in seeds
+    }
+    found = []
+    jobs: list[tuple[str, Environment, list[CompiledPolicy | Decider]]] = [
+        (title, environment, [route]) for title, environment, route in RULES
+    ]
+    jobs += [(one.title, one.environment, [agent.decider for agent in learned[one.key]]) for one in recipes]
+    for key, title in (("ddqn-shielded-marginal", "Double DQN, shielded, marginal"), ("evolution", "evolution")):
+        if key in learned:
+            jobs.append((f"{title}, every 20 ms", PACED, [agent.decider for agent in learned[key]]))
+    jobs += [(title, environment, [route]) for title, environment, route in EIGHT_RULES]
+    if "evolution" in learned:
+        jobs.append(("8 instances: evolution, not retrained", EIGHT, [one.decider for one in learned["evolution"]]))
+    with progress("test", len(jobs), unit="routes") as advance:
+        for title, environment, routes in jobs:
+            found.append(played(title, environment, routes, bases, seeds))
+            advance(1)
+    return found
+
+
+def table_of(found: Sequence[Played]) -> Table:
+    """A row for each route: of agents the median over training seeds and the worst."""
+    table = Table(title="four V100, 2,000 requests at 20/s; change against RoundRobin, %: median (worst) of the agents")
+    table.add_column("route")
+    for heading in ("agents", "makespan %", "mean E2E %", "mean TTFT s", "router wait s", "preemptions", "unfinished"):
+        table.add_column(heading, justify="right")
+    for one in found:
+        table.add_row(
+            one.title,
+            str(len(one.agents)),
+            *(_changes(one, name) for name in ("makespan_pct", "e2e_pct")),
+            *(f"{float(np.median(one.means(name))):.2f}" for name in ("ttft_s", "wait_s")),
+            f"{float(np.median(one.means('preemptions'))):.0f}",
+            f"{float(np.median(one.means('unfinished'))):g}",
+        )
+    return table
+
+
+def _changes(one: Played, figure: str) -> str:
+    means = one.means(figure)
+    half = one.interval(figure)
+    said = f"{float(np.median(means)):+.1f}" + ("" if half is None else f" ± {half:.1f}")
+    return said if len(means) == 1 else f"{said} ({max(means):+.1f})"
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.paper.agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--training-seeds", type=int, default=10, help="agents of each recipe (default: %(default)s; literal: 5)")
+    add("--only", nargs="+", metavar="KEY", choices=[one.key for one in RECIPES], help="recipes (default: all)")
+    add("--test-seeds", type=int, default=TEST_SEEDS, help="episodes that each is played on (default: %(default)s)")
+    add("--final", action="store_true", help="play on the final block, and record its opening")
+    add("--agents", type=Path, default=Path("build/agents"), help="folder of the agents (default: %(default)s)")
+    add("--json", type=Path, default=Path("build/bench/paper_agents.json"), help="file (default: %(default)s)")
+    return parser.parse_args(given)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises InvalidInputError where a bound is broken."""
+    for name in ("training_seeds", "test_seeds"):
+        if not 1 <= getattr(options, name) <= MOST_SEEDS:
+            raise InvalidInputError(
+                f"--{name.replace('_', '-')} must be 1 to {MOST_SEEDS}, not {getattr(options, name)}"
+            )
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Exit status 2, with one line, on bad input."""
+    options = arguments(given)
+    command = " ".join(("python -m bench.paper.agents", *(sys.argv[1:] if given is None else given)))
+    try:
+        check(options)
+        recipes = [one for one in RECIPES if options.only is None or one.key in options.only]
+        first = FINAL.first if options.final else FIRST_DEVELOPMENT_SEED
+        seeds = range(first, first + options.test_seeds)
+        if options.final:
+            record_opening(ledger_path(options.json.parent), {"command": command, "first": first, "seeds": len(seeds)})
+        found = run(recipes, options.training_seeds, options.agents, seeds)
+    except InvalidInputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console(width=None if sys.stdout.isatty() else 190).print(table_of(found))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"route": one.title, "agents": one.agents} for one in found]
+    options.json.write_text(json.dumps({"command": command, "seeds": list(seeds), "rows": rows}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

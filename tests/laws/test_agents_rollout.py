@@ -1,0 +1,145 @@
+"""Agents inside the simulator: interpreted = compiled, the shield holds, hold lasts, and no agent stops a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from llmrouter.arrivals.cells import cell
+from llmrouter.training.agents import network, rollout
+from llmrouter.training.agents.environment import TICK_S, Decider, Environment
+
+if TYPE_CHECKING:
+    from llmrouter.sim.outcomes import Outcomes
+
+pytestmark = pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
+
+CELL = cell("paper-v100")
+TIGHT = replace(CELL, engine=replace(CELL.engine, profile=replace(CELL.engine.profile, kv_tokens=150 * 16)))
+"""The paper's engines with an eighth of their KV: an episode of few requests is as crowded as a long one."""
+
+SMALL = Environment(source=TIGHT, requests=120, cut_s=60.0)
+SMALL_PACED = replace(SMALL, tick_s=TICK_S)
+
+
+def random_paper(seed: int, hold_bias: float = 0.0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A network that nobody trained; its last weight is the bias of hold."""
+    weights_W = network.paper_shape().first_weights(np.random.default_rng(seed))
+    weights_W[-1] = hold_bias
+    return weights_W
+
+
+def random_shared(seed: int, hold_bias: float = 0.0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rng = np.random.default_rng(seed)
+    weights_W = np.concatenate([network.SCORE_SHAPE.first_weights(rng), network.HOLD_SHAPE.first_weights(rng)])
+    weights_W[-1] = hold_bias
+    return weights_W
+
+
+def interpreted(world: Any, agent: Any) -> int:  # noqa: ANN401 - arrays as records
+    """``rollout`` under Python: rows of structured arrays with fields as attributes."""
+    pool = world.pool
+    records = world._replace(
+        run=world.run.view(np.recarray),
+        routers=world.routers.view(np.recarray),
+        pool=pool._replace(engines=pool.engines.view(np.recarray), sequences=pool.sequences.view(np.recarray)),
+    )
+    return rollout.rollout(records, agent._replace(it=agent.it.view(np.recarray)))
+
+
+def times(outcomes: Outcomes) -> tuple[bytes, bytes, bytes]:
+    return outcomes.instance.tobytes(), outcomes.dispatched_at_s.tobytes(), outcomes.finished_at_s.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("environment", "decider"),
+    [
+        (SMALL_PACED, Decider(rollout.PER_TICK, random_paper(1), epsilon=0.3)),
+        (SMALL, Decider(rollout.SHIELDED, random_paper(2), epsilon=0.3)),
+        (SMALL_PACED, Decider(rollout.SHIELDED, random_paper(2))),
+        (SMALL, Decider(rollout.SHARED, random_shared(3))),
+        (SMALL, Decider(rollout.BATCH_HOLD)),
+    ],
+)
+def test_interpreted_and_compiled_agents_decide_alike(environment: Environment, decider: Decider) -> None:
+    compiled = environment.play(decider, 5)
+    by_python = environment.play(decider, 5, drive=interpreted)
+    assert times(compiled.outcomes) == times(by_python.outcomes)
+    assert compiled.decisions == by_python.decisions > 0
+
+
+@pytest.mark.parametrize("environment", [SMALL, SMALL_PACED])
+@pytest.mark.parametrize(
+    "decider",
+    [
+        Decider(rollout.SHIELDED, random_paper(1), epsilon=1.0),
+        Decider(rollout.SHIELDED, random_paper(1, hold_bias=1e6)),
+        Decider(rollout.SHARED, random_shared(1, hold_bias=1e6)),
+        Decider(rollout.BATCH_HOLD),
+    ],
+    ids=["random", "always holds", "shared, always holds", "batch-hold"],
+)
+def test_no_shielded_agent_keeps_a_request_from_being_served(environment: Environment, decider: Decider) -> None:
+    assert environment.play(decider, 2).outcomes.finished.all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_shield_allows_an_instance_always_and_hold_only_while_none_is_idle(seed: int) -> None:
+    steps = SMALL.steps(Decider(rollout.SHIELDED, random_paper(seed), epsilon=0.5), seed)
+    chose = np.take_along_axis(steps.allowed, steps.action[:, None], axis=1)
+    assert chose.all()
+    assert steps.allowed[:, :-1].any(axis=1).all()
+    capacity_TI = steps.state[:, 4 : 6 * 4 : 6]
+    idle_T = (capacity_TI == 1.0).any(axis=1)
+    assert idle_T.any()
+    assert not steps.allowed[idle_T, -1].any()
+    assert steps.allowed[~idle_T, -1].any()
+
+
+def test_hold_lasts_a_tenth_of_a_second_and_a_head_is_held_five_seconds_at_most() -> None:
+    steps = SMALL.steps(Decider(rollout.SHIELDED, random_paper(1, hold_bias=1e6)), 2)
+    held_T = steps.action == 4
+    gap_T = np.diff(steps.at_s, append=steps.end_s)
+    assert gap_T[held_T].min() == pytest.approx(0.1)
+    outcomes = SMALL.play(Decider(rollout.SHIELDED, random_paper(1, hold_bias=1e6)), 2).outcomes
+    in_order = np.sort(outcomes.dispatched_at_s)
+    assert np.diff(in_order).max() > 5.0  # nobody was dispatched while the head could be held
+
+
+def test_an_unshielded_agent_that_always_holds_is_cut() -> None:
+    outcomes = SMALL_PACED.play(Decider(rollout.PER_TICK, random_paper(1, hold_bias=1e6)), 2).outcomes
+    assert not outcomes.finished.any()
+
+
+def test_an_unshielded_agent_may_do_anything_at_every_tick() -> None:
+    steps = SMALL_PACED.steps(Decider(rollout.PER_TICK, random_paper(1), epsilon=1.0), 2)
+    assert steps.allowed.all()
+    ticks_T = steps.at_s / TICK_S
+    assert np.abs(ticks_T - np.round(ticks_T)).max() < 1e-6
+    assert (np.diff(steps.at_s) > 0).all()
+
+
+def test_the_papers_state_is_what_its_parts_say() -> None:
+    """Capacity has two decimals, the queue's length is that of the line, and nobody is in two phases."""
+    steps = SMALL.steps(Decider(rollout.SHIELDED, random_paper(3), epsilon=0.5), 1)
+    assert steps.state.shape[1] == 27
+    hundredths = 100.0 * steps.state[:, 4:24:6].astype(np.float64)
+    assert np.abs(hundredths - np.round(hundredths)).max() < 1e-3
+    assert np.allclose(steps.state[:, 24] * 100.0, np.minimum(steps.held, 512), atol=1e-3)
+    blocks_TIK = steps.state[:, :24].reshape(len(steps), 4, 6)
+    in_flight_T = (10.0 * blocks_TIK[..., 0] + 50.0 * blocks_TIK[..., 1:4].sum(axis=2)).sum(axis=1)
+    assert (in_flight_T + steps.held + steps.ended <= 120 + 1e-3).all()
+    assert ((steps.unfinished <= in_flight_T + steps.held + 1e-3) & (steps.unfinished >= steps.held - 1e-9)).all()
+    buckets = np.unique(np.round(2.0 * steps.state[:, 26]))
+    assert set(buckets) <= {0.0, 1.0, 2.0}
+
+
+def test_equal_seeds_give_equal_episodes_and_another_seed_others() -> None:
+    decider = Decider(rollout.SHIELDED, random_paper(1), epsilon=0.5)
+    one, again, other = (SMALL.steps(decider, seed) for seed in (1, 1, 2))
+    assert one.state.tobytes() == again.state.tobytes()
+    assert one.action.tobytes() == again.action.tobytes()
+    assert one.state.tobytes() != other.state.tobytes()
