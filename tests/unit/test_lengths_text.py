@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrouter.lengths.asked import asked_tokens
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.lengths.text import (
     DENSE,
@@ -19,7 +20,6 @@ from llmrouter.lengths.text import (
     IDS,
     TAIL_BYTES,
     TEXT_FEATURE_NAMES,
-    asked_tokens,
     text_features,
 )
 
@@ -151,6 +151,15 @@ def test_a_batch_gives_what_its_requests_give_alone(prompts: list[str | None]) -
         alone = text_features([request])
         assert (batch.ids[place] == alone.ids[0]).all()
         assert (batch.dense[place] == alone.dense[0]).all()
+
+
+def test_a_batch_larger_than_a_block_gives_the_same() -> None:
+    requests = [LengthRequest(prompt=None if row % 7 == 0 else f"Tell {row} jokes. " * row) for row in range(150)]
+    batch = text_features(requests)
+    for row in (0, 1, 63, 64, 127, 128, 149):
+        alone = text_features([requests[row]])
+        assert (batch.ids[row] == alone.ids[0]).all()
+        assert (batch.dense[row] == alone.dense[0]).all()
 
 
 def test_every_feature_has_a_name_of_its_own() -> None:
