@@ -66,23 +66,30 @@ class LengthSharing:
         self._sending: LengthCounts | None = None
         self._sending_since_s = 0.0
         self._save_at_s: float | None = None
+        self._turn = asyncio.Lock()
 
     async def step(self, now_s: float) -> None:
         """Receives, publishes, and every 30 s saves a snapshot; where the others cannot be reached, the next step does.
 
+        A step that is asked for while another is under way waits for it.
+
         Args:
             now_s: seconds, never going back.
         """
+        async with self._turn:
+            try:
+                await self._step(now_s)
+            except LedgerUnavailableError:
+                self._count("Unavailable")
+                await self._gather()
+
+    async def _step(self, now_s: float) -> None:
         if self._save_at_s is None:
             self._save_at_s = now_s + SAVE_EVERY_S
-        try:
-            await self._hear()
-            await self._tell(now_s)
-            if now_s >= self._save_at_s:
-                await self._save(now_s)
-        except LedgerUnavailableError:
-            self._count("Unavailable")
-            await self._gather()
+        await self._hear()
+        await self._tell(now_s)
+        if now_s >= self._save_at_s:
+            await self._save(now_s)
 
     async def _hear(self) -> None:
         heard = await self._exchange.receive()

@@ -1,5 +1,6 @@
 """Routers share what they learned of lengths through a Redis that is a real one, and sometimes really gone."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 
@@ -172,6 +173,16 @@ async def test_a_stale_router_that_forgets_ends_near_the_others(store: RedisLeng
     await steps(stale, now_s=200.0)
     assert stale.median("chat") == pytest.approx(a.median("chat"), rel=0.1)
     assert stale.answers() <= 1.2 * a.answers()
+
+
+async def test_steps_at_the_same_time_follow_each_other(store: RedisLengthStore) -> None:
+    a, b = router(store, "a"), router(store, "b")
+    await steps(a, b)
+    for _ in range(10):
+        a.teach("chat", median=100, count=10)
+        await asyncio.gather(*(a.sharing.step(1.0) for _ in range(3)), *(b.sharing.step(1.0) for _ in range(3)))
+    await steps(b)
+    assert (a.answers(), b.answers()) == (100.0, 100.0)
 
 
 async def test_an_entry_that_cannot_be_decoded_is_counted_and_skipped(store: RedisLengthStore) -> None:
