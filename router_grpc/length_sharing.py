@@ -109,8 +109,13 @@ class LengthSharing:
             self._count("Refused", len(counts))
 
     async def _tell(self, now_s: float) -> None:
-        """Publishes all that was learned until now."""
-        await self._gather()
+        """Publishes all that was learned until now; where nothing waits, as the learner gave it."""
+        if self._sending is None and not self._waiting:
+            delta = await self._learner.delta()
+            if any(one.keys for one in delta):
+                self._sending, self._sending_since_s = delta, now_s
+        else:
+            await self._gather()
         while self._sending is not None or self._waiting:
             if self._sending is None:
                 self._sending, self._sending_since_s = self._waiting.take(), now_s
