@@ -1,28 +1,85 @@
-"""Held requests: first come, first served, one line per model, released by events and never by polling."""
+"""Held requests: one line per model in the order of the policy, bounded, released by events and never by polling."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import SaturatedError
+from llmrouter.routing.fairness import may_join
+from llmrouter.routing.lines import HeldLine, QueueRules
+from llmrouter.routing.orders import ORDERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
+
+    from llmrouter.domain import Request
+    from llmrouter.resources import QueueSpec
+    from llmrouter.routing.lines import Held
+
+RETRY_AFTER_S = 1.0
+
+CALL_BYTES = 16 * 1024
+"""What a held call keeps without its prompt: two of ``bench/hold_line.py``'s measured ones, to be on the safe side."""
+
+PROMPT_COPIES = 2
+"""How often a held call keeps its prompt: in its message, and as the value made of it."""
+
+
+def kept_bytes(prompt: bytes | None) -> int:
+    """Memory that a held call keeps, about."""
+    return CALL_BYTES + PROMPT_COPIES * len(prompt or b"")
+
+
+def rules_of(queue: QueueSpec) -> QueueRules:
+    """A policy's queue as lines take it."""
+    fairness = queue.fairness
+    return QueueRules(
+        order=ORDERS[queue.order],
+        aging_s=queue.aging_seconds,
+        fair=fairness.enabled,
+        weights={one.tenant: one.weight for one in fairness.weights},
+    )
+
+
+class Ticket:
+    """A held request's place in its line. ``turn`` is set when it may try; ``stays`` says that it tried in vain."""
+
+    def __init__(self, line: HoldLine, held: Held, kept: int) -> None:
+        self._line = line
+        self.held = held
+        self.kept_bytes = kept
+        self.turn = asyncio.Event()
+
+    def stays(self) -> None:
+        """There was no place: whoever goes first tries at the next event, or now if there was one meanwhile."""
+        self.turn.clear()
+        self._line.tried(self)
+
+    def served(self) -> None:
+        """There was one: its tenant pays."""
+        self._line.charge(self.held.request)
 
 
 class HoldLine:
-    """One line of held requests. Only its head may try for a place; an event (``kick``) lets it try again."""
+    """One line of held requests. Who goes first may try for a place, one at a time; an event lets it try again.
 
-    def __init__(self) -> None:
-        self._tickets: deque[asyncio.Event] = deque()
+    A request that joins may try at once where it goes before the one that tried last.
+    """
+
+    def __init__(self, rules: QueueRules, clock: Callable[[], float]) -> None:
+        self._line = HeldLine(rules)
+        self._clock = clock
+        self._tickets: dict[Held, Ticket] = {}
+        self._trying: Ticket | None = None
+        self._last: Held | None = None
+        self._again = False
         self._events = 0
+        self.kept_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._line)
 
     @property
     def events(self) -> int:
@@ -32,32 +89,129 @@ class HoldLine:
     def kick(self) -> None:
         """Something changed that may have made room."""
         self._events += 1
-        if self._tickets:
-            self._tickets[0].set()
+        self._next()
 
-    def ticket(self, *, max_depth: int, retry_after_s: float, since: int) -> AbstractContextManager[asyncio.Event]:
-        """Joins the line for the length of a ``with``; raises SaturatedError where the line is full.
+    def follow(self, rules: QueueRules) -> None:
+        """Other rules, for who is held as well."""
+        self._line.follow(rules)
 
-        Whoever joins as the head after events that followed ``since``, the ``events`` before its own attempt, may try
-        again at once.
-        """
-        if len(self._tickets) >= max_depth:
-            raise SaturatedError(
-                f"{len(self._tickets)} requests are held already, the policy's queue.maxDepth is {max_depth}",
-                reason="QueueFull",
-                retry_after_s=retry_after_s,
-            )
-        return self._joined(since)
+    def held_by(self, tenant: str) -> int:
+        """How many requests a tenant has here."""
+        return self._line.held_by(tenant)
+
+    def charge(self, request: Request) -> None:
+        """Charges a request's tenant for the dispatch of a held request."""
+        self._line.charge(request)
+
+    def pass_by(self, request: Request) -> None:
+        """A request was dispatched without being held."""
+        self._line.pass_by(request)
+
+    def tried(self, ticket: Ticket) -> None:
+        """A ticket that had the turn has to stay."""
+        self._trying, self._last = None, ticket.held
+        if self._again:
+            self._next()
 
     @contextmanager
-    def _joined(self, since: int) -> Iterator[asyncio.Event]:
-        ticket = asyncio.Event()
-        if not self._tickets and self._events != since:
-            ticket.set()
-        self._tickets.append(ticket)
+    def ticket(self, request: Request, *, work_s: float, kept: int, since: int) -> Iterator[Ticket]:
+        """Joins the line for the length of a ``with``.
+
+        Whoever joins an empty line after events that followed ``since``, the ``events`` before its own attempt, may try
+        again at once.
+        """
+        held = self._line.add(request, work_s)
+        ticket = self._tickets[held] = Ticket(self, held, kept)
+        self.kept_bytes += kept
+        self._joined(held, missed=self._events != since)
         try:
             yield ticket
         finally:
-            self._tickets.remove(ticket)
-            if self._tickets:
-                self._tickets[0].set()
+            self._line.remove(held)
+            del self._tickets[held]
+            self.kept_bytes -= kept
+            if self._trying is ticket:
+                self._trying = None
+            self._next()
+
+    def _joined(self, held: Held, *, missed: bool) -> None:
+        if len(self._line) == 1:
+            self._last = held
+            if missed:
+                self._next()
+            return
+        rival = self._trying.held if self._trying is not None else self._last
+        if rival is None or self._line.goes_before(held, rival, self._clock()):
+            self._next()
+
+    def _next(self) -> None:
+        """Gives the turn to whoever goes first, after the attempt that is under way if there is one."""
+        self._again = self._trying is not None
+        if self._again:
+            return
+        best = self._line.best(self._clock())
+        if best is not None:
+            self._trying = self._tickets[best]
+            self._trying.turn.set()
+
+
+class Holding:
+    """All lines of a router, and the bounds of what they hold together."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._rules = QueueRules()
+        self._lines: dict[str, HoldLine] = {}
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._lines.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that held requests keep, about."""
+        return sum(line.kept_bytes for line in self._lines.values())
+
+    def line(self, model: str) -> HoldLine:
+        """The line of a model."""
+        line = self._lines.get(model)
+        if line is None:
+            line = self._lines[model] = HoldLine(self._rules, self._clock)
+        return line
+
+    def kick(self) -> None:
+        """Lets whoever goes first in each line try again."""
+        for line in self._lines.values():
+            line.kick()
+
+    def follow(self, queue: QueueSpec) -> None:
+        """Another policy's queue, for who is held as well; its bounds are for those that come."""
+        rules = rules_of(queue)
+        if rules != self._rules:
+            self._rules = rules
+            for line in self._lines.values():
+                line.follow(rules)
+
+    def check_bounds(self, request: Request, queue: QueueSpec, kept: int) -> None:
+        """Raises SaturatedError naming the bound that one more held request would break."""
+        held = len(self)
+        if held >= queue.max_depth:
+            raise SaturatedError(
+                f"{held} requests are held already, the policy's queue.maxDepth is {queue.max_depth}",
+                reason="QueueFull",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if self.kept_bytes + kept > queue.max_bytes:
+            raise SaturatedError(
+                f"held requests keep {self.kept_bytes} bytes and this one {kept}, the policy's queue.maxBytes is "
+                f"{queue.max_bytes}",
+                reason="QueueBytes",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        own = self.line(request.model).held_by(request.tenant)
+        if queue.fairness.enabled and not may_join(own, held, queue.max_depth):
+            raise SaturatedError(
+                f"{own} requests of the tenant are held already and {queue.max_depth - held} places are free: a tenant "
+                f"may hold as many as are free",
+                reason="TenantQueueFull",
+                retry_after_s=RETRY_AFTER_S,
+            )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request, Room
 from llmrouter.errors import NoInstanceError, SaturatedError
+from llmrouter.routing.lines import least_work_s
 from router_grpc.calls import (
     RouteAnswer,
     RouteAsk,
@@ -20,20 +20,20 @@ from router_grpc.calls import (
     check_prompt_tokens,
     length_request,
 )
-from router_grpc.holding import HoldLine
+from router_grpc.holding import RETRY_AFTER_S, Holding, kept_bytes
 from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
 from router_grpc.world import World
 
 if TYPE_CHECKING:
     from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
     from llmrouter.routing.guard import Guard, Guarded
+    from router_grpc.holding import Ticket
     from router_grpc.length_service import Foretold
     from router_grpc.ports import ReserveResult
     from router_grpc.runtime import Runtime
 
 __all__ = ["RouteAnswer", "RouteAsk", "RouterService", "UnknownModelError", "World"]
 
-RETRY_AFTER_S = 1.0
 MOVED_TOLERANCE = 1
 """How many requests a candidate may have gained since it was scored before the next one is tried."""
 
@@ -48,7 +48,7 @@ class RouterService:
     def __init__(self, world: World) -> None:
         self._world = world
         self._runtime: Runtime | None = None
-        self._lines: dict[str, HoldLine] = defaultdict(HoldLine)
+        self._holding = Holding(world.clock)
 
     @property
     def runtime(self) -> Runtime | None:
@@ -58,18 +58,18 @@ class RouterService:
     @property
     def held(self) -> int:
         """Requests held now."""
-        return sum(len(line) for line in self._lines.values())
+        return len(self._holding)
 
     def swap(self, runtime: Runtime) -> None:
         """Puts a runtime in force: decisions from now on are its own, those of held requests as well."""
         self._runtime = runtime
         self._world.lengths.use(runtime.lengths)
+        self._holding.follow(runtime.config.policy.queue)
         self.kick()
 
     def kick(self) -> None:
-        """Lets the head of every line try again: a finish, a fresh load, a new instance or policy."""
-        for line in self._lines.values():
-            line.kick()
+        """Lets whoever goes first in every line try again: a finish, a fresh load, a new instance or policy."""
+        self._holding.kick()
 
     def snapshot(self) -> PoolSnapshot:
         """The instances as a policy would see them now."""
@@ -92,20 +92,26 @@ class RouterService:
         foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
         check_prompt_tokens(foretold.prompt_tokens, limits.max_prompt_tokens)
         request = _request(ask, foretold, arrived_at_s=arrived_at_s)
-        answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id))
+        answer = await self._place(
+            request, runtime, deadline_s, is_named=bool(ask.request_id), kept=kept_bytes(ask.prompt)
+        )
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
         return replace(answer, law=kept.law, prompt_tokens=kept.prompt_tokens)
 
     async def _place(
-        self, request: Request, runtime: Runtime, deadline_s: float | None, *, is_named: bool
+        self, request: Request, runtime: Runtime, deadline_s: float | None, *, is_named: bool, kept: int
     ) -> RouteAnswer:
-        line = self._lines[request.model]
+        """Places a request now or as soon as its turn comes; ``kept`` bytes of memory are its own while it is held."""
+        line = self._holding.line(request.model)
         reason = "others are held already"
         events = line.events
         if not len(line):
+            is_new = request.request_id not in self._world.open_requests
             outcome = await self._attempt(request, runtime)
             if isinstance(outcome, RouteAnswer):
+                if is_new:
+                    line.pass_by(request)
                 return outcome
             reason = outcome.reason
         if is_named and (standing := await self._standing(request, runtime)) is not None:
@@ -113,34 +119,48 @@ class RouterService:
         hold, queue = runtime.config.policy.hold, runtime.config.policy.queue
         if not hold.enabled:
             raise SaturatedError(f"{reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
-        until_s = request.arrived_at_s + hold.max_wait_seconds
-        if deadline_s is not None:
-            until_s = min(until_s, deadline_s)
-        with line.ticket(max_depth=queue.max_depth, retry_after_s=RETRY_AFTER_S, since=events) as turn:
-            return await self._wait_for_place(request, turn, until_s=until_s, reason=reason)
+        until_s, bound = (
+            request.arrived_at_s + hold.max_wait_seconds,
+            "as long as the policy's hold.maxWaitSeconds allows",
+        )
+        if deadline_s is not None and deadline_s < until_s:
+            until_s, bound = deadline_s, "as long as the call's own deadline allows"
+        self._holding.check_bounds(request, queue, kept)
+        with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events) as ticket:
+            return await self._wait_for_place(request, ticket, until_s=until_s, bound=bound, reason=reason)
+
+    def _work_s(self, request: Request) -> float:
+        """Seconds that a request would take alone on the fastest instance that serves it."""
+        profiles = {
+            id(one.profile): one.profile for one in self._world.instances.current() if request.model in one.models
+        }
+        return least_work_s(request, profiles.values())
 
     async def _wait_for_place(
-        self, request: Request, turn: asyncio.Event, *, until_s: float, reason: str
+        self, request: Request, ticket: Ticket, *, until_s: float, bound: str, reason: str
     ) -> RouteAnswer:
         while True:
             left_s = until_s - self._world.clock()
             try:
                 async with asyncio.timeout(max(0.0, left_s)):
-                    await turn.wait()
+                    await ticket.turn.wait()
             except TimeoutError:
                 raise SaturatedError(
-                    f"held for {self._world.clock() - request.arrived_at_s:.3g} s: {reason}",
+                    f"held for {self._world.clock() - request.arrived_at_s:.3g} s, {bound}: {reason}",
                     reason="HoldTimeout",
                     retry_after_s=RETRY_AFTER_S,
                 ) from None
-            turn.clear()
             runtime = self._runtime
             if runtime is None:
                 raise NoInstanceError("the router has no configuration any more")
+            is_new = request.request_id not in self._world.open_requests
             outcome = await self._attempt(request, runtime)
             if isinstance(outcome, RouteAnswer):
+                if is_new:
+                    ticket.served()
                 return replace(outcome, held_s=max(self._world.clock() - request.arrived_at_s, 1e-9))
             reason = outcome.reason
+            ticket.stays()
 
     async def _attempt(self, request: Request, runtime: Runtime) -> RouteAnswer | Hold:
         """Decides and reserves; where no candidate fits any more, once again on the fresh loads."""
