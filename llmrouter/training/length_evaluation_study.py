@@ -137,6 +137,7 @@ def _stream(
     groupings = {"by_task": _by_task(scored)}
     if setting.online:
         groupings["by_answers_seen"] = _by_answers_seen(scored)
+        groupings["by_prompt_seen"] = _by_prompt_seen(scored)
     for grouping, groups in groupings.items():
         result[grouping] = {}
         for name, places in groups.items():
@@ -159,6 +160,19 @@ def _by_answers_seen(rows: Sequence[LengthRow]) -> dict[str, NDArray[np.intp]]:
     for low, high in zip(ANSWERS_SEEN, (*ANSWERS_SEEN[1:], None), strict=True):
         inside_N = before_N >= low if high is None else (before_N >= low) & (before_N < high)
         groups[f"{low}-" if high is None else f"{low}-{high - 1}"] = np.flatnonzero(inside_N)
+    return {name: places for name, places in groups.items() if len(places) >= MIN_TASK_ROWS}
+
+
+def _by_prompt_seen(rows: Sequence[LengthRow]) -> dict[str, NDArray[np.intp]]:
+    """Rows whose prompt is new, and those whose prompt came before; nothing where all are new."""
+    seen: set[bytes] = set()
+    new = []
+    for row in rows:
+        new.append(row.prompt_digest not in seen)
+        seen.add(row.prompt_digest)
+    if all(new):
+        return {}
+    groups = {"new": np.flatnonzero(new), "again": np.flatnonzero(~np.array(new))}
     return {name: places for name, places in groups.items() if len(places) >= MIN_TASK_ROWS}
 
 

@@ -234,7 +234,7 @@ class TestCommand:
             > 0.6
             > result["baselines"]["constant"]["bucket_accuracy"]
         )
-        assert {"task-mean", "three-buckets", "prompt-histogram", "forest"} <= set(result["baselines"])
+        assert {"task-mean", "three-buckets", "prompt-histogram", "forest", "online-text"} <= set(result["baselines"])
         assert any("trained on" in note for note in result["notes"])
         estimator = result["prompt_tokens_estimator"]
         assert estimator["online"]["median"] <= estimator["before_any_report"]["median"] < 0.5
@@ -292,6 +292,16 @@ class TestCommand:
         result = evaluated(path, "--online", "--hint", "--no-families", capsys=capsys)
         seen = result["settings"][0]["streams"][0]["by_answers_seen"]
         assert {name: one["rows"] for name, one in seen.items()} == {"0-9": 30, "10-49": 120, "50-499": 90}
+
+    def test_prompts_that_came_before_are_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        lines = [{**line, "id": str(place)} for place, line in enumerate([*records(), *records()[:40]])]
+        result = evaluated(write(tmp_path / "rows.jsonl", lines), "--online", "--hint", "--no-families", capsys=capsys)
+        stream = result["settings"][0]["streams"][0]
+        seen = stream["by_prompt_seen"]
+        assert {name: one["rows"] for name, one in seen.items()} == {
+            "new": stream["prompts"],
+            "again": stream["rows"] - stream["prompts"],
+        }
 
     def test_a_single_row(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         result = evaluated(write(tmp_path / "rows.jsonl", records(1)), "--online", capsys=capsys)
