@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from prometheus_client import CollectorRegistry
+from threadpoolctl import threadpool_limits
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.lengths.predictor import LengthRequest
@@ -108,6 +109,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(*arguments.rates, arguments.seconds, arguments.words) <= 0:
         parser.error("--rates, --seconds and --words must be above 0")
+    threadpool_limits(1)
     if arguments.switch_ms is not None:
         sys.setswitchinterval(arguments.switch_ms / 1e3)
     model = load_lengths(*builtin_model("output_length", "text"), expected_sha256=None)

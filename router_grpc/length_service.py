@@ -15,6 +15,7 @@ from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import refusal
 from llmrouter.lengths.served import certain
+from llmrouter.lengths.text import TextFeatures, text_features
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_watch import LengthWatch
 from router_grpc.worker import BatchWorker, NotInTimeError
@@ -40,7 +41,7 @@ MODEL_BUDGET_S = 0.05
 
 CONSTANT = "constant"
 
-LEARNED_PER_S, LEARNED_BURST = 100.0, 1_000.0
+LEARNED_PER_S, LEARNED_BURST = 50.0, 1_000.0
 """Answers that are learned from, at most: laws need no more, and learning takes time from foretelling."""
 
 _NO_TIME_BYTES_PER_TOKEN = 4
@@ -235,8 +236,7 @@ class LengthService:
         self._metrics.batch_requests.observe(len(batch))
         read = [self._read(one) for one in batch]
         plan = batch[-1].plan
-        given = self._given([request for request, _ in read], plan)
-        kept = [replace(request, prompt=None, given=law) for (request, _), law in zip(read, given, strict=True)]
+        kept = [replace(one, prompt=None) for one in self._asked_of_model([request for request, _ in read], plan)]
         if plan.learns:
             laws = self._learner.predict(kept)
         else:
@@ -254,34 +254,35 @@ class LengthService:
         counted = self._tokens.count(text, asked.request.model, share=asked.prompt.share)
         return replace(asked.request, prompt=text, prompt_tokens=counted.tokens), counted
 
-    def _given(self, requests: Sequence[LengthRequest], plan: LengthPlan) -> list[LengthDistribution | None]:
-        """What the model says of each request that it can read; ``None`` of the others, and of all where it fails."""
-        given: list[LengthDistribution | None] = [None] * len(requests)
+    def _asked_of_model(self, requests: list[LengthRequest], plan: LengthPlan) -> list[LengthRequest]:
+        """The requests, with what the model says of each that it can read and the features of its text."""
         model = plan.model
         if model is None:
-            return given
+            return requests
         self._learner.use(model.name, model.digest)
         rows = [row for row, one in enumerate(requests) if one.prompt is not None or not model.reads_prompts]
         if not rows:
-            return given
+            return requests
         if self._lateness.resting:
             self._metrics.fallbacks.labels("Resting").inc(len(rows))
-            return given
+            return requests
         started_s = self._clock()
+        asked = _with_features([requests[row] for row in rows])
         try:
-            laws = model.laws([requests[row] for row in rows])
+            laws = model.laws(asked)
         except NotFiniteLengthsError:
             self._metrics.fallbacks.labels("NotFinite").inc(len(rows))
-            return given
+            return requests
         except Exception:  # noqa: BLE001 - whatever a model does, requests are routed; counted and logged
             self._metrics.fallbacks.labels("Error").inc(len(rows))
             _log.exception("the length model failed")
-            return given
+            return requests
         if self._lateness.note(self._clock() - started_s):
             self._metrics.fallbacks.labels("Slow").inc()
+        answered = list(requests)
         for place, row in enumerate(rows):
-            given[row] = laws.row(place)
-        return given
+            answered[row] = replace(asked[place], given=laws.row(place))
+        return answered
 
     def _learn(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """On the worker's thread."""
@@ -293,6 +294,14 @@ class LengthService:
         if self._tokens.learn_from(foretold.counted, prompt_tokens) is None:
             error = abs(foretold.prompt_tokens - prompt_tokens) / prompt_tokens
             self._metrics.prompt_tokens_error_fraction.observe(error)
+
+
+def _with_features(requests: Sequence[LengthRequest]) -> list[LengthRequest]:
+    """Each with its own row of features: a part of the batch's would keep the whole batch."""
+    made = text_features(requests)
+    rows = range(len(requests))
+    own = [TextFeatures(made.ids[row : row + 1].copy(), made.dense[row : row + 1].copy()) for row in rows]
+    return [replace(one, features=features) for one, features in zip(requests, own, strict=True)]
 
 
 def excerpt(prompt: bytes) -> Excerpt:

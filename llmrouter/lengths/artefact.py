@@ -8,7 +8,7 @@ import numpy as np
 
 from llmrouter.lengths.application import application_columns, length_features
 from llmrouter.lengths.simple import PointModel, QuantileModel
-from llmrouter.lengths.text import TEXT_FEATURE_VERSION, text_features
+from llmrouter.lengths.text import TEXT_FEATURE_VERSION, TextFeatures, text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 POINT_SPREAD = 0.7
 """Standard deviation of ln(length ÷ forecast) that is given to a point forecast; recalibration mends it."""
+
+
+def features_of(requests: Sequence[LengthRequest]) -> TextFeatures:
+    """Text features of requests: those that are there already, else made of their prompts."""
+    made = [one.features for one in requests]
+    known = [one for one in made if one is not None]
+    if not known or len(known) < len(made):
+        return text_features(requests)
+    return TextFeatures(np.concatenate([one.ids for one in known]), np.concatenate([one.dense for one in known]))
 
 
 def reads_prompts(manifest: Manifest) -> bool:
@@ -50,7 +59,7 @@ def length_model(
         order = {tensor.name: place for place, tensor in enumerate(manifest.outputs)}
 
         def quantiles(requests: Sequence[LengthRequest]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            features = text_features(requests)
+            features = features_of(requests)
             outputs = run({"ids": features.ids.astype(np.float32), "dense": features.dense})  # exact: ids are small
             return outputs[order["quantiles"]].astype(np.float64), outputs[order["rank"]].astype(np.float64)
 

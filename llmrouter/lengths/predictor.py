@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.text import TextFeatures
 
 MAX_LABEL_CHARS = 64
 
@@ -27,7 +28,8 @@ class LengthRequest:
 
     ``application`` is the label the client sent, which is also the task hint; "" where it sent none. ``turn`` counts
     from 1; ``stop`` is the number of stop sequences; ``tools`` the number of tools offered. ``given`` is what a model
-    that has read the prompt said of the answer, where one has.
+    that has read the prompt said of the answer, where one has; ``features`` is what ``text_features`` makes of this one
+    request, where somebody has asked already. Both are kept when the prompt is not.
     """
 
     prompt: str | None = None
@@ -41,6 +43,7 @@ class LengthRequest:
     turn: int | None = None
     thinking: bool | None = None
     given: LengthDistribution | None = None
+    features: TextFeatures | None = field(default=None, repr=False, compare=False)
 
 
 class UsageRefusal(StrEnum):

@@ -1,7 +1,7 @@
-"""What a router serves: a model's law where one has read the request, blended with quantiles learned online.
+"""What a router serves: a model's law where one has read the request, blended with what is learned online.
 
-The model itself is asked elsewhere, once: its law comes as ``LengthRequest.given`` and is kept with the request.
-Learning from the answer then needs neither the prompt nor the model again.
+The model itself is asked elsewhere, once: its law comes as ``LengthRequest.given`` and is kept with the request, and so
+are the features of its text. Learning from the answer then needs neither the prompt nor the model again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.lengths.artefact import features_of
 from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.distribution import MAX_TOKENS, LengthDistribution, lengths_of
 from llmrouter.lengths.online import OnlineQuantiles
+from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.predictor import LengthRequest, label, limits, refusal
 from llmrouter.lengths.recalibrated import Recalibrated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from llmrouter.lengths.distribution import Lengths
     from llmrouter.lengths.predictor import LengthPredictor, UsageRefusal
+    from llmrouter.lengths.text import TextFeatures
 
 REMEMBERED = 4_096
 """Applications whose last law stands ready; the one longest silent gives way."""
@@ -73,10 +76,21 @@ class Frozen:
         return refusal(request, output_tokens)
 
 
+def blend(
+    model: LengthPredictor, quantiles: LengthPredictor, *, read: Callable[[Sequence[LengthRequest]], TextFeatures]
+) -> Blended:
+    """A model, recalibrated, quantiles learned online, and text learned online with that model's quantiles, as one.
+
+    ``read`` gives the text features of requests.
+    """
+    experts = [Recalibrated(model), quantiles, OnlineText(read=read, model=model)]
+    return Blended(experts, name=f"{model.name}+online", digest=model.digest)
+
+
 class ServedLengths:
     """Laws of requests with a model's law and of those without; both learn from every answer they foretold.
 
-    With a law given: the model's, recalibrated, and application quantiles, blended by their losses and recalibrated.
+    With a law given: the ``blend`` of that model and application quantiles, recalibrated.
     Without: application quantiles, recalibrated. Another model starts the blend anew and leaves the quantiles.
     """
 
@@ -97,8 +111,7 @@ class ServedLengths:
         if self._model == (name, digest):
             return
         self._model = (name, digest)
-        experts: list[LengthPredictor] = [Recalibrated(GivenLaws(name, digest)), Frozen(self.quantiles)]
-        self._blend = Recalibrated(Blended(experts, name=f"{name}+{self.quantiles.name}", digest=digest), suffix="")
+        self._blend = Recalibrated(blend(GivenLaws(name, digest), Frozen(self.quantiles), read=features_of), suffix="")
 
     def predict(self, requests: Sequence[LengthRequest]) -> list[LengthDistribution]:
         """One law for each request."""

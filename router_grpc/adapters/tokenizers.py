@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from dataclasses import replace
 from statistics import median_low
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_TEXT_BYTES = 3 * 1024
-"""Texts above are not counted: one of this size takes somewhat less than a millisecond (``bench/prompt_tokens.py``)."""
+"""Texts above are not counted: one of this size takes about a millisecond (``bench/prompt_tokens.py``)."""
 
 OVERHEAD_WINDOW = 64
 """Reports that the tokens of a model's chat template are the median of."""
@@ -99,10 +100,14 @@ class TokenizedPrompts:
 def load_tokenizers(folder: Path | None, paths: Mapping[str, str]) -> tuple[dict[str, TokenCounter], tuple[str, ...]]:
     """Counters by model, and a line for each model whose file cannot be used; reads files, so not on an event loop.
 
+    Has the package count in the thread that asks, where the environment does not say otherwise: threads of its own, one
+    for each core, gain nothing for one text.
+
     Args:
         folder: of tokenizers; ``None`` where none was given.
         paths: of ``tokenizer.json`` files below it, by model.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     by_path: dict[str, TokenCounter | str] = {}
     for path in paths.values():
         if path not in by_path:
