@@ -56,18 +56,13 @@ class Blended:
 
     def weights(self, request: LengthRequest) -> Floats:
         """How much each predictor weighs for a request (experts); they add up to 1."""
-        losses_E = LEANING * self._all_E / max(self._all_answers, 1.0)
-        own_E = self._losses.get(_key(request))
-        if own_E is not None:
-            losses_E = losses_E + own_E
-        weights_E: Floats = np.exp(-SHARPNESS * (losses_E - losses_E.min()))
-        weights_E /= weights_E.sum()
+        weights_E: Floats = self._weights([request])[0]
         return weights_E
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request; raises NotFiniteLengthsError where a predictor does."""
         laws = [expert.predict(requests) for expert in self._experts]
-        weights_NE = np.array([self.weights(request) for request in requests]).reshape(-1, len(laws))
+        weights_NE = self._weights(requests)
         log_ENQ = np.log(np.stack([one.latent for one in laws]))
         log_rank_EN = np.log(np.maximum(np.stack([one.rank for one in laws]), 1e-9))
         return lengths_of(
@@ -99,6 +94,17 @@ class Blended:
         for expert, law in zip(self._experts, laws, strict=True):
             expert.learn(request, output_tokens, law.row(0))
         return None
+
+    def _weights(self, requests: Sequence[LengthRequest]) -> Floats:
+        """Weights (N, experts)."""
+        losses_NE = np.tile(LEANING * self._all_E / max(self._all_answers, 1.0), (len(requests), 1))
+        for row, request in enumerate(requests):
+            own_E = self._losses.get(_key(request))
+            if own_E is not None:
+                losses_NE[row] += own_E
+        weights_NE: Floats = np.exp(-SHARPNESS * (losses_NE - losses_NE.min(axis=1, keepdims=True)))
+        weights_NE /= weights_NE.sum(axis=1, keepdims=True)
+        return weights_NE
 
 
 def _key(request: LengthRequest) -> str:

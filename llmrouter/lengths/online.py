@@ -138,9 +138,7 @@ class OnlineQuantiles:
         seen_N = np.full(len(requests), all_total_11[0, 0])
         if not self._chain or not len(requests):
             return shares_NB, seen_N
-        slot = self._groups.slot
-        slots_NL = np.array([[slot(key) for key in self._keys(request)] for request in requests])
-        counts_NLB, total_NL = self._groups.weighted(slots_NL)
+        counts_NLB, total_NL = self._groups.weighted(np.array(self._slots(requests)))
         for level in range(len(self._chain)):
             total_N1 = total_NL[:, level, None]
             shares_NB = (counts_NLB[:, level] + self._shrinkage * shares_NB) / (total_N1 + self._shrinkage)
@@ -154,6 +152,19 @@ class OnlineQuantiles:
             tail_B[bin_index] = 1.0
         tail_B /= tail_B.sum()
         return tail_B
+
+    def _slots(self, requests: Sequence[LengthRequest]) -> list[list[int]]:
+        """Rows of each request's groups, the widest first; requests alike are looked up once."""
+        slot = self._groups.slot
+        known: dict[tuple[str, str, int], list[int]] = {}
+        found = []
+        for one in requests:
+            alike = one.application, one.model, band_of(one.prompt_tokens)
+            slots = known.get(alike)
+            if slots is None:
+                slots = known[alike] = [slot(key) for key in self._keys(one)]
+            found.append(slots)
+        return found
 
     def _keys(self, request: LengthRequest) -> list[str]:
         parts = {
