@@ -1,6 +1,7 @@
-"""How long the text model takes to foretell output lengths, features included: on one core, and on a GPU if any.
+"""How long output lengths take to foretell and to learn: by the text model, on one core and a GPU if any, and online.
 
-A prediction is everything from prompts to quantiles: hashing, the network, the law. Prompts are made of random words.
+A prediction of the text model is everything from prompts to quantiles: hashing, the network, the law. Prompts are made
+of random words. Predictors that learn online are timed without a model, by a constant in its place, after 600 answers.
 Latencies in milliseconds: as a caller waits, and CPU time alone, which other work on the machine disturbs less.
 ``crossover`` is the smallest batch for which the GPU answers sooner than the core.
 """
@@ -22,7 +23,11 @@ import numpy as np
 import onnxruntime
 
 from llmrouter.artefacts import builtin_model
+from llmrouter.lengths.blended import Blended
+from llmrouter.lengths.online import OnlineQuantiles
 from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.lengths.recalibrated import Recalibrated
+from llmrouter.lengths.simple import ConstantLengths
 from llmrouter.lengths.text import text_features
 from llmrouter.training.length_evaluation_artefact import load_model
 from router_grpc.adapters.onnx_model import CPU, CUDA, cuda_usable
@@ -30,12 +35,16 @@ from router_grpc.adapters.onnx_model import CPU, CUDA, cuda_usable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmrouter.lengths.predictor import LengthPredictor
+
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WORDS = {"short prompts, 40 words": 40, "long prompts, 2,000 words": 2_000, "10-MB prompts": 1_700_000}
 HUGE_WORDS = 100_000
 SEED = 1
 WARM_UP = 20
 PERCENTILES = (50, 95, 99)
+ANSWERS = 600
+APPLICATIONS = 8
 
 Row = dict[str, str | int | float]
 
@@ -99,6 +108,44 @@ def measurements(runs: int) -> list[Row]:
     return rows
 
 
+def blend() -> Blended:
+    return Blended([Recalibrated(ConstantLengths(256)), OnlineQuantiles()])
+
+
+LEARNERS: dict[str, Callable[[], LengthPredictor]] = {
+    "application quantiles": OnlineQuantiles,
+    "quantiles, recalibrated": lambda: Recalibrated(OnlineQuantiles()),
+    "blend": blend,
+    "blend, recalibrated": lambda: Recalibrated(blend()),
+}
+
+
+def learners(runs: int) -> list[Row]:
+    rng = random.Random(SEED)
+    asked = [
+        LengthRequest(
+            prompt_tokens=rng.randrange(4_000),
+            application=f"app-{rng.randrange(APPLICATIONS)}",
+            model="a-model",
+            max_output_tokens=1_000,
+        )
+        for _ in range(ANSWERS)
+    ]
+    rows = []
+    for name, make in LEARNERS.items():
+        predictor = make()
+        for request in asked:
+            predictor.learn(request, rng.randrange(1, 900))
+        row = partial(measured, where="cpu", runs=runs)
+        rows += [
+            row(f"{name}: predict", size=size, call=partial(predictor.predict, asked[:size]))
+            for size in (1, BATCHES[-1])
+        ]
+        law = predictor.predict(asked[:1]).row(0)
+        rows.append(row(f"{name}: learn", size=1, call=partial(predictor.learn, asked[0], 100.0, law)))
+    return rows
+
+
 def crossover(rows: list[Row]) -> int | None:
     """Smallest batch of short prompts from which the GPU is sooner; ``None`` where it never is, or there is none."""
     kind = f"features and network, {next(iter(WORDS))}"
@@ -114,7 +161,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error("--runs must be at least 1")
-    rows = measurements(arguments.runs)
+    rows = [*learners(arguments.runs), *measurements(arguments.runs)]
     report = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": platform.machine(),
