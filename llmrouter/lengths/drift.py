@@ -6,9 +6,9 @@ below and above the 80 % interval (10 % each), outside it (20 %), below and abov
 counts, so that laws with ties (answers of one length, answers cut at a limit) raise no alarm.
 
 A count raises an alarm where a true law reaches it with a probability of ``TAIL`` at most. All tests and windows
-together then raise 0.07 false alarms in 100,000 answers of a group, and fewer where answers lie near quantiles. An alarm
-lasts for 64 answers at least, and until no count of the last 64 has a probability below ``END_TAIL``; the group then
-begins anew. How seldom, how fast and how long alarms come is held by tests/laws/test_length_drift.py.
+together then raise 0.07 false alarms in 100,000 answers of a group, and fewer where answers lie near quantiles. An
+alarm lasts for 64 answers at least, and until no count of the last 64 has a probability below ``END_TAIL``; the group
+then begins anew. How seldom, how fast and how long alarms come is held by tests/laws/test_length_drift.py.
 
 A law that does not follow is found out after 64 answers twice as long, or 17 four times as long (medians; log-normal of
 spread 0.8). Where laws follow, a doubling may be learned before it is certain, and then raises no alarm.
