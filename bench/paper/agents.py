@@ -30,7 +30,7 @@ from llmrouter.study.seeds import FINAL, SELECTION, ledger_path, record_opening
 from llmrouter.study.statistics import half_width
 from llmrouter.training.agents import ddqn_literal, ddqn_shielded, distil, evolution, rollout
 from llmrouter.training.agents.environment import TICK_S, Decider, Environment
-from llmrouter.training.agents.judged import ROUND_ROBIN, mean_e2e_s
+from llmrouter.training.agents.judged import ROUND_ROBIN, ends_s, makespan_s, mean_e2e_s
 from llmrouter.training.agents.keeping import keep, read_agent
 from llmrouter.training.agents.rewards import Reward
 
@@ -146,19 +146,20 @@ class Played:
 
 
 def figures(outcomes: Outcomes, base: Outcomes) -> dict[str, float]:
-    """Of an episode, against round-robin on the same requests; one that was cut counts up to the cut and 300 s more."""
-    e2e_s = mean_e2e_s(outcomes)
-    unfinished = float((~outcomes.finished).sum())
-    makespan_s = outcomes.makespan_s + (300.0 if unfinished else 0.0)
+    """Of an episode, against round-robin on the same requests; what did not finish counts up to the cut."""
+    ends = ends_s(outcomes)
+    arrived_s = outcomes.workload.arrived_at_s
     return {
-        "makespan_pct": 100.0 * (makespan_s / base.makespan_s - 1.0),
-        "e2e_pct": 100.0 * (e2e_s / float(base.e2e_s.mean()) - 1.0),
-        "makespan_s": makespan_s,
-        "e2e_s": e2e_s,
-        "ttft_s": float(np.nanmean(outcomes.ttft_s)),
-        "wait_s": float(np.nanmean(outcomes.wait_s)),
+        "makespan_pct": 100.0 * (makespan_s(outcomes) / makespan_s(base) - 1.0),
+        "e2e_pct": 100.0 * (mean_e2e_s(outcomes) / mean_e2e_s(base) - 1.0),
+        "makespan_s": makespan_s(outcomes),
+        "e2e_s": mean_e2e_s(outcomes),
+        "ttft_s": float((np.where(outcomes.finished, outcomes.first_token_at_s, ends) - arrived_s).mean()),
+        "wait_s": float(
+            (np.where(np.isnan(outcomes.dispatched_at_s), ends, outcomes.dispatched_at_s) - arrived_s).mean()
+        ),
         "preemptions": float(outcomes.preemptions.sum()),
-        "unfinished": unfinished,
+        "unfinished": float((~outcomes.finished).sum()),
     }
 
 

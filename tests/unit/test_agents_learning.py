@@ -187,8 +187,8 @@ def test_an_exported_agent_agrees_and_a_router_refuses_it_by_its_feature_version
 
 
 def test_an_export_whose_graph_differs_is_refused() -> None:
-    with pytest.raises(ExportDisagreesError, match=r"graph and network differ by 0\.01"):
-        worst_difference(np.full((2, 5), 1.01, np.float32), np.ones((2, 5)))
+    with pytest.raises(ExportDisagreesError, match=r"graph and network differ by 0\.5"):
+        worst_difference(np.full((2, 5), 1.5, np.float32), np.ones((2, 5)))
     with pytest.raises(ExportDisagreesError, match="graph and network differ by nan"):
         worst_difference(np.full((2, 5), np.nan, np.float32), np.ones((2, 5)))
 

@@ -16,6 +16,8 @@ from llmrouter.training.agents.environment import TICK_S, Decider, Environment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from llmrouter.sim.outcomes import Outcomes
 
 LAST = 40
@@ -34,28 +36,30 @@ class Judged:
     unfinished: float
 
 
-def late_finish_s(outcomes: Outcomes) -> float:
-    """Mean finish time of the last ``LAST`` requests; the last finish where fewer finished."""
-    finished_s = np.sort(outcomes.finished_at_s[outcomes.finished])
-    return float(finished_s[-LAST:].mean()) if len(finished_s) else float("inf")
+def ends_s(outcomes: Outcomes, cut_s: float = 300.0) -> NDArray[np.float64]:
+    """When each request finished; one that did not: ``cut_s`` after the last arrival, or the last finish if later."""
+    finished_s = np.where(outcomes.finished, outcomes.finished_at_s, 0.0)
+    cut_at_s = max(float(outcomes.workload.arrived_at_s.max()) + cut_s, float(finished_s.max()))
+    return np.where(outcomes.finished, finished_s, cut_at_s)
+
+
+def makespan_s(outcomes: Outcomes) -> float:
+    """First arrival to last end; see ``ends_s``."""
+    return float(ends_s(outcomes).max() - outcomes.workload.arrived_at_s.min())
+
+
+def mean_e2e_s(outcomes: Outcomes) -> float:
+    """Mean time from arrival to end; see ``ends_s``."""
+    return float((ends_s(outcomes) - outcomes.workload.arrived_at_s).mean())
 
 
 def cost_of(outcomes: Outcomes, base: Outcomes) -> float:
     """``½·ln(late finish) + ½·ln(mean E2E)``, both against ``base``: what evolution strategies minimise.
 
-    Requests that did not finish count as if they had when the episode was cut.
+    The late finish is the mean end of the last ``LAST`` requests to end.
     """
-    ratio = late_finish_s(outcomes) / late_finish_s(base)
-    return 0.5 * float(np.log(ratio)) + 0.5 * float(np.log(mean_e2e_s(outcomes) / base.e2e_s.mean()))
-
-
-def mean_e2e_s(outcomes: Outcomes) -> float:
-    """Mean E2E; a request that did not finish counts up to the last finish and 300 s more."""
-    if not outcomes.finished.any():
-        return float("inf")
-    end_s = np.nanmax(outcomes.finished_at_s) + 300.0
-    finished_s = np.where(outcomes.finished, outcomes.finished_at_s, end_s)
-    return float((finished_s - outcomes.arrived_at_s).mean())
+    late_s, late_base_s = (float(np.sort(ends_s(one))[-LAST:].mean()) for one in (outcomes, base))
+    return 0.5 * float(np.log(late_s / late_base_s)) + 0.5 * float(np.log(mean_e2e_s(outcomes) / mean_e2e_s(base)))
 
 
 @lru_cache(maxsize=1_024)
@@ -70,11 +74,10 @@ def judge(environment: Environment, decider: Decider, seeds: Sequence[int]) -> J
     rows = []
     for seed in seeds:
         outcomes, base = environment.play(decider, seed).outcomes, round_robin(environment, seed)
-        makespan_s = outcomes.makespan_s if outcomes.finished.any() else float("inf")
         rows.append(
             (
-                100.0 * (makespan_s / base.makespan_s - 1.0),
-                100.0 * (mean_e2e_s(outcomes) / float(base.e2e_s.mean()) - 1.0),
+                100.0 * (makespan_s(outcomes) / makespan_s(base) - 1.0),
+                100.0 * (mean_e2e_s(outcomes) / mean_e2e_s(base) - 1.0),
                 float(outcomes.preemptions.sum()),
                 float((~outcomes.finished).sum()),
             )
