@@ -186,7 +186,7 @@ class TestGroups:
         watch = DriftWatch()
         tracemalloc.start()
         try:
-            for place in range(20_000):
+            for place in range(5_000):
                 note(watch, CALM[place % 10], application=f"{place}" * 100)
             _, peak = tracemalloc.get_traced_memory()
         finally:
