@@ -16,8 +16,11 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.router_world import bundle_of, config_of, until
+from support.tokenizer_files import write_tokenizer
+from tokenizers import Tokenizer
 
-from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION
+from llmrouter.artefacts import builtin_model
+from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, digest_of
 from llmrouter.testbed.cluster.processes import Process, free_port, start
 from router_grpc.v1 import router_pb2 as pb
 from router_grpc.v1 import router_pb2_grpc as pb_grpc
@@ -252,6 +255,28 @@ def test_a_port_that_is_taken_is_one_line_and_status_2(tmp_path: Path, name: str
     assert status == 2
     assert said.splitlines()[-1].startswith(f"llmrouter serve: listeners.{name}Port: cannot listen on 127.0.0.1:")
     assert "Traceback" not in said
+
+
+async def test_a_predictor_and_tokenizers_of_ones_own_stand_in_folders(written: tuple[Path, str, int]) -> None:
+    path, text, port = written
+    text = text.replace("{name: llama}", "{name: llama, tokenizer: llama/tokenizer.json}")
+    text = text.replace("{replicas: 1}", "{replicas: 1, tokenizers: {configMap: {name: unused}}}")
+    path.write_text(text.replace("  limits:", "  predictor: {deadlineMilliseconds: 100}\n  limits:"))
+    content, manifest = builtin_model("output_length", "text")
+    (path.parent / "model.onnx").write_bytes(content)
+    (path.parent / "manifest.json").write_bytes(manifest)
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(path.parent / "llama" / "tokenizer.json")))
+    folders = [f"--{what}={path.parent}" for what in ("predictor", "tokenizers")]
+    words = ["llmrouter.cli", "serve", "--config", str(path), *folders]
+    prompt = "The quick fox calls the dog tomorrow."
+    async with running(words, path.with_suffix(".log"), port) as router:
+
+        async def foretold_in_time() -> bool:
+            answer = await router.stub.Route(pb.RouteRequest(model="llama", prompt=prompt.encode()), timeout=10)
+            counted = (answer.prompt_tokens, answer.predictor_digest)
+            return counted == (len(tokenizer.encode(prompt)), digest_of(content))
+
+        await until(foretold_in_time, what="foretold by the model, counted by the tokenizer")
 
 
 async def test_a_file_rewritten_while_serving_switches_the_policy(written: tuple[Path, str, int]) -> None:
