@@ -30,7 +30,7 @@ from llmrouter.study.seeds import FINAL, SELECTION, ledger_path, record_opening
 from llmrouter.study.statistics import half_width
 from llmrouter.training.agents import ddqn_literal, ddqn_shielded, distil, evolution, rollout
 from llmrouter.training.agents.environment import TICK_S, Decider, Environment
-from llmrouter.training.agents.judged import ROUND_ROBIN, ends_s, makespan_s, mean_e2e_s
+from llmrouter.training.agents.judged import ROUND_ROBIN, ends_s, makespan_s, mean_e2e_s, round_robin
 from llmrouter.training.agents.keeping import keep, read_agent
 from llmrouter.training.agents.rewards import Reward
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 PACED, EPOCHS = Environment(tick_s=TICK_S), Environment()
 EIGHT = Environment(instances=8, requests=4_000, rate_rps=40.0)
+NO_WATERMARK = replace(
+    EPOCHS, source=replace(EPOCHS.source, engine=replace(EPOCHS.source.engine, watermark_fraction=0.0))
+)
 TEST_SEEDS = 20
 MOST_SEEDS = 100
 FIRST_DEVELOPMENT_SEED = SELECTION.first + 100
@@ -107,24 +110,16 @@ def gated(rule: Rule, imposed: float = 0.25) -> CompiledPolicy:
     return CompiledPolicy(rule=rule, weights=(imposed, 2.0, 1.0), max_requests=None, kv_fraction=1.0)
 
 
-RULES: tuple[tuple[str, Environment, CompiledPolicy | Decider], ...] = (
-    ("RoundRobin", PACED, ROUND_ROBIN),
-    ("JSQ", PACED, free(Rule.PAPER_JSQ)),
-    ("KV gate + random, every 20 ms", PACED, gated(Rule.RANDOM)),
-    ("KV gate + cost + coalescing, every 20 ms", PACED, gated(Rule.MARGINAL_COST)),
-    ("KV gate + random", EPOCHS, gated(Rule.RANDOM)),
-    ("KV gate + cost + coalescing", EPOCHS, gated(Rule.MARGINAL_COST)),
-    ("KV gate + cost + batch-hold, 6 or 1 s", EPOCHS, Decider(rollout.BATCH_HOLD, batch=6, batch_wait_s=1.0)),
-    ("KV gate + cost + batch-hold, 2 or 0.15 s", EPOCHS, Decider(rollout.BATCH_HOLD, batch=2, batch_wait_s=0.15)),
+GATED: tuple[tuple[str, CompiledPolicy | Decider], ...] = (
+    ("KV gate + random", gated(Rule.RANDOM)),
+    ("KV gate + cost + coalescing", gated(Rule.MARGINAL_COST)),
+    ("KV gate + cost + batch-hold, 6 or 1 s", Decider(rollout.BATCH_HOLD, batch=6, batch_wait_s=1.0)),
 )
-EIGHT_RULES = (
-    ("8 instances: KV gate + random", EIGHT, gated(Rule.RANDOM)),
-    ("8 instances: KV gate + cost + coalescing", EIGHT, gated(Rule.MARGINAL_COST)),
-    (
-        "8 instances: KV gate + cost + batch-hold, 6 or 1 s",
-        EIGHT,
-        Decider(rollout.BATCH_HOLD, batch=6, batch_wait_s=1.0),
-    ),
+RULES: tuple[tuple[str, Environment, CompiledPolicy | Decider], ...] = (
+    ("RoundRobin, every 20 ms", PACED, ROUND_ROBIN),
+    ("JSQ, every 20 ms", PACED, free(Rule.PAPER_JSQ)),
+    *((f"{title}, every 20 ms", PACED, route) for title, route in GATED),
+    *((title, EPOCHS, route) for title, route in GATED),
 )
 
 
@@ -174,13 +169,12 @@ def played(
     title: str,
     environment: Environment,
     routes: Sequence[CompiledPolicy | Decider],
-    bases: dict[tuple[int, int], Outcomes],
     seeds: Sequence[int],
 ) -> Played:
     """A route, or the agents of one recipe, on the test seeds."""
     agents = []
     for route in routes:
-        rows = [figures(play(environment, route, seed), bases[environment.instances, seed]) for seed in seeds]
+        rows = [figures(play(environment, route, seed), round_robin(environment, seed)) for seed in seeds]
         agents.append({name: [row[name] for row in rows] for name in FIGURES})
     return Played(title, agents)
 
@@ -202,11 +196,6 @@ def trained(recipe: Recipe, count: int, agents: Path) -> list[Learned]:
 def run(recipes: Sequence[Recipe], count: int, agents: Path, seeds: Sequence[int]) -> list[Played]:
     """Every rule and every agent on the test seeds."""
     learned = {recipe.key: trained(recipe, count, agents) for recipe in recipes}
-    bases = {
-        (one.instances, seed): play(replace(one, tick_s=TICK_S), ROUND_ROBIN, seed)
-        for one in (EPOCHS, EIGHT)
-        for seed in seeds
-    }
     found = []
     jobs: list[tuple[str, Environment, list[CompiledPolicy | Decider]]] = [
         (title, environment, [route]) for title, environment, route in RULES
@@ -215,12 +204,14 @@ def run(recipes: Sequence[Recipe], count: int, agents: Path, seeds: Sequence[int
     for key, title in (("ddqn-shielded-marginal", "Double DQN, shielded, marginal"), ("evolution", "evolution")):
         if key in learned:
             jobs.append((f"{title}, every 20 ms", PACED, [agent.decider for agent in learned[key]]))
-    jobs += [(title, environment, [route]) for title, environment, route in EIGHT_RULES]
-    if "evolution" in learned:
-        jobs.append(("8 instances: evolution, not retrained", EIGHT, [one.decider for one in learned["evolution"]]))
+    for place, environment in (("8 instances", EIGHT), ("no watermark", NO_WATERMARK)):
+        jobs += [(f"{place}: {title}", environment, [route]) for title, route in GATED]
+        if "evolution" in learned:
+            agents_of: list[CompiledPolicy | Decider] = [one.decider for one in learned["evolution"]]
+            jobs.append((f"{place}: evolution, not retrained", environment, agents_of))
     with progress("test", len(jobs), unit="routes") as advance:
         for title, environment, routes in jobs:
-            found.append(played(title, environment, routes, bases, seeds))
+            found.append(played(title, environment, routes, seeds))
             advance(1)
     return found
 
