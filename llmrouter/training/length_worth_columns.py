@@ -67,11 +67,15 @@ class Said:
 class _Learner(Protocol):
     def says(self, request: LengthRequest) -> LengthDistribution: ...
 
-    def learns(self, request: LengthRequest, tokens: float, said: LengthDistribution) -> None: ...
+    def learns(self, request: LengthRequest, tokens: float) -> None: ...
 
 
 class _Served:
-    """The composition that a router serves; requests that were given a model's law are answered by the blend."""
+    """The composition that a router serves; requests that were given a model's law are answered by the blend.
+
+    It learns against the law that it would give when the answer is there. Against the law it gave at arrival, hundreds
+    of answers ago, recalibration would correct the same error hundreds of times.
+    """
 
     def __init__(self, model: LengthPredictor | None) -> None:
         self._lengths = ServedLengths()
@@ -81,8 +85,8 @@ class _Served:
     def says(self, request: LengthRequest) -> LengthDistribution:
         return self._lengths.predict([request])[0]
 
-    def learns(self, request: LengthRequest, tokens: float, said: LengthDistribution) -> None:
-        self._lengths.learn(request, tokens, said)
+    def learns(self, request: LengthRequest, tokens: float) -> None:
+        self._lengths.learn(request, tokens, self.says(request))
 
 
 class _TaskMean:
@@ -92,8 +96,8 @@ class _TaskMean:
     def says(self, request: LengthRequest) -> LengthDistribution:
         return self._counts.predict([request]).row(0)
 
-    def learns(self, request: LengthRequest, tokens: float, said: LengthDistribution) -> None:
-        self._counts.learn(request, tokens, said)
+    def learns(self, request: LengthRequest, tokens: float) -> None:
+        self._counts.learn(request, tokens)
 
 
 def read_by(model: LengthPredictor, requests: Sequence[LengthRequest]) -> tuple[LengthRequest, ...]:
@@ -174,7 +178,7 @@ def _online(
     """What is said of each request of the traffic as it arrives, from the answers that are finished by then."""
     tokens = drawn.population.output_tokens
     for row in drawn.history.tolist():
-        learner.learns(requests[row], float(tokens[row]), learner.says(requests[row]))
+        learner.learns(requests[row], float(tokens[row]))
     said: list[LengthDistribution] = []
     ends = np.argsort(finished_at_s, kind="stable")  # NaN last
     learned = 0
@@ -182,7 +186,7 @@ def _online(
         while learned < len(ends) and finished_at_s[ends[learned]] <= arrived_at_s[place]:
             done = int(ends[learned])
             answered = int(drawn.traffic[done])
-            learner.learns(requests[answered], float(tokens[answered]), said[done])
+            learner.learns(requests[answered], float(tokens[answered]))
             learned += 1
         said.append(learner.says(requests[row]))
     return said

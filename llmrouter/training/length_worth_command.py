@@ -44,13 +44,12 @@ def worth(options: argparse.Namespace, command: str) -> int:
     Raises:
         InvalidInputError: an option, the file or the model is wrong.
     """
+    path = options.json_path
+    if path is not None and not path.parent.is_dir():
+        raise InvalidInputError(f"--json {path}: there is no folder {path.parent}")
     result = compare(options, command)
-    if options.json_path is not None:
-        text = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-        try:
-            options.json_path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InvalidInputError(f"--json {options.json_path}: cannot be written: {error.strerror}") from error
+    if path is not None:
+        path.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
     console = Console()
     console.width = max(console.width, _MIN_WIDTH)
     print_worth(result, console)
@@ -117,8 +116,7 @@ def _model(options: argparse.Namespace) -> tuple[QuantileModel, Manifest]:
 
 
 def _rows(options: argparse.Namespace, manifest: Manifest) -> tuple[list[LengthRow], list[str]]:
-    with progress("rows", 0, unit="read") as advance:
-        read = read_rows(options.data, label=options.label, skip_bad=options.skip_bad_rows, on_rows=advance)
+    read = read_rows(options.data, label=options.label, skip_bad=options.skip_bad_rows, on_rows=lambda _: None)
     trained_on = {one.source for one in manifest.training_data}
     rows = list(read.rows) if options.all_prompts else unseen(read.rows, trained_on)
     if options.family:
@@ -155,7 +153,7 @@ def _notes(study: Study) -> list[str]:
             f"Every run: {study.requests} requests, rows in random order, Poisson arrivals, after {study.history} "
             "answers of other rows that all learn from. All ways and columns meet the same requests, seed by seed."
         ),
-        "An answer is learned when it ends in a run of LeastInFlight at that load, which looks at no prediction.",
+        "An answer is learned when it ends under LeastInFlight, which looks at no prediction, at the highest load.",
         "Changes are means over seeds of the paired difference in %, ± the half-width of the Student-t 95 % interval.",
         "Below C the first 20 % of the requests are not measured; from C on all are, as in runs that begin from empty.",
     ]

@@ -58,17 +58,12 @@ def change_of(figures: Sequence[Figures], base: Sequence[Figures], metric: str) 
     return paired_change([one[metric] for one in figures], [one[metric] for one in base])
 
 
-def quality_of(runs: Runs) -> list[dict[str, Any]]:
-    """How good each column was, the mean over seeds, by load."""
-    return [
-        {
-            "load": load,
-            "column": column,
-            **{metric: mean_of([one[column][metric] for one in by_seed]) for metric in by_seed[0][column]},
-        }
-        for load, by_seed in runs.quality.items()
-        for column in by_seed[0]
-    ]
+def quality_of(runs: Runs) -> dict[str, dict[str, float | None]]:
+    """How good each column was, the mean over seeds."""
+    return {
+        column: {metric: mean_of([one[column][metric] for one in runs.quality]) for metric in runs.quality[0][column]}
+        for column in runs.quality[0]
+    }
 
 
 def verdicts_of(runs: Runs) -> list[dict[str, Any]]:

@@ -23,8 +23,6 @@ from llmrouter.training.length_worth_traffic import drawn
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest
     from llmrouter.routing.policies import Policy
     from llmrouter.sim.setup import Setup
@@ -32,18 +30,20 @@ if TYPE_CHECKING:
     from llmrouter.training.length_worth_columns import Said
     from llmrouter.training.length_worth_traffic import Population
 
-    Figures = dict[str, float | None]
+Figures = dict[str, float | None]
+"""Of one run, by name: see ``study/figures.py``."""
 
 REFERENCE = "LeastInFlight"
 """Looks at no prediction: in its run an answer is there to be learned when it ends."""
 
 PLACING = tuple(column for column in Column if column not in QUANTILES)
-RESERVING = (*(Column.NONE, Column.TASK_MEAN, Column.OURS, *QUANTILES, Column.ORACLE, Column.NOISE_1, Column.NOISE_2),)
+RANKED = (Column.TASK_MEAN, Column.APPLICATION, Column.OURS, Column.ORACLE)
+RESERVING = (Column.TASK_MEAN, Column.OURS, *QUANTILES, Column.ORACLE, Column.NOISE_2)
 RESERVES = (0.15, 0.5, 1.0)
 """Shares of the predicted tokens to come that are counted against KV now; the product's comes first."""
 
 FIRST_COME = "FirstComeFirstServed"
-ORDERED = ("ShortestPredicted", "PredictedRank")
+SHORTEST, RANK = "ShortestPredicted", "PredictedRank"
 LEAST_RANK = 1e-6
 
 
@@ -92,11 +92,11 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Figures of every run by seed, how good each column was, by load, and C."""
+    """Figures of every run, one for each seed; how good each column was, seed by seed; and C."""
 
     capacity_rps: float
     figures: dict[Key, list[Figures]]
-    quality: dict[float, list[dict[str, dict[str, float]]]]
+    quality: list[dict[str, dict[str, float]]]
 
 
 def capacity(study: Study) -> float:
@@ -115,7 +115,8 @@ def ways() -> tuple[Way, ...]:
         *(Way(Block.PLACEMENT, name, CONTENDERS[name].make, PLACING) for name in ("OwnLatency", "LeastTokensLeft")),
         *(Way(Block.PLACEMENT, name, CONTENDERS[name].make, (Column.NONE,)) for name in ("RoundRobin", REFERENCE)),
         Way(Block.ORDER, FIRST_COME, default, (Column.NONE, Column.ORACLE)),
-        *(Way(Block.ORDER, order, default, PLACING, order) for order in ORDERED),
+        Way(Block.ORDER, SHORTEST, default, PLACING, SHORTEST),
+        Way(Block.ORDER, RANK, default, RANKED, RANK),
         *(
             Way(Block.RESERVE, f"{name}, r {share:g}", _reserving(rule, share), RESERVING)
             for name, rule in (("KvGate", Rule.LEAST_IN_FLIGHT), (DEFAULT, Rule.MARGINAL_COST))
@@ -125,34 +126,33 @@ def ways() -> tuple[Way, ...]:
 
 
 def run_all(study: Study, capacity_rps: float, advance: Callable[[int], None]) -> Runs:
-    """All runs; ``advance`` is told of each. ``runs_of`` says how many there are."""
+    """All runs; ``advance`` is told of each. ``runs_of`` says how many there are.
+
+    Columns are those of the highest load, where answers are learned latest, at all loads: what differs between loads
+    is then the load alone.
+    """
     found: dict[Key, list[Figures]] = defaultdict(list)
-    goodness: dict[float, list[dict[str, dict[str, float]]]] = defaultdict(list)
+    goodness: list[dict[str, dict[str, float]]] = []
     chosen = ways()
-    for load in study.loads:
-        for seed in study.seeds:
-            taken = drawn(study.population, history=study.history, requests=study.requests, seed=seed)
+    for seed in study.seeds:
+        taken = drawn(study.population, history=study.history, requests=study.requests, seed=seed)
+        busiest = taken.workload(max(study.loads) * capacity_rps)
+        ends_N = simulate(study.setup, busiest, CONTENDERS[REFERENCE].make(), seed=seed).finished_at_s
+        columns = columns_of(taken, busiest, model=study.model, read=study.read, finished_at_s=ends_N)
+        goodness.append(quality(columns, busiest.output_tokens))
+        for load in study.loads:
             workload = taken.workload(load * capacity_rps)
-            columns = columns_of(
-                taken, workload, model=study.model, read=study.read, finished_at_s=_ends(study, workload, seed)
-            )
-            goodness[load].append(quality(columns, workload.output_tokens))
             for way in chosen:
                 for column in way.columns:
                     key = Key(way.block, load, way.name, column)
                     found[key].append(_figures(study, workload, columns[column], way, load=load, seed=seed))
                     advance(1)
-    return Runs(capacity_rps, dict(found), dict(goodness))
+    return Runs(capacity_rps, dict(found), goodness)
 
 
 def runs_of(study: Study) -> int:
     """How many runs a study takes."""
     return len(study.loads) * len(study.seeds) * sum(len(way.columns) for way in ways())
-
-
-def _ends(study: Study, workload: Workload, seed: int) -> NDArray[np.float64]:
-    outcomes = simulate(study.setup, workload, CONTENDERS[REFERENCE].make(), seed=seed)
-    return outcomes.finished_at_s
 
 
 def _figures(study: Study, workload: Workload, said: Said, way: Way, *, load: float, seed: int) -> Figures:

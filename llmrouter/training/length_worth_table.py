@@ -76,18 +76,15 @@ def _print_verdicts(result: Mapping[str, Any], block: Block, load: float, consol
 
 
 def _quality_table(result: Mapping[str, Any]) -> Table:
-    table = Table(title=f"how good the predictions were at {result['loads'][0]:g} of C", title_justify="left")
+    table = Table(title="how good the predictions were", title_justify="left")
     table.add_column("predicted by")
     for heading in ("bucket accuracy, %", "Somers' D", "MAE, tokens", "mean said", "mean in truth"):
         table.add_column(heading, justify="right")
-    for row in result["quality"]:
-        if row["load"] == result["loads"][0]:
-            table.add_row(
-                escape(row["column"]),
-                f"{100 * row['bucket_accuracy']:.1f}",
-                f"{row['somers_d']:.2f}",
-                f"{row['mae_tokens']:.0f}",
-                f"{row['mean_tokens']:.0f}",
-                f"{row['true_mean_tokens']:.0f}",
-            )
+    for column, one in result["quality"].items():
+        table.add_row(
+            escape(column),
+            f"{100 * one['bucket_accuracy']:.1f}",
+            f"{one['somers_d']:.2f}",
+            *(f"{one[metric]:.0f}" for metric in ("mae_tokens", "mean_tokens", "true_mean_tokens")),
+        )
     return table
