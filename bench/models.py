@@ -21,12 +21,13 @@ import numpy as np
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.domain import Instance, InstanceView, Load, ObjectiveWeights, PoolSnapshot, Request
+from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.profiles import PROFILES
 from llmrouter.routing.features import features_of, weights_of
 from llmrouter.routing.marginal_cost import FormulaScorer
 from llmrouter.routing.policies import PowerOfTwo, Scored, kv_gate
+from router_grpc.adapters.length_models import load_lengths
 from router_grpc.adapters.onnx_model import load_scorer
-from router_grpc.adapters.predictors import load_predictor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,13 +104,15 @@ def decisions(runs: int) -> list[Row]:
 
 def predictions(runs: int) -> list[Row]:
     rng = random.Random(SEED)
-    predictor = load_predictor(*builtin_model("output_length", "random-forest"), expected_sha256=None)
+    predictor = load_lengths(*builtin_model("output_length", "random-forest"), expected_sha256=None)
     rows = []
     for batch in BATCHES:
-        tokens = [rng.randrange(1, 8_000) for _ in range(batch)]
-        labels = [rng.choice(["code", "conversation", ""]) for _ in range(batch)]
-        what = f"prediction, forest on {predictor.provider}"
-        rows.append(measured(what, batch, runs, partial(predictor.predict, tokens, labels)))
+        requests = [
+            LengthRequest(prompt_tokens=rng.randrange(1, 8_000), application=rng.choice(["code", "conversation", ""]))
+            for _ in range(batch)
+        ]
+        what = "prediction, forest"
+        rows.append(measured(what, batch, runs, partial(predictor.laws, requests)))
     return rows
 
 
