@@ -82,7 +82,10 @@ def _point(said: dict[str, object]) -> Point:
 
 
 def curve_svg(learned: Learned) -> Markup:
-    """Changes against round-robin on the validation requests over episodes, as a file of its own."""
+    """Changes against round-robin on the validation requests over episodes, as a file of its own.
+
+    The scale is that of the trained agent: what it was before its first episode may lie outside.
+    """
     series = [
         Series(
             name=name,
@@ -91,12 +94,13 @@ def curve_svg(learned: Learned) -> Markup:
         )
         for slot, name, field in ((1, "makespan", "makespan_pct"), (2, "mean E2E", "e2e_pct"))
     ]
-    title = f"{learned.learner}, reward {learned.reward}, seed {learned.seed}: makespan (blue), mean E2E (orange)"
+    shown = [value for one in series for _, value in one.points[1:]] or [0.0]
     drawn = line_chart(
         series,
-        title=title,
+        title="makespan (blue), mean E2E (orange)",
         description="Change against round-robin on the validation requests, in percent, over episodes of training.",
-        x=Axis("episodes"),
+        x=Axis(f"episodes of {learned.learner}, seed {learned.seed}"),
         y=Axis("against round-robin, %"),
+        limit=(min(0.0, *shown) - 1.0, max(0.0, *shown) + 1.0),
     )
     return el("svg", el("style", theme.style()), drawn, xmlns="http://www.w3.org/2000/svg", viewbox="0 0 420 260")
