@@ -2,15 +2,23 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from llmrouter.lengths.online_regression import NearResiduals, RecentRidge, WordWeights
-from llmrouter.lengths.online_text import WORDS, OnlineText
+from llmrouter.lengths.online_text import OnlineText, TextRow, kept_features, text_rows
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.lengths.simple import QuantileModel
-from llmrouter.lengths.text import TextFeatures, text_features
+from llmrouter.lengths.text import text_features
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from llmrouter.lengths.text import TextFeatures
 
 SIGN = {"list": 40.0, "essay": 900.0}
 FILLING = ("about the sea", "of all cities", "for my mother", "on steam engines", "with care", "in plain words")
@@ -51,34 +59,34 @@ class TestOnlineText:
 
     def test_kept_features_do_what_the_prompt_does(self) -> None:
         rng = np.random.default_rng(3)
-        kept: dict[int, TextFeatures] = {}
+        kept: dict[int, TextRow] = {}
 
-        def read(requests: list[LengthRequest]) -> TextFeatures:
-            parts = [kept[one.turn or 0] for one in requests]
-            return TextFeatures(
-                np.concatenate([one.ids for one in parts]), np.concatenate([one.dense for one in parts])
-            )
+        def read(requests: Sequence[LengthRequest]) -> TextFeatures:
+            return kept_features([kept[one.turn or 0] for one in requests])
 
-        by_prompt, by_features = OnlineText(), OnlineText(read=read)  # type: ignore[arg-type]
+        by_prompt, by_features = OnlineText(), OnlineText(read=read)
         for place in range(60):
             request = replace(asked(rng, "essay"), turn=place)
-            features = text_features([request])
-            ids = features.ids.copy()
-            ids[:, WORDS:] = 0
-            kept[place] = TextFeatures(ids, features.dense)
+            (kept[place],) = text_rows(text_features([request]))
             bare = replace(request, prompt=None)
             assert by_features.predict([bare]).latent.tolist() == by_prompt.predict([request]).latent.tolist()
             by_prompt.learn(request, 300 + place)
             by_features.learn(bare, 300 + place)
 
+    def test_what_is_kept_is_small(self) -> None:
+        (row,) = text_rows(text_features([LengthRequest(prompt="word " * 100_000)]))
+        assert row.ids.base is row.dense.base is None
+        assert row.ids.nbytes + row.dense.nbytes == 662
+        assert len(kept_features([]).ids) == 0
+
     def test_a_models_quantiles_are_made_use_of(self) -> None:
         rng = np.random.default_rng(4)
 
-        def scorer(requests: list[LengthRequest]) -> tuple[np.ndarray, np.ndarray]:
+        def scorer(requests: Sequence[LengthRequest]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             tokens_N = np.array([float(one.turn or 1) for one in requests])
             return tokens_N[:, None] * np.linspace(0.5, 2.0, 7), tokens_N
 
-        predictor = OnlineText(model=QuantileModel(scorer, name="by-turn", digest="d"))  # type: ignore[arg-type]
+        predictor = OnlineText(model=QuantileModel(scorer, name="by-turn", digest="d"))
         assert predictor.digest == "d"
         for _ in range(400):
             turn = int(rng.integers(10, 500))
