@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from llmrouter.training.agents import ddqn_literal, ddqn_shielded, distil, evolu
 from llmrouter.training.agents.environment import TICK_S, Decider, Environment
 from llmrouter.training.agents.judged import ROUND_ROBIN, ends_s, makespan_s, mean_e2e_s, round_robin
 from llmrouter.training.agents.keeping import keep, read_agent
+from llmrouter.training.agents.network import HOLD_SHAPE, SCORE_SHAPE, paper_shape
 from llmrouter.training.agents.rewards import Reward
 
 if TYPE_CHECKING:
@@ -42,11 +44,21 @@ if TYPE_CHECKING:
 
 PACED, EPOCHS = Environment(tick_s=TICK_S), Environment()
 EIGHT = Environment(instances=8, requests=4_000, rate_rps=40.0)
-NO_WATERMARK = replace(
-    EPOCHS, source=replace(EPOCHS.source, engine=replace(EPOCHS.source.engine, watermark_fraction=0.0))
-)
+
+
+def watermark(blocks: int) -> Environment:
+    """The cell on engines whose admissions leave so many of their 1,200 KV blocks free, not 12."""
+    engine = EPOCHS.source.engine
+    fraction = blocks * engine.profile.block_tokens / engine.profile.kv_tokens
+    return replace(EPOCHS, source=replace(EPOCHS.source, engine=replace(engine, watermark_fraction=fraction)))
+
+
+ELSEWHERE = {"8 instances": EIGHT, "6 blocks free": watermark(6), "no watermark": watermark(0)}
+"""Where agents of the cell are played without training there."""
+
 TEST_SEEDS = 20
 MOST_SEEDS = 100
+SPEED_EPISODES = 40
 FIRST_DEVELOPMENT_SEED = SELECTION.first + 100
 FIGURES = ("makespan_pct", "e2e_pct", "makespan_s", "e2e_s", "ttft_s", "wait_s", "preemptions", "unfinished")
 
@@ -204,7 +216,7 @@ def run(recipes: Sequence[Recipe], count: int, agents: Path, seeds: Sequence[int
     for key, title in (("ddqn-shielded-marginal", "Double DQN, shielded, marginal"), ("evolution", "evolution")):
         if key in learned:
             jobs.append((f"{title}, every 20 ms", PACED, [agent.decider for agent in learned[key]]))
-    for place, environment in (("8 instances", EIGHT), ("no watermark", NO_WATERMARK)):
+    for place, environment in ELSEWHERE.items():
         jobs += [(f"{place}: {title}", environment, [route]) for title, route in GATED]
         if "evolution" in learned:
             agents_of: list[CompiledPolicy | Decider] = [one.decider for one in learned["evolution"]]
@@ -241,6 +253,24 @@ def _changes(one: Played, figure: str) -> str:
     return said if len(means) == 1 else f"{said} ({max(means):+.1f})"
 
 
+def speed(console: Console) -> None:
+    """Episodes and decisions per CPU second, of networks that nobody trained."""
+    rng = np.random.default_rng(0)
+    shared_W = np.concatenate([SCORE_SHAPE.first_weights(rng), HOLD_SHAPE.first_weights(rng)])
+    paper_W = paper_shape().first_weights(rng)
+    for title, environment, decider in (
+        ("KV gate + cost + batch-hold", EPOCHS, Decider(rollout.BATCH_HOLD)),
+        ("27-64-64-5 at epochs", EPOCHS, Decider(rollout.SHIELDED, paper_W, epsilon=1.0)),
+        ("27-64-64-5 every 20 ms", PACED, Decider(rollout.PER_TICK, paper_W, epsilon=1.0)),
+        ("shared network at epochs", EPOCHS, Decider(rollout.SHARED, shared_W)),
+    ):
+        environment.play(decider, 0)
+        began_s = time.process_time()
+        decisions = sum(environment.play(decider, seed).decisions for seed in range(SPEED_EPISODES))
+        took_s = time.process_time() - began_s
+        console.print(f"{title}: {SPEED_EPISODES / took_s:.0f} episodes/s, {decisions / took_s:,.0f} decisions/s")
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -251,6 +281,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--only", nargs="+", metavar="KEY", choices=[one.key for one in RECIPES], help="recipes (default: all)")
     add("--test-seeds", type=int, default=TEST_SEEDS, help="episodes that each is played on (default: %(default)s)")
     add("--final", action="store_true", help="play on the final block, and record its opening")
+    add("--speed", action="store_true", help="print how fast agents decide, and end")
     add("--agents", type=Path, default=Path("build/agents"), help="folder of the agents (default: %(default)s)")
     add("--json", type=Path, default=Path("build/bench/paper_agents.json"), help="file (default: %(default)s)")
     return parser.parse_args(given)
@@ -271,6 +302,9 @@ def main(given: Sequence[str] | None = None) -> int:
     command = " ".join(("python -m bench.paper.agents", *(sys.argv[1:] if given is None else given)))
     try:
         check(options)
+        if options.speed:
+            speed(Console())
+            return 0
         recipes = [one for one in RECIPES if options.only is None or one.key in options.only]
         first = FINAL.first if options.final else FIRST_DEVELOPMENT_SEED
         seeds = range(first, first + options.test_seeds)
