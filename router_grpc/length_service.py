@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.distribution import NotFiniteLengthsError
-from llmrouter.lengths.drift import DriftWatch
+from llmrouter.lengths.drift import MIN_RANK_CORRELATION, DriftWatch
 from llmrouter.lengths.predictor import refusal
 from llmrouter.lengths.served import certain
 from llmrouter.lengths.text import TextFeatures, text_features
@@ -38,6 +38,8 @@ MAX_READ_BYTES = 64 * 1024
 
 MODEL_BUDGET_S = 0.05
 """A model that needs longer for a batch, several times in a row, rests for a while."""
+
+ENOUGH_RANK_CORRELATION = MIN_RANK_CORRELATION + 0.05
 
 CONSTANT = "constant"
 
@@ -127,6 +129,7 @@ class LengthService:
         self._drift_watch = DriftWatch()
         self._watch = LengthWatch(metrics, self._drift_watch)
         self._drift: Drift | None = None
+        self._orders_well = True
         self._plan = LengthPlan()
         self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
@@ -146,6 +149,14 @@ class LengthService:
     def drift(self) -> Drift | None:
         """How the traffic's lengths differ now from what is said of them."""
         return self._drift
+
+    @property
+    def orders_well(self) -> bool:
+        """Whether predicted lengths are good enough to order by: rank correlation not below 0.2, or not known yet.
+
+        Once it was below, it has to reach 0.25.
+        """
+        return self._orders_well
 
     def start(self) -> None:
         """Starts the thread; must run on the event loop."""
@@ -213,6 +224,10 @@ class LengthService:
         """Where one learns: on the worker's thread; else on the event loop."""
         self._watch.finished(foretold.request, foretold.law, output_tokens, refused)
         self._drift = self._drift_watch.drift
+        correlation = self._drift_watch.rank_correlation
+        if correlation is not None:
+            bound = MIN_RANK_CORRELATION if self._orders_well else ENOUGH_RANK_CORRELATION
+            self._orders_well = correlation >= bound
 
     def _may_learn(self) -> bool:
         now_s = self._clock()

@@ -94,12 +94,13 @@ class ServedLengths:
     Without: application quantiles, recalibrated. Another model starts the blend anew and leaves the quantiles.
     """
 
-    def __init__(self, *, exploration: float = 0.0, shared: bool = False) -> None:
+    def __init__(self, *, exploration: float = 0.0, shared: bool = False, remembered: int = REMEMBERED) -> None:
         self.quantiles = OnlineQuantiles(exploration=exploration, shared=shared)
         self._alone = Recalibrated(Frozen(self.quantiles))
         self._model: tuple[str, str] | None = None
         self._blend: Recalibrated | None = None
         self._ready: dict[tuple[str, str], LengthDistribution] = {}
+        self._max_ready = remembered
 
     @property
     def remembered(self) -> int:
@@ -167,7 +168,7 @@ class ServedLengths:
     def _remember(self, key: tuple[str, str], law: LengthDistribution) -> None:
         self._ready.pop(key, None)
         self._ready[key] = law
-        if len(self._ready) > REMEMBERED:
+        if len(self._ready) > self._max_ready:
             del self._ready[next(iter(self._ready))]
 
 

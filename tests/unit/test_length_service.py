@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +13,21 @@ import pytest
 from prometheus_client import CollectorRegistry
 from support.router_world import FakeClock
 
-from llmrouter.lengths.distribution import LEVELS, lengths_of
+from llmrouter.lengths.distribution import LEVELS, LengthDistribution, lengths_of
 from llmrouter.lengths.predictor import LengthRequest, limits
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from router_grpc.adapters.tokenizers import TokenizedPrompts
-from router_grpc.length_service import MAX_READ_BYTES, MODEL_BUDGET_S, Foretold, LengthPlan, LengthService
+from router_grpc.length_service import (
+    LEARNED_BURST,
+    MAX_READ_BYTES,
+    MODEL_BUDGET_S,
+    Foretold,
+    LengthPlan,
+    LengthService,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -81,6 +89,8 @@ class Served:
 
     async def foretell(self, prompt: bytes | None = b"Say yes.", **fields: object) -> Foretold:
         return await self.service.foretell(LengthRequest(**{"model": "m", **fields}), prompt)  # type: ignore[arg-type]
+
+    flat = LengthDistribution((9.0,) * len(LEVELS), 9.0, 9.0, "flat")
 
     async def finish(self, foretold: Foretold, output_tokens: int, prompt_tokens: int | None = None) -> None:
         self.service.finished(foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
@@ -230,26 +240,31 @@ async def test_tokens_of_a_long_prompt_are_those_of_all_of_it(served: Served) ->
     assert whole.prompt_tokens == pytest.approx(100 * part.prompt_tokens, rel=0.05)
 
 
-async def test_ever_new_applications_cost_no_more_than_the_bound(served: Served) -> None:
-    foretold = await served.foretell(application="first")
-    law = foretold.law
-    for place in range(5_000):
-        request = LengthRequest(prompt_tokens=9, application=f"application-{place}", model="m")
-        served.service.finished(Foretold(request, law), output_tokens=50, prompt_tokens=None)
-        if place % 1_000 == 0:
-            await served.settled()
-    await served.settled()
-    assert served.learner.quantiles.groups <= 4_096
-    assert served.learner.remembered <= 4_097
-
-
 async def test_learning_that_falls_behind_is_dropped_and_counted(served: Served) -> None:
     foretold = await served.foretell()
     served.model.gate.clear()
     waiting = asyncio.create_task(served.foretell())
     await asyncio.sleep(0)
-    for _ in range(5_000):
+    for _ in range(2_000):
         served.service.finished(foretold, output_tokens=5, prompt_tokens=None)
-    assert served.count("length_learning_dropped_total") > 0
+    assert served.count("length_learning_dropped_total") == 2_000 - LEARNED_BURST
     served.model.gate.set()
     assert (await waiting).law.source == foretold.law.source
+
+
+async def test_predictions_that_order_badly_are_said_so_until_they_order_well(served: Served) -> None:
+    assert served.service.orders_well
+    rng = np.random.default_rng(1)
+
+    async def finish(count: int, *, ordered: bool) -> None:
+        for length in rng.integers(1, 900, count).tolist():
+            rank = float(length if ordered else rng.integers(1, 900))
+            law = replace(served.flat, rank=rank)
+            foretold = Foretold(LengthRequest(prompt_tokens=9, model="m"), law)
+            served.service.finished(foretold, output_tokens=length, prompt_tokens=None)
+        await served.settled()
+
+    await finish(100, ordered=False)
+    assert not served.service.orders_well
+    await finish(256, ordered=True)
+    assert served.service.orders_well
