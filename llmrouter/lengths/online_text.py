@@ -8,7 +8,6 @@ forecasts were about the same. All of it forgets, and is bounded, whatever clien
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from llmrouter.lengths.distribution import LEVELS, lengths_of
 from llmrouter.lengths.online_regression import NearResiduals, RecentRidge, WordWeights
 from llmrouter.lengths.predictor import limits, refusal
-from llmrouter.lengths.text import DENSE, DENSE_NAMES, FIELDS, HASH_BUCKETS, TextFeatures, text_features
+from llmrouter.lengths.text import DENSE, DENSE_NAMES, FIELDS, HASH_BUCKETS, text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from llmrouter.lengths.distribution import LengthDistribution, Lengths
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
+    from llmrouter.lengths.text import TextFeatures
 
     Floats = NDArray[np.float64]
     Ids = NDArray[np.int32]
@@ -49,31 +49,6 @@ _MODEL = slice(int(_DENSE.stop + LABEL_COLUMNS.sum()), int(_DENSE.stop + LABEL_C
 _DENSE_SCALE_D = np.array([0.3 if name.startswith("log_") else 1.0 for name in DENSE_NAMES])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TextRow:
-    """What must be kept of a request until it is learned: ``ids`` int16 (WORDS,), ``dense`` float32 (DENSE,). No text.
-
-    662 bytes of numbers. Hashes of words are not words, but tell whether a given word was there: for memory, not for
-    storage.
-    """
-
-    ids: NDArray[np.int16]
-    dense: NDArray[np.float32]
-
-
-def text_rows(features: TextFeatures) -> list[TextRow]:
-    """What to keep of each request."""
-    ids_NW = features.ids[:, :WORDS].astype(np.int16)  # exact: ids are below 2^15
-    return [TextRow(ids_W.copy(), dense_D.copy()) for ids_W, dense_D in zip(ids_NW, features.dense, strict=True)]
-
-
-def kept_features(rows: Sequence[TextRow]) -> TextFeatures:
-    """Features of N requests from what was kept of them: what ``OnlineText`` reads in place of their prompts."""
-    if not rows:
-        return text_features([])
-    return TextFeatures(np.stack([row.ids for row in rows]).astype(np.int32), np.stack([row.dense for row in rows]))
-
-
 class OnlineText:
     """A law from the text of the prompt, learned online.
 
@@ -82,8 +57,8 @@ class OnlineText:
     A single report moves the forecasts by a bounded amount, and none leaves the range of the lengths that were learned.
 
     Args:
-        read: features of requests: from their prompts, or from what was kept of them (``kept_features``). Of ``ids``,
-            the first ``WORDS`` columns are used.
+        read: features of requests: from their prompts, or kept since their prompts were there. Of ``ids``, the
+            first ``WORDS`` columns are used.
         model: its laws are inputs, at prediction and again when the answer is learned.
         name: the source of its laws.
     """

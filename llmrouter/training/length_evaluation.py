@@ -9,6 +9,7 @@ import numpy as np
 
 from llmrouter.lengths.distribution import Lengths
 from llmrouter.lengths.recalibrated import Recalibrated
+from llmrouter.lengths.text import TextFeatures, text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,9 +39,16 @@ class Answered:
 
 
 def answered(rows: Sequence[LengthRow], *, hint: bool) -> Answered:
-    """Rows as requests, with or without their application label."""
+    """Rows as requests, with or without their application label; their text is read once, for whoever wants it."""
     tokens = np.array([row.output_tokens for row in rows], dtype=np.float64)
-    return Answered([row.seen(hint=hint) for row in rows], tokens)
+    requests: list[LengthRequest] = []
+    for start in range(0, len(rows), CHUNK):
+        seen = [row.seen(hint=hint) for row in rows[start : start + CHUNK]]
+        made = text_features(seen)
+        for place, request in enumerate(seen):
+            own = slice(place, place + 1)
+            requests.append(replace(request, features=TextFeatures(made.ids[own], made.dense[own])))
+    return Answered(requests, tokens)
 
 
 def random_order(rows: Sequence[LengthRow], rng: np.random.Generator) -> list[LengthRow]:

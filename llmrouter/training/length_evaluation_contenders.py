@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmrouter.lengths.blended import Blended
+from llmrouter.lengths.artefact import features_of
 from llmrouter.lengths.online import By, OnlineQuantiles
 from llmrouter.lengths.online_text import OnlineText
-from llmrouter.lengths.recalibrated import Recalibrated
+from llmrouter.lengths.served import blend as served_blend
 from llmrouter.lengths.simple import ConstantLengths, ThreeBucketRule
-from llmrouter.lengths.text import text_features
 from llmrouter.training.length_evaluation_artefact import shipped_forest
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from llmrouter.lengths.distribution import LengthDistribution, Lengths
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
-    from llmrouter.lengths.text import TextFeatures
 
 TASK_MEAN = "task-mean"
 BLENDED = "blended"
@@ -72,7 +70,7 @@ def baselines(*, half_life: float | None) -> tuple[Contender, ...]:
         Contender(
             "online-text",
             "words, labels and numbers of the request, learned online from nothing",
-            lambda: OnlineText(read=_ReadOnce()),
+            lambda: OnlineText(read=features_of),
             learns=True,
         ),
     )
@@ -82,9 +80,7 @@ def blend(model: LengthPredictor, description: str) -> Contender:
     """A model, recalibrated, application quantiles, and text learned online, as one: what a router would serve."""
 
     def make() -> LengthPredictor:
-        asked = _AskedOnce(model)
-        text = OnlineText(read=_ReadOnce(), model=asked)
-        return Blended([Recalibrated(asked), OnlineQuantiles(), text], name=BLENDED, digest=model.digest)
+        return served_blend(_AskedOnce(model), OnlineQuantiles(), read=features_of)
 
     what = f"{description}, application-quantiles and online-text with that model's quantiles, weighed online"
     return Contender(BLENDED, what, make, learns=True)
@@ -109,20 +105,6 @@ class _AskedOnce:
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
     ) -> UsageRefusal | None:
         return self._inner.learn(request, output_tokens, predicted)
-
-
-class _ReadOnce:
-    """Features of a request that is asked for and then learned, hashed once."""
-
-    def __init__(self) -> None:
-        self._last: tuple[LengthRequest, TextFeatures] | None = None
-
-    def __call__(self, requests: Sequence[LengthRequest]) -> TextFeatures:
-        if len(requests) != 1:
-            return text_features(requests)
-        if self._last is None or self._last[0] is not requests[0]:
-            self._last = requests[0], text_features(requests)
-        return self._last[1]
 
 
 def _counting(name: str, *chain: By) -> Callable[[], LengthPredictor]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from llmrouter.lengths.artefact import features_of
 from llmrouter.lengths.online_regression import NearResiduals, RecentRidge, WordWeights
-from llmrouter.lengths.online_text import OnlineText, TextRow, kept_features, text_rows
+from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.lengths.simple import QuantileModel
 from llmrouter.lengths.text import text_features
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from llmrouter.lengths.text import TextFeatures
 
 SIGN = {"list": 40.0, "essay": 900.0}
 FILLING = ("about the sea", "of all cities", "for my mother", "on steam engines", "with care", "in plain words")
@@ -59,25 +58,13 @@ class TestOnlineText:
 
     def test_kept_features_do_what_the_prompt_does(self) -> None:
         rng = np.random.default_rng(3)
-        kept: dict[int, TextRow] = {}
-
-        def read(requests: Sequence[LengthRequest]) -> TextFeatures:
-            return kept_features([kept[one.turn or 0] for one in requests])
-
-        by_prompt, by_features = OnlineText(), OnlineText(read=read)
+        by_prompt, by_features = OnlineText(), OnlineText(read=features_of)
         for place in range(60):
-            request = replace(asked(rng, "essay"), turn=place)
-            (kept[place],) = text_rows(text_features([request]))
-            bare = replace(request, prompt=None)
-            assert by_features.predict([bare]).latent.tolist() == by_prompt.predict([request]).latent.tolist()
+            request = asked(rng, "essay")
+            kept = replace(request, prompt=None, features=text_features([request]))
+            assert by_features.predict([kept]).latent.tolist() == by_prompt.predict([request]).latent.tolist()
             by_prompt.learn(request, 300 + place)
-            by_features.learn(bare, 300 + place)
-
-    def test_what_is_kept_is_small(self) -> None:
-        (row,) = text_rows(text_features([LengthRequest(prompt="word " * 100_000)]))
-        assert row.ids.base is row.dense.base is None
-        assert row.ids.nbytes + row.dense.nbytes == 662
-        assert len(kept_features([]).ids) == 0
+            by_features.learn(kept, 300 + place)
 
     def test_a_models_quantiles_are_made_use_of(self) -> None:
         rng = np.random.default_rng(4)
