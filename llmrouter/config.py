@@ -29,6 +29,7 @@ from llmrouter.resources import (
     PolicyType,
     PoolSpec,
     Port,
+    PredictorBase,
     PredictorSpec,
     PredictorType,
     QueueSpec,
@@ -94,14 +95,10 @@ class PolicyConfig(Resource):
         return self.hold.enabled and self.type in POLICIES_BY_COST
 
 
-class PredictorConfig(Resource):
+class PredictorConfig(PredictorBase):
     """The length predictor as routers run it; ``model_sha256`` is set for a model of one's own alone."""
 
-    type: PredictorType = "Text"
     model_sha256: Sha256 | None = None
-    constant_tokens: int = Field(default=256, ge=1, le=1_000_000)
-    deadline_milliseconds: float = Field(default=2.0, ge=0.1, le=100)
-    exploration: float = Field(default=0.0, ge=0, le=5)
 
 
 class PoolConfig(Resource):
@@ -178,13 +175,8 @@ def predictor_type_of(manifest: Manifest) -> PredictorType:
 
 def compile_predictor(spec: PredictorSpec) -> PredictorConfig:
     """A predictor section as it is declared."""
-    return PredictorConfig(
-        type=spec.type,
-        model_sha256=spec.model.sha256 if spec.model else None,
-        constant_tokens=spec.constant_tokens,
-        deadline_milliseconds=spec.deadline_milliseconds,
-        exploration=spec.exploration,
-    )
+    same = spec.model_dump(include=set(PredictorBase.model_fields))
+    return PredictorConfig(**same, model_sha256=spec.model.sha256 if spec.model else None)
 
 
 def compile_router(

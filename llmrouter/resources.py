@@ -169,14 +169,19 @@ class PredictorModelSpec(Resource):
     sha256: Sha256
 
 
-class PredictorSpec(Resource):
-    """Who says how long an answer will be; without a ``model``, the shipped one of the type."""
+class PredictorBase(Resource):
+    """What is said of a predictor where it is declared and where it runs."""
 
     type: PredictorType = "Text"
-    model: PredictorModelSpec | None = None
     constant_tokens: int = Field(default=256, ge=1, le=1_000_000)
     deadline_milliseconds: float = Field(default=2.0, ge=0.1, le=100)
     exploration: float = Field(default=0.0, ge=0, le=5)
+
+
+class PredictorSpec(PredictorBase):
+    """Who says how long an answer will be; without a ``model``, the shipped one of the type."""
+
+    model: PredictorModelSpec | None = None
 
     @model_validator(mode="after")
     def _model_for_models(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING
 
@@ -184,6 +185,13 @@ class TestLoading:
         assert counters == {}
         assert problem.startswith("tokenizer t.json of llama: is no tokenizer: ")
         assert len(problem) < 300
+
+    def test_a_tokenizer_that_cannot_count_everything(self, tmp_path: Path, file: Path) -> None:
+        words = {"type": "WordLevel", "vocab": {"Hello": 0}, "unk_token": "[UNK]"}
+        (tmp_path / "t.json").write_text(json.dumps(json.loads(file.read_text()) | {"model": words}))
+        counters, (problem,) = load_tokenizers(tmp_path, {MODEL: "t.json"})
+        assert counters == {}
+        assert "UNK" in problem
 
     def test_half_a_file(self, tmp_path: Path, file: Path) -> None:
         content = file.read_bytes()
