@@ -54,7 +54,8 @@ class TokenizedPrompts:
 
     A ``PromptTokenCounter``. The chat template is what engines report beyond the text: the median of the last
     ``OVERHEAD_WINDOW`` reports of the model, and before the first one the tokenizer's own special tokens. The estimator
-    learns from every report, so that it is as good as it can be where it has to answer.
+    learns from every report, so that it is as good as it can be where it has to answer. One thread counts and learns;
+    ``use`` may be called from another.
     """
 
     def __init__(self, estimator: PromptTokens, counters: Mapping[str, TokenCounter] | None = None) -> None:

@@ -98,6 +98,7 @@ def test_what_routers_swap_live_changes_no_pod(changes: dict[str, object]) -> No
         {"listeners": {"grpcPort": 9001}},
         {"state": {"redis": {"address": "other:6379"}}},
         {"router": {"replicas": 1, "image": "example.test/router:2"}},
+        {"router": {"replicas": 1, "tokenizers": {"configMap": {"name": "t"}}}},
     ],
 )
 def test_what_routers_read_at_their_start_rolls_the_pods(changes: dict[str, object]) -> None:
