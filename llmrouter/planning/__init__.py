@@ -1,0 +1,1 @@
+"""What the traffic asks of the pools: pure estimates from what routers know, before an answer exists."""
