@@ -12,6 +12,7 @@ from llmrouter.arrivals import predictions
 from llmrouter.lengths.distribution import LEVELS, PAPER_EDGES_TOKENS, lengths_of
 from llmrouter.lengths.online import By, OnlineQuantiles
 from llmrouter.lengths.served import ServedLengths
+from llmrouter.lengths.text import TextFeatures, text_features
 from llmrouter.training.length_evaluation_scores import concordance
 
 if TYPE_CHECKING:
@@ -101,12 +102,14 @@ class _TaskMean:
 
 
 def read_by(model: LengthPredictor, requests: Sequence[LengthRequest]) -> tuple[LengthRequest, ...]:
-    """The requests, each with the law that the model gives it, as routers keep them."""
+    """The requests, each with the features of its text and the law that the model gives it, as routers keep them."""
     read: list[LengthRequest] = []
     for start in range(0, len(requests), BATCH):
         part = requests[start : start + BATCH]
-        laws = model.predict(part)
-        read += [replace(request, given=laws.row(place)) for place, request in enumerate(part)]
+        laws, features = model.predict(part), text_features(part)
+        for place, request in enumerate(part):
+            own = TextFeatures(features.ids[place : place + 1], features.dense[place : place + 1])
+            read.append(replace(request, given=laws.row(place), features=own))
     return tuple(read)
 
 

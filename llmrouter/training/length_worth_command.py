@@ -64,7 +64,7 @@ def compare(options: argparse.Namespace, command: str) -> dict[str, Any]:
     model, manifest = _model(options)
     rows, notes = _rows(options, manifest)
     of = population(rows, hint=options.hint, max_tokens=setup.engines[0].max_request_tokens)
-    history, requests = _sizes(options, len(of))
+    history, requests = _sizes(options, of.prompts)
     study = Study(
         population=of,
         read=read_by(model, of.requests),
@@ -86,8 +86,9 @@ def compare(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "file": options.data.name,
         "profile": options.profile,
         "families": dict(Counter(row.family for row in rows).most_common()),
-        "rows_drawn_from": len(of),
-        "rows_too_long": len(rows) - len(of),
+        "rows_drawn_from": len(of.requests),
+        "rows_too_long": len(rows) - len(of.requests),
+        "prompts": of.prompts,
         "history": history,
         "requests": requests,
         "seeds": [study.seeds.start, study.seeds.stop - 1],
@@ -135,30 +136,30 @@ def _rows(options: argparse.Namespace, manifest: Manifest) -> tuple[list[LengthR
     return rows, notes
 
 
-def _sizes(options: argparse.Namespace, rows: int) -> tuple[int, int]:
+def _sizes(options: argparse.Namespace, prompts: int) -> tuple[int, int]:
     """Answers known before a run, and requests of it."""
-    history = min(MOST_HISTORY, int(HISTORY_SHARE * rows)) if options.history is None else options.history
-    if not 1 <= history < rows:
-        raise InvalidInputError(f"--history must be 1 to {rows - 1}, one less than the rows, not {history}")
-    requests = min(MOST_REQUESTS, rows - history) if options.requests is None else options.requests
+    history = min(MOST_HISTORY, int(HISTORY_SHARE * prompts)) if options.history is None else options.history
+    if not 1 <= history < prompts:
+        raise InvalidInputError(f"--history must be 1 to {prompts - 1}, one less than the prompts, not {history}")
+    requests = min(MOST_REQUESTS, prompts - history) if options.requests is None else options.requests
     if not 1 <= requests <= MAX_REQUESTS:
         raise InvalidInputError(f"--requests must be 1 to {MAX_REQUESTS}, not {requests}")
     return history, requests
 
 
 def _notes(study: Study) -> list[str]:
-    rows = len(study.population) - study.history
+    prompts = study.population.prompts - study.history
     notes = [
         (
-            f"Every run: {study.requests} requests, rows in random order, Poisson arrivals, after {study.history} "
-            "answers of other rows that all learn from. All ways and columns meet the same requests, seed by seed."
+            f"Every run: {study.requests} requests, each prompt once, in random order, Poisson arrivals, after "
+            f"{study.history} answers to other prompts that all learn from. All meet the same requests, seed by seed."
         ),
         "An answer is learned when it ends under LeastInFlight, which looks at no prediction, at the highest load.",
         "Changes are means over seeds of the paired difference in %, ± the half-width of the Student-t 95 % interval.",
         "Below C the first 20 % of the requests are not measured; from C on all are, as in runs that begin from empty.",
     ]
-    if study.requests > rows:
+    if study.requests > prompts:
         notes.append(
-            f"Runs have more requests than rows: each comes {study.requests / rows:.1f} times, so learning is too good."
+            f"Runs have more requests than prompts, each {study.requests / prompts:.1f} times: learning is too good."
         )
     return notes

@@ -36,11 +36,11 @@ def add_worth(actions: _SubParsersAction[Any]) -> None:
     add("--loads", default=LOADS, metavar="X,Y", help="fractions of the capacity C (default: %(default)s)")
     add("--seeds", type=int, default=SEEDS, metavar="N", help="runs of each (default: %(default)s)")
     add("--first-seed", type=int, default=FIRST_SEED, metavar="K", help="their first seed (default: %(default)s)")
-    add("--requests", type=int, metavar="N", help="of a run (default: all rows but the history, 4,000 at most)")
+    add("--requests", type=int, metavar="N", help="of a run (default: all prompts but the history, 4,000 at most)")
     add(
         "--history",
         type=int,
         metavar="N",
-        help="answers known before a run (default: a fifth of the rows, 1,000 at most)",
+        help="answers known before a run (default: a fifth of the prompts, 1,000 at most)",
     )
     add("--json", dest="json_path", type=Path, metavar="PATH", help="also write everything to this file")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmrouter.study.figures import METRICS, change_name
 from llmrouter.study.statistics import Change, half_width, mean_of, paired_change
-from llmrouter.training.length_worth_columns import Column
+from llmrouter.training.length_worth_columns import NOISES, Column
 from llmrouter.training.length_worth_runs import FIRST_COME, RESERVES, Block, Key
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ def _of_the_gain(columns: Mapping[Column, Sequence[Figures]], base: Sequence[Fig
 
 def _harm(columns: Mapping[Column, Sequence[Figures]], base: Sequence[Figures]) -> str:
     parts = []
-    for column in (Column.NOISE_05, Column.NOISE_1, Column.NOISE_2):
+    for column in NOISES:
+        if column not in columns:
+            continue
         change = change_of(columns[column], base, HEADLINE)
         if is_told_apart(change) and (change.percent or 0.0) > 0:
             parts.append(f"σ {column.rpartition(' ')[2]} {shown(change)}")

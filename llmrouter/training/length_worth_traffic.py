@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 _ORDER, _GAPS = 0x776F, 0x7267
 """Random streams of a run: which rows and in which order; the gaps between arrivals."""
 
-MIN_ROWS = 20
+MIN_PROMPTS = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Population:
     """The rows that requests are drawn from, as columns (R,).
 
-    ``applications`` are the names of the tasks, ``application`` an index into them: what a router is told, "" without
-    the hint.
+    ``prompt`` numbers the prompts: rows of one number have the same. ``applications`` are the names of the tasks,
+    ``application`` an index into them: what a router is told, "" without the hint.
     """
 
     requests: tuple[LengthRequest, ...]
+    prompt: NDArray[np.int64]
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     application: NDArray[np.int64]
     applications: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.requests)
+    @property
+    def prompts(self) -> int:
+        """How many prompts there are."""
+        return int(self.prompt.max()) + 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,15 +89,17 @@ def population(rows: Sequence[LengthRow], *, hint: bool, max_tokens: int) -> Pop
     """Rows as a population; those of more than ``max_tokens``, prompt and answer, are left out.
 
     Raises:
-        InvalidInputError: fewer than ``MIN_ROWS`` are left.
+        InvalidInputError: fewer than ``MIN_PROMPTS`` prompts are left.
     """
     fitting = [row for row in rows if _prompt_tokens(row) + row.output_tokens <= max_tokens]
-    if len(fitting) < MIN_ROWS:
-        raise InvalidInputError(f"{len(fitting)} rows to draw requests from are too few: at least {MIN_ROWS}")
+    digests, prompt_R = np.unique([row.prompt_digest.hex() for row in fitting], return_inverse=True)
+    if len(digests) < MIN_PROMPTS:
+        raise InvalidInputError(f"{len(digests)} prompts to draw requests from are too few: at least {MIN_PROMPTS}")
     requests = tuple(row.seen(hint=hint) for row in fitting)
     applications, application_R = np.unique([one.application for one in requests], return_inverse=True)
     return Population(
         requests,
+        prompt_R.astype(np.int64),
         np.array([_prompt_tokens(row) for row in fitting], np.int64),
         np.array([row.output_tokens for row in fitting], np.int64),
         application_R.astype(np.int64),
@@ -103,13 +108,16 @@ def population(rows: Sequence[LengthRow], *, hint: bool, max_tokens: int) -> Pop
 
 
 def drawn(of: Population, *, history: int, requests: int, seed: int) -> Drawn:
-    """Rows in random order: the first ``history`` are the past, the next ``requests`` arrive.
+    """One row of each prompt, in random order: the first ``history`` are the past, the next ``requests`` arrive.
 
-    No row comes twice while there are others: where more requests are asked for than rows are left after the history,
-    another random order of those begins.
+    Who learns a prompt's answer must not meet that prompt again, with another model's answer. No prompt comes twice
+    while there are others: where more requests are asked for than are left after the history, another random order of
+    the same rows begins.
     """
     rng = np.random.default_rng((seed, _ORDER))
-    order = rng.permutation(len(of))
+    order = rng.permutation(len(of.requests))
+    _, first = np.unique(of.prompt[order], return_index=True)
+    order = order[np.sort(first)]
     rest = order[history:]
     rounds = [rest] + [rng.permutation(rest) for _ in range((requests - 1) // len(rest))]
     return Drawn(of, order[:history], np.concatenate(rounds)[:requests], seed)

@@ -23,7 +23,7 @@ from llmrouter.training.length_worth_result import (
     verdicts_of,
 )
 from llmrouter.training.length_worth_runs import FIRST_COME, RESERVES, Block, Figures, Key, Runs
-from llmrouter.training.length_worth_traffic import MIN_ROWS, Population, drawn, population, unseen
+from llmrouter.training.length_worth_traffic import MIN_PROMPTS, Population, drawn, population, unseen
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {"short": 12, "middle": 150, "long": 700}
@@ -66,6 +66,16 @@ class TestTraffic:
         assert len(set(taken.traffic[:90].tolist())) == len(set(taken.traffic[90:180].tolist())) == 90
         assert set(taken.traffic.tolist()).isdisjoint(taken.history.tolist())
 
+    def test_of_a_prompt_that_many_answered_one_answer_is_drawn(self) -> None:
+        many = [row(f"prompt {number % 30}", tokens=1 + number) for number in range(90)]
+        of = population(many, hint=True, max_tokens=10_000)
+        assert of.prompts == 30
+        taken = [drawn(of, history=10, requests=20, seed=seed) for seed in (1, 2)]
+        for one in taken:
+            rows_R = np.concatenate([one.history, one.traffic])
+            assert sorted(of.prompt[rows_R].tolist()) == list(range(30))
+        assert set(taken[0].traffic.tolist()) != set(taken[1].traffic.tolist())
+
     def test_a_seed_decides_the_rows_and_their_order(self) -> None:
         first, same, other = (drawn(people(), history=10, requests=50, seed=seed).traffic for seed in (3, 3, 4))
         assert first.tolist() == same.tolist() != other.tolist()
@@ -81,8 +91,8 @@ class TestTraffic:
         ]
 
     def test_requests_that_no_engine_holds_are_left_out(self) -> None:
-        assert len(population(rows(), hint=True, max_tokens=300)) < 120
-        with pytest.raises(InvalidInputError, match=f"at least {MIN_ROWS}"):
+        assert population(rows(), hint=True, max_tokens=300).prompts < 120
+        with pytest.raises(InvalidInputError, match=f"at least {MIN_PROMPTS}"):
             population(rows(), hint=True, max_tokens=9)
 
     def test_without_the_hint_there_is_one_application(self) -> None:
@@ -102,7 +112,7 @@ class TestTraffic:
 class TestColumns:
     def said(self, of: Population, *, lag: int | None, history: int = 40) -> tuple[dict[Column, Any], np.ndarray]:
         model, _ = shipped_text()
-        taken = drawn(of, history=history, requests=len(of) - history, seed=2)
+        taken = drawn(of, history=history, requests=of.prompts - history, seed=2)
         workload = taken.workload(1.0)
         ends_N = np.full(len(workload), np.nan)
         if lag is not None:
