@@ -5,12 +5,33 @@ The router writes only its own key (merge patch), the operator reads all and rem
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from llmrouter.resources import Resource
 
 ACKNOWLEDGEMENTS_SUFFIX = "-routers"
 CONFIG_SUFFIX = "-router-config"
+
+
+MAX_MIX = 1e12
+"""Bound of every number of a mix."""
+
+_Amount = Annotated[float, Field(ge=0, le=MAX_MIX, allow_inf_nan=False)]
+
+
+class RouterMix(Resource):
+    """What arrives at one router: the fields of ``planning.mix.TrafficMix``."""
+
+    requests: _Amount
+    requests_per_s: _Amount
+    prefill_tokens_per_s: _Amount
+    decode_tokens_per_s: _Amount
+    engine_s_per_s: _Amount
+    prefill_time_fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    output_p50_tokens: _Amount | None = None
+    output_p90_tokens: _Amount | None = None
 
 
 class RouterAcknowledgement(Resource):
@@ -46,5 +67,7 @@ class RouterAcknowledgement(Resource):
     instances_ready: int = Field(ge=0)
     instances_total: int = Field(ge=0)
     in_flight: int = Field(ge=0)
+    mix: RouterMix | None = None
+    """What arrives, as it was at ``at_s``; ``None`` while the router is too young to say."""
     at_s: float
     """When this was written, seconds since the epoch by the router's clock."""

@@ -76,6 +76,15 @@ class RouterMetrics:
         self.in_flight_tokens = gauge("in_flight_tokens", "Context tokens in flight by instance.", ["pool", "instance"])
         self.scrape_failures = counter("scrape_failures_total", "Scrapes of engine metrics that failed.", ["reason"])
         self.scrape_age_seconds = gauge("scrape_age_seconds", "Age of the oldest engine report in use.")
+        self.mix_prefill_tokens_per_second = gauge(
+            "mix_prefill_tokens_per_second", "Prompt tokens dispatched in a second, over the last minute."
+        )
+        self.mix_decode_tokens_per_second = gauge(
+            "mix_decode_tokens_per_second", "Output tokens asked for in a second: foretold, corrected by answers."
+        )
+        self.mix_prefill_time_fraction = gauge(
+            "mix_prefill_time_fraction", "Share of prefill in the engine time that is asked for; NaN where unknown."
+        )
         self.config_refused = counter("config_refused_total", "Configurations refused by reason.", ["reason"])
         self.policy_info = gauge("policy_info", "The policy in force.", ["policy", "digest", "provider", "deciding"])
         self.errors = counter("errors_total", "Failures of background work by part.", ["part"])

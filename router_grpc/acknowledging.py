@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from llmrouter.acknowledgement import RouterAcknowledgement
+from llmrouter.acknowledgement import MAX_MIX, RouterAcknowledgement, RouterMix
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
     from llmrouter.lengths.drift import Drift
+    from llmrouter.planning.mix import TrafficMix
     from router_grpc.runtime import Runtime
 
 
@@ -21,11 +23,13 @@ def acknowledgement_of(
     in_flight: int,
     resting: bool,
     drift: Drift | None,
+    mix: TrafficMix | None,
     at_s: float,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
-    ``resting`` says that the length model rests, ``drift`` what has changed of lengths, if anything.
+    ``resting`` says that the length model rests, ``drift`` what has changed of lengths, if anything; ``mix`` is what
+    arrives.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -54,8 +58,17 @@ def acknowledgement_of(
         instances_ready=ready,
         instances_total=total,
         in_flight=in_flight,
+        mix=None if mix is None else _mix_of(mix),
         at_s=at_s,
     )
+
+
+def _mix_of(mix: TrafficMix) -> RouterMix:
+    """The mix in six digits, within its bounds."""
+    rounded = {
+        name: value if value is None else min(float(f"{value:.6g}"), MAX_MIX) for name, value in asdict(mix).items()
+    }
+    return RouterMix(**rounded)
 
 
 def _predictor_now(runtime: Runtime, *, resting: bool) -> Readiness:

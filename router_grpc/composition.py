@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
+from llmrouter.planning.mix import MixMeter
 from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.engine_metrics import EngineScraper
 from router_grpc.adapters.instances import InstanceDirectory
@@ -114,6 +115,7 @@ def compose(
         metrics=metrics,
         clock=time.monotonic,
         rng=rng,
+        mix=MixMeter(time.monotonic()),
     )
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
     scraper = EngineScraper(
@@ -151,6 +153,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         in_flight=len(app.world.open_requests),
         resting=app.world.lengths.resting,
         drift=app.world.lengths.drift,
+        mix=app.world.mix.mix(app.world.clock()),
         at_s=time.time(),
     )
 

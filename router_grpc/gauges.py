@@ -31,6 +31,7 @@ class Gauges:
         metrics.load_age_seconds.set(world.replica.age_s(now_s))
         metrics.scrape_age_seconds.set(UNKNOWN if scrape_age_s is None else scrape_age_s)
         metrics.lengths.groups.set(world.lengths.groups)
+        self._show_mix(now_s)
         metrics.instances.labels("ready").set(len(world.instances.current()))
         metrics.instances.labels("total").set(world.instances.total)
         self._show_loads()
@@ -45,6 +46,13 @@ class Gauges:
         )
         self._world.metrics.policy_info.clear()
         self._world.metrics.policy_info.labels(*labels).set(1)
+
+    def _show_mix(self, now_s: float) -> None:
+        metrics, mix = self._world.metrics, self._world.mix.mix(now_s)
+        fraction = None if mix is None else mix.prefill_time_fraction
+        metrics.mix_prefill_tokens_per_second.set(UNKNOWN if mix is None else mix.prefill_tokens_per_s)
+        metrics.mix_decode_tokens_per_second.set(UNKNOWN if mix is None else mix.decode_tokens_per_s)
+        metrics.mix_prefill_time_fraction.set(UNKNOWN if fraction is None else fraction)
 
     def _show_loads(self) -> None:
         metrics = self._world.metrics

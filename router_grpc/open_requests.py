@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmrouter.domain import Reservation
+    from llmrouter.planning.mix import Dispatched
     from router_grpc.length_service import Foretold
 
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class OpenRequest:
     """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke.
 
-    ``foretold`` is ``None`` where another router foretold its length.
+    ``foretold`` is ``None`` where another router foretold its length; ``dispatched`` is what the traffic's mix counted.
     """
 
     reservation: Reservation
@@ -29,6 +30,7 @@ class OpenRequest:
     claimed: bool = False
     has_first_token: bool = False
     foretold: Foretold | None = None
+    dispatched: Dispatched | None = None
 
 
 @dataclass(frozen=True, slots=True)

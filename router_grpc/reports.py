@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
+from router_grpc.mixing import note_finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +144,7 @@ class ReportService:
             self._world.lengths.finished(
                 entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens
             )
+            note_finish(self._world, entry, report.output_tokens)
 
 
 def check_report(report: Report) -> None:

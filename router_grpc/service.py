@@ -21,6 +21,7 @@ from router_grpc.calls import (
     length_request,
 )
 from router_grpc.holding import RETRY_AFTER_S, Holding, kept_bytes
+from router_grpc.mixing import note_dispatch
 from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
 from router_grpc.world import World
 
@@ -97,6 +98,7 @@ class RouterService:
         )
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
+        note_dispatch(self._world, answer.request_id, foretold)
         return replace(answer, law=kept.law, prompt_tokens=kept.prompt_tokens)
 
     async def _place(

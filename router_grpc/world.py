@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmrouter.planning.mix import MixMeter
 from llmrouter.routing.inflight import contribution
 from router_grpc.unbroken import Unbroken
 
@@ -34,6 +35,7 @@ class World:
     clock: Callable[[], float]
     rng: random.Random
     unbroken: Unbroken = field(default_factory=Unbroken)
+    mix: MixMeter = field(default_factory=MixMeter)
 
     async def release(self, request_id: str) -> Reservation | None:
         """Takes a reservation out of the ledger, the replica and the book; ``None`` where the ledger knows none."""

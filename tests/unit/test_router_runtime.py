@@ -29,6 +29,7 @@ def _said(runtime: Runtime, *, resting: bool = False, drift: Drift | None = None
         in_flight=0,
         resting=resting,
         drift=drift,
+        mix=None,
         at_s=0.0,
     )
 

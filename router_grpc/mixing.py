@@ -1,0 +1,37 @@
+"""Tells the meter of the traffic's mix what was dispatched and what came of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmrouter.lengths.predictor import refusal
+from llmrouter.planning.mix import Dispatched
+
+if TYPE_CHECKING:
+    from router_grpc.length_service import Foretold
+    from router_grpc.open_requests import OpenRequest
+    from router_grpc.world import World
+
+
+def note_dispatch(world: World, request_id: str, foretold: Foretold) -> None:
+    """Counts an open request once, by what was foretold of it; a repeated call, which has its law, adds nothing.
+
+    Nor does one whose instance went away meanwhile: it will be asked for again. What fails or is cancelled later stays
+    as foretold, and a request that is reported at another router is corrected by nobody.
+    """
+    entry = world.open_requests.get(request_id)
+    if entry is None or entry.foretold is not foretold:
+        return
+    instance = world.instances.get(entry.reservation.instance_id)
+    if instance is None:
+        return
+    sharers = max(1, world.replica.load_of(instance.instance_id).requests)
+    entry.dispatched = Dispatched(foretold.law, foretold.prompt_tokens, instance.profile, sharers)
+    world.mix.dispatched(entry.dispatched, now_s=world.clock())
+
+
+def note_finish(world: World, entry: OpenRequest, output_tokens: int) -> None:
+    """Corrects what was foretold of a request that was counted; usage that cannot be true corrects nothing."""
+    if entry.dispatched is None or entry.foretold is None or refusal(entry.foretold.request, output_tokens) is not None:
+        return
+    world.mix.finished(entry.dispatched, output_tokens=output_tokens, now_s=world.clock())

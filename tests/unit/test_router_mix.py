@@ -1,0 +1,135 @@
+"""A traffic's mix in a router, from dispatch to gauges and acknowledgement. Under the test's own clock."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from support.router_world import Bench, config_of
+
+from llmrouter.acknowledgement import MAX_MIX, RouterAcknowledgement
+from llmrouter.config import canonical_json
+from llmrouter.planning.mix import MIN_AGE_S, MixMeter, TrafficMix, engine_seconds
+from llmrouter.profiles import LLAMA_31_8B_RTX_4090
+from router_grpc.acknowledging import acknowledgement_of
+from router_grpc.gauges import Gauges
+from router_grpc.reports import ReportKind
+
+if TYPE_CHECKING:
+    from router_grpc.runtime import Runtime
+
+FORETOLD, PROMPT = 100.0, 100
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(config_of("a:1", limits={"maxInFlightPerInstance": 100}))
+
+
+def mix_of(bench: Bench) -> TrafficMix:
+    mix = bench.world.mix.mix(bench.clock.now_s)
+    assert mix is not None
+    return mix
+
+
+def tokens_in_window(bench: Bench) -> tuple[float, float, float]:
+    """Requests, prompt tokens and output tokens that count now."""
+    mix = mix_of(bench)
+    window_s = mix.requests / mix.requests_per_s
+    return mix.requests, mix.prefill_tokens_per_s * window_s, mix.decode_tokens_per_s * window_s
+
+
+async def test_a_dispatch_counts_as_foretold_and_its_finish_corrects_it(bench: Bench) -> None:
+    await bench.route("r")
+    assert tokens_in_window(bench) == pytest.approx((1, PROMPT, FORETOLD))
+    await bench.report("r", ReportKind.FIRST_TOKEN)
+    await bench.report("r", output_tokens=30)
+    assert tokens_in_window(bench) == pytest.approx((1, PROMPT, 30))
+
+
+async def test_engine_time_is_that_of_the_instance_and_its_batch(bench: Bench) -> None:
+    await bench.route("a")
+    await bench.route("b")
+    shares = [engine_seconds(LLAMA_31_8B_RTX_4090, PROMPT, FORETOLD, sharers=sharers) for sharers in (1, 2)]
+    prefill_s, both_s = sum(one[0] for one in shares), sum(sum(one) for one in shares)
+    assert mix_of(bench).prefill_time_fraction == pytest.approx(prefill_s / both_s)
+
+
+async def test_a_repeated_call_counts_once(bench: Bench) -> None:
+    for _ in range(3):
+        await bench.route("r")
+    assert mix_of(bench).requests == pytest.approx(1)
+
+
+@pytest.mark.parametrize("usage", [-1, 0, 10**9])
+async def test_usage_that_lies_corrects_nothing(bench: Bench, usage: int) -> None:
+    await bench.route("r")
+    await bench.report("r", output_tokens=usage)
+    assert tokens_in_window(bench) == pytest.approx((1, PROMPT, FORETOLD))
+
+
+@pytest.mark.parametrize("kind", [ReportKind.FAILED, ReportKind.CANCELLED])
+async def test_what_ends_without_an_answer_stays_as_foretold(bench: Bench, kind: ReportKind) -> None:
+    await bench.route("r")
+    await bench.report("r", kind)
+    assert tokens_in_window(bench) == pytest.approx((1, PROMPT, FORETOLD))
+
+
+async def test_a_request_that_was_dispatched_elsewhere_is_not_corrected(bench: Bench) -> None:
+    other = Bench(config_of("a:1"), ledger=bench.world.ledger)
+    await bench.route("r")
+    assert await other.report("r", ReportKind.FIRST_TOKEN)
+    assert await other.report("r", output_tokens=3)
+    assert mix_of(other).requests == 0
+    assert mix_of(other).decode_tokens_per_s == 0
+
+
+async def test_gauges_show_rates_and_nothing_that_is_unknown(bench: Bench) -> None:
+    gauges = Gauges(bench.world, bench.service)
+    gauges.show()
+    assert bench.count("llmrouter_mix_decode_tokens_per_second") == 0
+    assert math.isnan(bench.count("llmrouter_mix_prefill_time_fraction"))
+    for _ in range(6):
+        await bench.route(prompt_tokens=200)
+    gauges.show()
+    assert bench.count("llmrouter_mix_prefill_tokens_per_second") == pytest.approx(6 * 200 / 60)
+    assert bench.count("llmrouter_mix_decode_tokens_per_second") == pytest.approx(6 * 100 / 60)
+    assert bench.count("llmrouter_mix_prefill_time_fraction") == mix_of(bench).prefill_time_fraction
+
+
+def said(runtime: Runtime, mix: TrafficMix | None) -> RouterAcknowledgement:
+    return acknowledgement_of(
+        runtime,
+        router_id="r",
+        shared_state_ready=None,
+        instances=(1, 1),
+        in_flight=0,
+        resting=False,
+        drift=None,
+        mix=mix,
+        at_s=0.0,
+    )
+
+
+async def test_the_mix_is_acknowledged_in_few_digits_and_read_back(bench: Bench) -> None:
+    await bench.route()
+    bench.clock.now_s += 1
+    runtime = bench.service.runtime
+    assert runtime is not None
+    text = canonical_json(said(runtime, mix_of(bench)))
+    read = RouterAcknowledgement.model_validate_json(text)
+    assert read.mix is not None
+    assert len(canonical_json(read.mix)) < 400
+    assert read.mix.decode_tokens_per_s == pytest.approx(mix_of(bench).decode_tokens_per_s, rel=1e-5)
+    assert TrafficMix(**read.mix.model_dump()).requests == pytest.approx(mix_of(bench).requests, rel=1e-5)
+
+
+async def test_a_young_router_says_nothing_and_no_amount_is_beyond_its_bound(bench: Bench) -> None:
+    runtime = bench.service.runtime
+    assert runtime is not None
+    assert said(runtime, MixMeter(bench.clock.now_s).mix(bench.clock.now_s + MIN_AGE_S / 2)).mix is None
+    huge = TrafficMix(1e300, 1e300, 1e300, 1e300, 1e300, 0.5, None, None)
+    acknowledged = said(runtime, huge).mix
+    assert acknowledged is not None
+    assert acknowledged.requests == MAX_MIX
