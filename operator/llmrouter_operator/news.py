@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 REPEATED = ("atS", "inFlight")
 """Fields of an acknowledgement that no condition is made of."""
 
+MIX = "mix"
+"""It moves with every acknowledgement: its first word is news, and then a resync reads it."""
+
 
 class News:
     """Remembers what was last said in each ConfigMap of acknowledgements. What it misses, a resync finds."""
@@ -50,4 +53,6 @@ def _essential(text: str) -> object:
         said = json.loads(text)
     except ValueError:
         return text  # malformed: the reconcile counts it
-    return {name: value for name, value in said.items() if name not in REPEATED} if isinstance(said, dict) else text
+    if not isinstance(said, dict):
+        return text
+    return {name: value for name, value in said.items() if name not in {*REPEATED, MIX}} | {MIX: bool(said.get(MIX))}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from llmrouter.acknowledgement import RouterAcknowledgement
+from llmrouter_operator.mix import mix_status
 from llmrouter_operator.models import Note, metadata_of
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def gather_facts(router: Object, plan: Plan, deployment: Object | None, said: Ac
 
 
 def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, now: str) -> Object:
-    """The status as it is to be written. ``old`` is the one in force: a condition that stays keeps its time."""
+    """The status as it is to be written. ``old`` is the one in force: what stays as it was keeps its time."""
     plan = facts.plan
     applied = plan.problem is None or plan.problem.reason not in {"ApplyFailed", "Forbidden", "NameConflict"}
     status: Object = {
@@ -146,6 +147,9 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if counts is not None:
         ready, total = counts
         status["instances"] = {"ready": ready, "total": total, "summary": f"{ready}/{total}"}
+    mix = mix_status(old.get("mix"), facts.said.by_router.values(), now)
+    if mix is not None:
+        status["mix"] = mix
     return status
 
 

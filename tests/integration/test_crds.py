@@ -86,7 +86,7 @@ def test_short_names_and_columns(control_plane: ControlPlane, space: Space) -> N
     listed = control_plane.kubectl("get", "llmr,rpol", "-n", space.name)
     by_category = control_plane.kubectl("get", "llm-routing", "-n", space.name, "-o", "name")
 
-    for column in ("READY", "POLICY", "INSTANCES", "ROUTERS", "TYPE", "MODEL", "FALLBACK"):
+    for column in ("READY", "POLICY", "INSTANCES", "ROUTERS", "MIX", "TYPE", "MODEL", "FALLBACK"):
         assert column in listed
     assert len(by_category.split()) == 2
     assert "shown" in control_plane.kubectl("get", "llmrouter", "shown", "-n", space.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from support.played_routers import (
     spoiled_manifest,
 )
 
+from llmrouter.acknowledgement import RouterMix
 from llmrouter.artefacts import builtin_model
 from llmrouter.testbed.cluster.api import Api, ApiError
 
@@ -75,6 +77,23 @@ def test_routers_that_acknowledge_make_it_ready(control_plane: ControlPlane, spa
     (line,) = control_plane.kubectl("get", "llmr", "-n", space.name, "--no-headers").splitlines()
     assert line.split()[:5] == ["fleet", "True", "plain", "8/8", "2/2"]
     space.wait(lambda: bool(space.events("fleet", "Ready")), "the event")
+
+
+def test_the_traffics_mix_is_shown_and_goes_when_routers_fall_silent(control_plane: ControlPlane, space: Space) -> None:
+    amounts = {"requests_per_s": 10, "prefill_tokens_per_s": 5_000, "decode_tokens_per_s": 2_000, "engine_s_per_s": 2}
+    mix = RouterMix(requests=600, prefill_time_fraction=0.62, **amounts)
+
+    acknowledge(space, mix=mix, at_s=time.time())
+
+    space.wait(lambda: "mix" in space.status("fleet"), "the mix")
+    shown = space.status("fleet")["mix"]
+    assert (shown["requestsPerSecond"], shown["prefillTokensPerSecond"]) == (20, 10_000)
+    assert (shown["decodeTokensPerSecond"], shown["prefillTimeFraction"]) == (4_000, 0.62)
+    assert "62% prefill" in control_plane.kubectl("get", "llmr", "-n", space.name, "--no-headers")
+
+    acknowledge(space)
+
+    space.wait(lambda: "mix" not in space.status("fleet"), "no mix")
 
 
 def test_a_policy_switch_reaches_the_config_and_restarts_nothing(space: Space) -> None:

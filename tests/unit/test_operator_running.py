@@ -275,6 +275,8 @@ def test_what_routers_only_repeat_is_no_news() -> None:
     assert tells(a='{"configDigest":"x","atS":1,"inFlight":1}')
     assert not tells(a='{"configDigest":"x","atS":6,"inFlight":9}')
     assert tells(a='{"configDigest":"y","atS":6}')
+    assert tells(a='{"configDigest":"y","mix":{"requests":1}}')
+    assert not tells(a='{"configDigest":"y","mix":{"requests":2}}')
     assert tells(a="{")
     assert not tells(a="{")
     assert tells(a="{", b="[]")
