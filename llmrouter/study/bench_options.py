@@ -171,6 +171,11 @@ def router_side(given: argparse.Namespace) -> RouterSide:
     )
 
 
+def name_of(order: Order) -> str:
+    """The name that a RoutingPolicy and ``--order`` give an order."""
+    return next(name for name, one in ORDERS.items() if one is order)
+
+
 def _tenant_weights(given: argparse.Namespace) -> tuple[tuple[str, float], ...]:
     if given.tenant_weight and not given.fair:
         raise InvalidInputError("--tenant-weight is a weight of --fair, which is not given")

@@ -9,6 +9,7 @@ import math
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from llmrouter.study.bench_options import name_of
 from llmrouter.study.capacity import CAPACITY_REQUESTS
 from llmrouter.study.cells import build_cell
 from llmrouter.study.contenders import BASE, CONTENDERS, DEFAULT, Kind
@@ -206,5 +207,8 @@ def _about_cell(plan: Plan, capacity_rps: Mapping[str, float], name: str) -> dic
             "refresh_s": routers.refresh_s,
             "dispatch_s": routers.dispatch_s,
             "decision_every_s": routers.decision_every_s,
+            "order": name_of(routers.order),
+            "aging_s": routers.aging_s,
+            "fair": routers.fair,
         },
     }

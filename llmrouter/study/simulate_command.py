@@ -12,6 +12,7 @@ from rich.console import Console
 
 from llmrouter.sim.run import simulate
 from llmrouter.study.alone import alone_on_best_s
+from llmrouter.study.bench_options import name_of
 from llmrouter.study.capacity import CAPACITY_REQUESTS, capacity_of
 from llmrouter.study.figures import Slo, counts, figures
 from llmrouter.study.perform import TIMELINE_POINTS, timeline_values
@@ -64,6 +65,7 @@ def simulated(scenario: Scenario, *, command: str) -> dict[str, Any]:
         "seed": scenario.seed,
         "engines": {name: engines.count(name) for name in dict.fromkeys(engines)},
         "routers": scenario.setup.routers.routers,
+        "order": name_of(scenario.setup.routers.order),
         "slo": {"ttft_s": Slo().ttft_s, "tpot_s": Slo().tpot_s},
         "notes": _notes(scenario, requests),
         "runs": [_run(scenario, requests, contender) for contender in scenario.contenders],
