@@ -23,9 +23,14 @@ from llmrouter.planning.mix import (
     engine_seconds,
     merged,
 )
-from llmrouter.profiles import LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000
+from llmrouter.profiles import LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000, OPT_13B_A100
 from llmrouter.routing.features import profile_features
 from llmrouter.routing.rules import OWN_ALONE, marginal_cost_row
+from llmrouter.sim.capacity import ROUND_ROBIN
+from llmrouter.sim.model import EngineModel
+from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import Setup
+from llmrouter.sim.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -231,3 +236,35 @@ def test_engine_seconds_are_the_terms_that_routing_prices(profile: EngineProfile
 
     assert prefill_s + decode_s == pytest.approx(alone_s + profile.context_s_per_token * d * d / 2)
     assert decode_s - engine_seconds(profile, p, d, sharers=10)[1] == pytest.approx(0.9 * d * profile.base_decode_s)
+
+
+@pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
+@pytest.mark.parametrize(
+    ("profile", "prompt_tokens", "output_tokens", "rate_rps"),
+    [
+        (LLAMA_31_8B_RTX_4090, 300, 250, 4.0),
+        (LLAMA_31_8B_RTX_4090, 2_000, 80, 1.0),
+        (LLAMA_31_8B_RTX_PRO_6000, 1_500, 30, 8.0),
+        (LLAMA_31_8B_RTX_PRO_6000, 300, 250, 8.0),
+        (OPT_13B_A100, 300, 250, 2.0),
+        (OPT_13B_A100, 1_500, 30, 2.0),
+    ],
+    ids=lambda one: getattr(one, "name", str(one)),
+)
+def test_engine_time_is_that_of_a_simulated_engine(
+    profile: EngineProfile, prompt_tokens: int, output_tokens: int, rate_rps: float
+) -> None:
+    """Near its capacity, where requests share steps: the sum over requests is the time the engine is busy."""
+    rng, count = np.random.default_rng(1), 2_500
+    arrived_N = np.cumsum(rng.exponential(1 / rate_rps, count))
+    prompt_N = np.maximum(1, rng.lognormal(np.log(prompt_tokens), 0.6, count)).astype(int)
+    output_N = np.maximum(1, rng.lognormal(np.log(output_tokens), 0.7, count)).astype(int)
+    setup = Setup(engines=(EngineModel(profile),))
+
+    outcomes = simulate(setup, Workload.of(arrived_N, prompt_N, output_N), ROUND_ROBIN)
+
+    ended_N = np.searchsorted(np.sort(outcomes.finished_at_s), outcomes.dispatched_at_s)
+    sharers_N = np.arange(1, count + 1) - ended_N
+    rows = zip(prompt_N.tolist(), output_N.tolist(), sharers_N.tolist(), strict=True)
+    work_s = sum(sum(engine_seconds(profile, p, d, sharers=n)) for p, d, n in rows)
+    assert work_s == pytest.approx(outcomes.engine_busy_s[0], rel=0.06)
