@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 1.0
 
 CALL_BYTES = 16 * 1024
-"""What a held call keeps without its prompt: two of ``bench/hold_line.py``'s measured ones, to be on the safe side."""
+"""What a held call is counted for beside its prompt: its place in the line takes 2.5 KB (``bench/hold_line.py``), the
+rest is for its task and its gRPC call.
+"""
 
 PROMPT_COPIES = 2
 """How often a held call keeps its prompt: in its message, and as the value made of it."""
@@ -85,6 +87,11 @@ class HoldLine:
     def events(self) -> int:
         """How many events there were: compare before and after an attempt, so that none is missed."""
         return self._events
+
+    @property
+    def trying(self) -> Ticket | None:
+        """Who has the turn."""
+        return self._trying
 
     def kick(self) -> None:
         """Something changed that may have made room."""

@@ -342,3 +342,25 @@ def test_a_higher_priority_goes_first_whatever_was_served() -> None:
         urgent = line.add(request(1, 5.0, tenant="b", priority=1), 900.0)
         line.charge(urgent.request)
         assert line.best(6.0) is urgent
+
+
+# --- several routers ---
+
+
+@pytest.mark.parametrize("routers", [1, 2, 3])
+def test_the_lines_of_several_routers_drain_in_turn(routers: int) -> None:
+    """With exact loads every router's line gets its turn: together they serve first come first served."""
+    workload = Workload.of(np.zeros(30), np.full(30, 10), np.full(30, 1))
+    setup = Setup(engines=(EngineModel(ONE_AT_A_TIME),), routers=RouterSide(routers=routers))
+    outcomes = interpret(Case(setup, workload, lambda: ONE_EACH), check_books)
+    assert np.argsort(outcomes.dispatched_at_s).tolist() == list(range(30))
+
+
+def test_of_several_routers_none_waits_for_another_to_be_empty() -> None:
+    """Exact loads, twice what the engine can do: the mean waits of four routers differ by a fifth at most."""
+    rng = np.random.default_rng(4)
+    workload = Workload.of(np.cumsum(rng.exponential(0.05, 800)), np.full(800, 10), np.full(800, 1))
+    setup = Setup(engines=(EngineModel(ONE_AT_A_TIME),), routers=RouterSide(routers=4))
+    outcomes = simulate(setup, workload, ONE_EACH)
+    waits = [outcomes.wait_s[np.arange(800) % 4 == router].mean() for router in range(4)]
+    assert max(waits) < 1.2 * min(waits)

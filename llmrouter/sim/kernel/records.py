@@ -252,6 +252,7 @@ RUN_FIELDS: dict[str, str] = {
     "fair": "i8",
     "tenants": "i8",
     "in_line_order": "i8",
+    "first_line": "i8",
     "sample_every_s": "f8",
     "report_every": "i8",
     # the compiled policy; rule is NONE where the caller decides
@@ -263,7 +264,7 @@ RUN_FIELDS: dict[str, str] = {
 }
 """The one record of a run. ``checks`` says whether dispatches are compared with the loads of now; ``kv_fraction`` is
 below 0 where KV is not bounded, ``max_requests`` where the profile says. ``in_line_order`` says that whoever came first
-goes first: no other order, no priorities, no fairness.
+goes first: no other order, no priorities, no fairness. ``first_line`` is the one after that which was served last.
 """
 
 ROUTER_FIELDS: dict[str, str] = {"last_instance": "i8", "may_decide": "i8", "held": "i8"}

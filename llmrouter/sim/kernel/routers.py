@@ -91,9 +91,14 @@ def leave_line(world: World, s: int) -> None:
 
 
 def next_head(world: World) -> int:
-    """Whoever goes first in a line that has reason to try, where its router may decide now; else ``NONE``."""
+    """Whoever goes first in a line that has reason to try, where its router may decide now; else ``NONE``.
+
+    Lines take turns: the first to be asked is the one after that which was served last.
+    """
     run = world.run[0]
-    for line in range(run.routers * run.models):
+    lines = run.routers * run.models
+    for turn in range(lines):
+        line = (run.first_line + turn) % lines
         if world.dirty[line] == 0:
             continue
         router = line // run.models
@@ -190,6 +195,7 @@ def follow(world: World, router: int, s: int, chosen: int) -> None:
         world.line_tried[line] = s
     else:
         world.routers[router].may_decide = 0
+        run.first_line = (line_of(world, s) + 1) % (run.routers * run.models)
         note_served(world, s)
         leave_line(world, s)
         dispatch(world, s, chosen)

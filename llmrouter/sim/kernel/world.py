@@ -2,7 +2,7 @@
 
 Order within one instant: ends of steps, lower instances first; then deliveries, transfers, refreshes, later turns,
 expiries and cancellations, each kind in the order made; then arrivals in the workload's order; then ticks; then
-decisions, routers and models in order; and last the engines that have work begin their steps.
+decisions, lines of routers and models in turn; and last the engines that have work begin their steps.
 """
 
 from __future__ import annotations
