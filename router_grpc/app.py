@@ -176,8 +176,14 @@ class RouterApp:
                 "policy": runtime.config.policy.name,
                 "deciding": runtime.deciding,
                 "provider": runtime.provider or "none",
+                "predictor": runtime.config.predictor.type,
             },
         )
+        said = runtime.predictor_readiness
+        if said.message:
+            level = logging.INFO if said.ready else logging.WARNING
+            _log.log(level, "lengths are not foretold as declared", extra={"reason": said.reason,
+                                                                           "detail": said.message})  # fmt: skip
         self._outside.changes.tell()
 
     def _show_policy(self, runtime: Runtime) -> None:

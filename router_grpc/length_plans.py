@@ -50,7 +50,7 @@ def length_plan(
     try:
         model = _model(config, bundle, find_model)
     except (InvalidConfigError, ModelRejectedError) as error:
-        return plan, Readiness(ready=False, reason=error.reason, message=str(error))
+        return plan, Readiness(ready=False, reason=error.reason, message="; ".join((str(error), *problems)))
     return replace(plan, model=model), Readiness(ready=True, reason="Loaded", message="; ".join(problems))
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from llmrouter.arrivals import predictions
 from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidInputError
+from llmrouter.lengths.application import application_columns, length_features
 from llmrouter.manifest import ModelKind, parse_manifest
-from llmrouter.routing.lengths import application_columns, length_features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,6 +11,7 @@ import pytest
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidInputError
+from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.resources import PolicyType
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.setup import CompiledPolicy
@@ -20,7 +21,7 @@ from llmrouter.study.contenders import BASE, CONTENDERS, DEFAULT, Kind, chosen_c
 from llmrouter.study.plan import points_of, timeline_points
 from llmrouter.study.predictors import Predictor, forest_tokens, predicted
 from llmrouter.study.seeds import FINAL, SELECTION
-from router_grpc.adapters.predictors import load_predictor
+from router_grpc.adapters.length_models import load_lengths
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -278,7 +279,10 @@ def test_each_predictor_says_what_it_is_named_for() -> None:
 
 def test_the_forest_says_what_the_router_would_hear() -> None:
     workload = build_cell(bench_options.parse(["--cells", "azure"]).plan.cells[0]).workload_at(10.0, 200, 1)
-    served = load_predictor(*builtin_model("output_length", "random-forest"), expected_sha256=None)
+    served = load_lengths(*builtin_model("output_length", "random-forest"), expected_sha256=None)
     names = [workload.applications[index] for index in workload.application.tolist()]
-    heard = [one.expected_tokens for one in served.predict(workload.prompt_tokens.tolist(), names)]
-    assert forest_tokens(workload) == pytest.approx(heard)
+    asked = [
+        LengthRequest(prompt_tokens=tokens, application=name)
+        for tokens, name in zip(workload.prompt_tokens.tolist(), names, strict=True)
+    ]
+    assert forest_tokens(workload) == pytest.approx(served.laws(asked).expected_tokens)
