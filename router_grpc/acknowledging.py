@@ -23,13 +23,14 @@ def acknowledgement_of(
     in_flight: int,
     resting: bool,
     drift: Drift | None,
+    drift_known: bool,
     mix: TrafficMix | None,
     at_s: float,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
-    ``resting`` says that the length model rests, ``drift`` what has changed of lengths, if anything; ``mix`` is what
-    arrives.
+    ``resting`` says that the length model rests, ``drift`` what has changed of lengths, if anything, and ``drift_known``
+    that enough answers came to say so; ``mix`` is what arrives.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -51,7 +52,7 @@ def acknowledgement_of(
         predictor_ready=predictor_now.ready,
         predictor_reason=predictor_now.reason,
         predictor_message=predictor_now.message[:1024],
-        length_drift=drift is not None,
+        length_drift=drift is not None if drift_known else None,
         length_drift_message="" if drift is None else drift.message[:1024],
         state_backend_ready=shared_state_ready,
         state_backend_reason=state_reason,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.distribution import NotFiniteLengthsError
-from llmrouter.lengths.drift import MIN_RANK_CORRELATION, DriftWatch
+from llmrouter.lengths.drift import MIN_RANK_CORRELATION, WARM_UP_ANSWERS, DriftWatch
 from llmrouter.lengths.predictor import refusal
 from llmrouter.lengths.served import certain
 from llmrouter.lengths.text import TextFeatures, text_features
@@ -130,6 +130,7 @@ class LengthService:
         self._watch = LengthWatch(metrics, self._drift_watch)
         self._drift: Drift | None = None
         self._orders_well = True
+        self._noted = 0
         self._plan = LengthPlan()
         self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
@@ -149,6 +150,11 @@ class LengthService:
     def drift(self) -> Drift | None:
         """How the traffic's lengths differ now from what is said of them."""
         return self._drift
+
+    @property
+    def drift_known(self) -> bool:
+        """Whether enough answers came for ``drift`` to be noticed."""
+        return self._noted > WARM_UP_ANSWERS
 
     @property
     def orders_well(self) -> bool:
@@ -223,6 +229,7 @@ class LengthService:
     def _note(self, foretold: Foretold, output_tokens: int, refused: UsageRefusal | None) -> None:
         """Where one learns: on the worker's thread; else on the event loop."""
         self._watch.finished(foretold.request, foretold.law, output_tokens, refused)
+        self._noted += refused is None
         self._drift = self._drift_watch.drift
         correlation = self._drift_watch.rank_correlation
         if correlation is not None:

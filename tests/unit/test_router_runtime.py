@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from router_grpc.runtime import Runtime
 
 
-def _said(runtime: Runtime, *, resting: bool = False, drift: Drift | None = None) -> RouterAcknowledgement:
+def _said(
+    runtime: Runtime, *, resting: bool = False, drift: Drift | None = None, drift_known: bool = True
+) -> RouterAcknowledgement:
     return acknowledgement_of(
         runtime,
         router_id="r",
@@ -29,6 +31,7 @@ def _said(runtime: Runtime, *, resting: bool = False, drift: Drift | None = None
         in_flight=0,
         resting=resting,
         drift=drift,
+        drift_known=drift_known,
         mix=None,
         at_s=0.0,
     )
@@ -76,6 +79,7 @@ class TestRuntime:
     def test_a_drift_of_lengths_is_acknowledged(self) -> None:
         runtime = self.builder.build(self.bundle())
         assert (_said(runtime).length_drift, _said(runtime).length_drift_message) == (False, "")
+        assert _said(runtime, drift_known=False).length_drift is None
         said = _said(runtime, drift=Drift("AnswersLonger", "chat: answers are longer than was said", "chat", 40))
         assert (said.length_drift, said.length_drift_message) == (True, "chat: answers are longer than was said")
 
