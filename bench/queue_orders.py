@@ -4,6 +4,7 @@
 noisy predictions (log-normal, σ = 1). Nothing is shed. Half of the requests have a deadline of 5 s and six times what
 they would take alone. ``--part tenants``: one tenant sends 70 % of the requests, three send 10 % each, nobody is held
 for more than 10 s; with fairness and without. ``--part routers``: the same queue split over several routers.
+``--part aging``: shortest predicted with other aging times.
 
 Changes are mean paired differences in percent with 95 % intervals (Student's t).
 """
@@ -200,7 +201,23 @@ def routers(given: argparse.Namespace) -> Part:
     return Part(tuple(scenes), sides, lambda *one: router_figures(one[0], one[1], one[2].routers))
 
 
-PARTS = {"orders": orders, "tenants": tenants, "routers": routers}
+def aging(given: argparse.Namespace) -> Part:
+    scenes = [
+        Scene(name, load, who)
+        for name in given.cells
+        for load in given.loads
+        if load > 1.0
+        for who in given.predictions
+        if who != "noisy"
+    ]
+    sides = {"FirstComeFirstServed": RouterSide()} | {
+        f"ShortestPredicted, τ = {aging_s:g} s": RouterSide(order=Order.SHORTEST_PREDICTED, aging_s=aging_s)
+        for aging_s in (3.0, 10.0, 30.0, 100.0, 3600.0)
+    }
+    return Part(tuple(scenes), sides, lambda *one: figures(*one[:2]))
+
+
+PARTS = {"orders": orders, "aging": aging, "tenants": tenants, "routers": routers}
 
 
 def rows_of(part: Part, seeds: range) -> Iterator[Row]:
