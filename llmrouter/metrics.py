@@ -56,6 +56,9 @@ class RouterMetrics:
         self.decision_seconds = histogram("decision_seconds", "Time one policy decision took.", DECISION_BUCKETS)
         self.held_seconds = histogram("held_seconds", "Time dispatched requests were held.", LATENCY_BUCKETS)
         self.held_requests = gauge("held_requests", "Requests held now.")
+        self.queue_order_off = gauge(
+            "queue_order_off", "1 while held requests go as they came, since predicted lengths order badly."
+        )
         self.fallbacks = counter("policy_fallback_total", "Decisions of the fallback policy by reason.", ["reason"])
         self.reservations = counter(
             "reservations_total",

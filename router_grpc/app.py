@@ -215,6 +215,7 @@ class RouterApp:
             self._outside.changes.tell()
 
     async def _show(self) -> None:
+        self.service.reorder()
         self._gauges.show()
 
     async def _beat(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import SaturatedError
 from llmrouter.routing.fairness import may_join
 from llmrouter.routing.lines import HeldLine, QueueRules
-from llmrouter.routing.orders import ORDERS
+from llmrouter.routing.orders import ORDERS, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from llmrouter.routing.lines import Held
 
 RETRY_AFTER_S = 1.0
+
+ORDERS_BY_LENGTH = frozenset({Order.SHORTEST_PREDICTED, Order.PREDICTED_RANK, Order.HIGHEST_RESPONSE_RATIO})
+"""Orders that are worth no more than the predicted lengths are."""
 
 CALL_BYTES = 16 * 1024
 """What a held call is counted for beside its prompt: its place in the line takes 2.5 KB (``bench/hold_line.py``), the
@@ -178,6 +182,11 @@ class Holding:
         """Memory that held requests keep, about."""
         return sum(line.kept_bytes for line in self._lines.values())
 
+    @property
+    def order(self) -> Order:
+        """The order in force."""
+        return self._rules.order
+
     def line(self, model: str) -> HoldLine:
         """The line of a model."""
         line = self._lines.get(model)
@@ -190,9 +199,14 @@ class Holding:
         for line in self._lines.values():
             line.kick()
 
-    def follow(self, queue: QueueSpec) -> None:
-        """Another policy's queue, for who is held as well; its bounds are for those that come."""
+    def follow(self, queue: QueueSpec, *, lengths_order_well: bool = True) -> None:
+        """Another policy's queue, for who is held as well; its bounds are for those that come.
+
+        Where predicted lengths do not order well, an order by them gives way to first come, first served.
+        """
         rules = rules_of(queue)
+        if rules.order in ORDERS_BY_LENGTH and not lengths_order_well:
+            rules = replace(rules, order=Order.FIRST_COME_FIRST_SERVED)
         if rules != self._rules:
             self._rules = rules
             for line in self._lines.values():

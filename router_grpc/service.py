@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmrouter.domain import Hold, NoCandidate, Request, Room
 from llmrouter.errors import NoInstanceError, SaturatedError
 from llmrouter.routing.lines import least_work_s
+from llmrouter.routing.orders import ORDERS
 from router_grpc.calls import (
     RouteAnswer,
     RouteAsk,
@@ -65,8 +66,20 @@ class RouterService:
         """Puts a runtime in force: decisions from now on are its own, those of held requests as well."""
         self._runtime = runtime
         self._world.lengths.use(runtime.lengths)
-        self._holding.follow(runtime.config.policy.queue)
+        self.reorder()
         self.kick()
+
+    def reorder(self) -> None:
+        """Holds requests in the policy's order, or as they came while predicted lengths order badly."""
+        if self._runtime is None:
+            return
+        queue, before = self._runtime.config.policy.queue, self._holding.order
+        self._holding.follow(queue, lengths_order_well=self._world.lengths.orders_well)
+        is_off = self._holding.order is not ORDERS[queue.order]
+        self._world.metrics.queue_order_off.set(is_off)
+        if self._holding.order is not before:
+            in_force = self._holding.order.name
+            _log.info("order of held requests", extra={"declared": queue.order, "order": in_force, "off": is_off})
 
     def kick(self) -> None:
         """Lets whoever goes first in every line try again: a finish, a fresh load, a new instance or policy."""

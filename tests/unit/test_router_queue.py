@@ -282,3 +282,21 @@ def test_a_crowd_drains_by_priority_whoever_leaves_meanwhile(name: str) -> None:
         crowd.leave(ticket)
     assert len({one.request_id for one in served}) == len(served) == 900
     assert [one.priority for one in served] == sorted((one.priority for one in served), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("declared", "while_bad"),
+    [("PredictedRank", "FIRST_COME_FIRST_SERVED"), ("EarliestDeadline", "EARLIEST_DEADLINE")],
+)
+async def test_an_order_by_lengths_gives_way_while_they_order_badly(declared: str, while_bad: str) -> None:
+    bench = Bench(config_of(policy={"queue": {"order": declared}}))
+    in_force = bench.service._holding
+    good = in_force.order
+    bench.world.lengths._orders_well = False
+    bench.service.reorder()
+    assert in_force.order.name == while_bad
+    assert bench.count("llmrouter_queue_order_off") == (in_force.order is not good)
+    bench.world.lengths._orders_well = True
+    bench.service.reorder()
+    assert in_force.order is good
+    assert bench.count("llmrouter_queue_order_off") == 0
