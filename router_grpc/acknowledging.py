@@ -29,8 +29,8 @@ def acknowledgement_of(
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
-    ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known`` that
-    enough answers came to say so; ``mix`` what arrives.
+    ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
+    that enough answers came to say so; ``mix`` what arrives.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
