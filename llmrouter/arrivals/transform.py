@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.sim.workload import Workload
+from llmrouter.sim.workload import SAID, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,7 @@ def take(workload: Workload, rows: NDArray[np.int64]) -> Workload:
         after=after,
         think_s=workload.think_s[rows],
         cancelled_after_s=workload.cancelled_after_s[rows],
+        **{name: column[rows] for name in SAID if (column := getattr(workload, name)) is not None},
         prefix_start=prefix_start,
         prefix_blocks=_spans(workload.prefix_blocks, starts, prefix_start),
         prefix_block_tokens=workload.prefix_block_tokens,
@@ -142,6 +143,13 @@ def _joined(workloads: Sequence[Workload], block_tokens: int) -> Workload:
             index = np.array([known.setdefault(word, len(known)) for word in getattr(one, plural)])
             parts.append(index[getattr(one, column)])
         columns[column], names[plural] = np.concatenate(parts), tuple(known)
+    for column, nothing in SAID.items():
+        said = [getattr(one, column) for one in workloads]
+        if any(part is not None for part in said):
+            filled = [
+                np.full(len(one), nothing) if part is None else part for one, part in zip(workloads, said, strict=True)
+            ]
+            columns[column] = np.concatenate(filled)
     row_offsets = np.cumsum([0, *(len(one) for one in workloads)])
     block_offsets = np.cumsum([0, *(_blocks(one) for one in workloads)])
     start_offsets = np.cumsum([0, *(len(one.prefix_blocks) for one in workloads)])

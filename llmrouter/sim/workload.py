@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from llmrouter.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -96,7 +97,7 @@ class Workload:
             "prompt_tokens": prompt_tokens,
             "output_tokens": output_tokens,
         }
-        for name, kind in (_KINDS | _SAID).items():
+        for name, kind in (_KINDS | _SAID_KINDS).items():
             if given.get(name) is not None:
                 given[name] = np.ascontiguousarray(given[name], dtype=kind)
         workload = cls(**given)  # type: ignore[arg-type]
@@ -138,8 +139,10 @@ _KINDS: dict[str, type] = {
     "prefix_start": np.int64,
     "prefix_blocks": np.int64,
 }
-_SAID: dict[str, type] = {"priority": np.int64, "deadline_s": np.float64, "predicted_rank": np.float64}
-"""Columns that may be ``None``."""
+SAID: Mapping[str, float] = MappingProxyType({"priority": 0, "deadline_s": np.inf, "predicted_rank": np.nan})
+"""Columns that may be ``None``, and what says nothing in them."""
+
+_SAID_KINDS: dict[str, type] = {"priority": np.int64, "deadline_s": np.float64, "predicted_rank": np.float64}
 
 MAX_PRIORITY = 100
 
@@ -174,7 +177,7 @@ def _check(workload: Workload) -> None:
 
 
 def _check_said(workload: Workload) -> None:
-    for name in _SAID:
+    for name in SAID:
         column = getattr(workload, name)
         if column is not None and len(column) != len(workload):
             raise InvalidInputError(f"column {name} has {len(column)} rows, not {len(workload)}")
