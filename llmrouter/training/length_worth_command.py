@@ -20,7 +20,7 @@ from llmrouter.training.length_evaluation_artefact import load_artefact, shipped
 from llmrouter.training.length_evaluation_rows import read_rows
 from llmrouter.training.length_worth_columns import read_by
 from llmrouter.training.length_worth_result import best_reserves, quality_of, rows_of, verdicts_of
-from llmrouter.training.length_worth_runs import Study, capacity, run_all, runs_of
+from llmrouter.training.length_worth_runs import Block, Study, capacity, run_all, runs_of
 from llmrouter.training.length_worth_table import print_worth
 from llmrouter.training.length_worth_traffic import population, unseen
 
@@ -74,6 +74,7 @@ def compare(options: argparse.Namespace, command: str) -> dict[str, Any]:
         seeds=range(options.first_seed, options.first_seed + options.seeds),
         history=history,
         requests=requests,
+        blocks=tuple(Block) if options.block is None else tuple(Block(name) for name in options.block),
     )
     make_ready()
     with progress("capacity", 1, unit="found") as advance:

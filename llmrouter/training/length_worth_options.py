@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 PROFILE = "paper-v100:4"
 LOADS = "0.8,0.95,1.1,1.3"
 SEEDS = 20
+BLOCKS = ("placement", "order", "reserve")
 FIRST_SEED = 1_000
 
 
@@ -43,4 +44,5 @@ def add_worth(actions: _SubParsersAction[Any]) -> None:
         metavar="N",
         help="answers known before a run (default: a fifth of the prompts, 1,000 at most)",
     )
+    add("--block", action="append", choices=BLOCKS, help="run this block alone; repeatable (default: all)")
     add("--json", dest="json_path", type=Path, metavar="PATH", help="also write everything to this file")

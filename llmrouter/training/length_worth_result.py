@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.study.figures import METRICS, change_name
 from llmrouter.study.statistics import Change, half_width, mean_of, paired_change
-from llmrouter.training.length_worth_columns import NOISES, Column
+from llmrouter.training.length_worth_columns import NOISES, QUANTILES, Column
 from llmrouter.training.length_worth_runs import FIRST_COME, RESERVES, Block, Key
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 HEADLINE = "e2e_mean_s"
 TAILS = {"e2e_p99_s": "p99 E2E", "ttft_p99_s": "p99 TTFT"}
+BESTS = (Column.OURS, Column.NONE, Column.TASK_MEAN, *QUANTILES, Column.ORACLE)
 BY_SEED = (HEADLINE, *TAILS, "makespan_s", "preemptions", "router_wait_mean_s")
 """Figures whose value in every run is kept."""
 
@@ -110,38 +112,26 @@ def reserve_verdict(columns: Mapping[Column, Sequence[Figures]]) -> str:
 
 
 def best_reserves(runs: Runs) -> list[dict[str, Any]]:
-    """The best share with the mean against the best share with a quantile, for each load and policy.
+    """For each load and policy, every column at its best share against the mean of ours at its best share.
 
-    Both are chosen by mean E2E on the first half of the seeds and compared on the second half.
+    Shares are chosen by mean E2E on the first half of the seeds, and compared on the second half.
     """
     found = []
     ways = dict.fromkeys((key.load, key.way.partition(",")[0]) for key in runs.figures if key.block is Block.RESERVE)
     for load, policy in ways:
-        choices = {
-            (share, column): runs.figures[Key(Block.RESERVE, load, f"{policy}, r {share:g}", column)]
-            for share in RESERVES
-            for column in (Column.OURS, Column.OURS_Q75, Column.OURS_Q90)
-        }
-        half = len(next(iter(choices.values()))) // 2
-        if half == 0:
-            continue
-        first = {choice: mean_of([one[HEADLINE] for one in figures[:half]]) for choice, figures in choices.items()}
-        mean, quantile = (
-            min((c for c in choices if (c[1] is Column.OURS) == is_mean), key=lambda c: first[c] or float("inf"))
-            for is_mean in (True, False)
-        )
-        change = change_of(choices[quantile][half:], choices[mean][half:], HEADLINE)
-        found.append(
-            {
-                "load": load,
-                "policy": policy,
-                "best_mean_r": mean[0],
-                "best_quantile": quantile[1],
-                "best_quantile_r": quantile[0],
-                "e2e_mean_pct": change.percent,
-                "e2e_mean_pct_ci95": change.half_width,
+        best = {}
+        for column in BESTS:
+            choices = {
+                share: runs.figures[Key(Block.RESERVE, load, f"{policy}, r {share:g}", column)] for share in RESERVES
             }
-        )
+            half = len(choices[RESERVES[0]]) // 2
+            mean_s = {share: mean_of([one[HEADLINE] for one in figures[:half]]) for share, figures in choices.items()}
+            share = min(choices, key=lambda share: mean_s[share] or math.inf)
+            best[column] = share, choices[share][half:]
+        for column, (share, figures) in best.items():
+            change = change_of(figures, best[Column.OURS][1], HEADLINE)
+            entry = {"load": load, "policy": policy, "column": column, "r": share}
+            found.append(entry | {"e2e_mean_pct": change.percent, "e2e_mean_pct_ci95": change.half_width})
     return found
 
 

@@ -21,7 +21,7 @@ from llmrouter.training.length_worth_columns import QUANTILES, Column, columns_o
 from llmrouter.training.length_worth_traffic import drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest
     from llmrouter.routing.policies import Policy
@@ -38,9 +38,12 @@ REFERENCE = "LeastInFlight"
 
 PLACING = tuple(column for column in Column if column not in QUANTILES)
 RANKED = (Column.TASK_MEAN, Column.APPLICATION, Column.OURS, Column.ORACLE)
-RESERVING = (Column.TASK_MEAN, Column.OURS, *QUANTILES, Column.ORACLE, Column.NOISE_2)
-RESERVES = (0.15, 0.5, 1.0)
-"""Shares of the predicted tokens to come that are counted against KV now; the product's comes first."""
+RESERVING = (Column.NONE, Column.TASK_MEAN, Column.OURS, *QUANTILES, Column.ORACLE, Column.NOISE_2)
+RESERVES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6)
+"""Shares of the predicted tokens to come that are counted against KV now; the product's is 0.15.
+
+So fine because a larger prediction at a share is much like a smaller one at a larger share.
+"""
 
 FIRST_COME = "FirstComeFirstServed"
 SHORTEST, RANK = "ShortestPredicted", "PredictedRank"
@@ -88,6 +91,7 @@ class Study:
     seeds: range
     history: int
     requests: int
+    blocks: tuple[Block, ...] = tuple(Block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +109,11 @@ def capacity(study: Study) -> float:
     return capacity_of(study.setup, long_run.workload)
 
 
-def ways() -> tuple[Way, ...]:
-    """All that is run. ``REFERENCE`` and RoundRobin look at no prediction and are run with one column."""
+def ways(blocks: Collection[Block]) -> tuple[Way, ...]:
+    """All that is run in these blocks. ``REFERENCE`` and RoundRobin look at no prediction: they have one column."""
     unheld = CompiledPolicy(rule=Rule.MARGINAL_COST, max_requests=MAX_REQUESTS)
     default = CONTENDERS[DEFAULT].make
-    return (
+    every = (
         Way(Block.PLACEMENT, DEFAULT, default, PLACING),
         Way(Block.PLACEMENT, f"{DEFAULT}, no hold", lambda: unheld, PLACING),
         *(Way(Block.PLACEMENT, name, CONTENDERS[name].make, PLACING) for name in ("OwnLatency", "LeastTokensLeft")),
@@ -123,6 +127,7 @@ def ways() -> tuple[Way, ...]:
             for share in RESERVES
         ),
     )
+    return tuple(way for way in every if way.block in blocks)
 
 
 def run_all(study: Study, capacity_rps: float, advance: Callable[[int], None]) -> Runs:
@@ -133,7 +138,7 @@ def run_all(study: Study, capacity_rps: float, advance: Callable[[int], None]) -
     """
     found: dict[Key, list[Figures]] = defaultdict(list)
     goodness: list[dict[str, dict[str, float]]] = []
-    chosen = ways()
+    chosen = ways(study.blocks)
     for seed in study.seeds:
         taken = drawn(study.population, history=study.history, requests=study.requests, seed=seed)
         busiest = taken.workload(max(study.loads) * capacity_rps)
@@ -152,7 +157,7 @@ def run_all(study: Study, capacity_rps: float, advance: Callable[[int], None]) -
 
 def runs_of(study: Study) -> int:
     """How many runs a study takes."""
-    return len(study.loads) * len(study.seeds) * sum(len(way.columns) for way in ways())
+    return len(study.loads) * len(study.seeds) * sum(len(way.columns) for way in ways(study.blocks))
 
 
 def _figures(study: Study, workload: Workload, said: Said, way: Way, *, load: float, seed: int) -> Figures:

@@ -65,13 +65,15 @@ def _print_verdicts(result: Mapping[str, Any], block: Block, load: float, consol
     for one in result["verdicts"]:
         if (one["block"], one["load"]) == (block, load):
             console.print(f"  {one['way']}: {one['verdict']}", markup=False, highlight=False)
-    for one in result["best_reserves"]:
-        if block is Block.RESERVE and one["load"] == load:
-            change = show_change("e2e_mean_s", one["e2e_mean_pct"], one["e2e_mean_pct_ci95"])
-            console.print(
-                f"  {one['policy']}: best quantile ({one['best_quantile']}, r {one['best_quantile_r']:g}) against best "
-                f"mean (r {one['best_mean_r']:g}), on seeds that chose neither: {change} %"
-            )
+    best = [one for one in result["best_reserves"] if block is Block.RESERVE and one["load"] == load]
+    for policy, members in groupby(best, key=lambda one: one["policy"]):
+        shares = [
+            f"{escape(one['column'])} (r {one['r']:g}) "
+            + show_change("e2e_mean_s", one["e2e_mean_pct"], one["e2e_mean_pct_ci95"])
+            for one in members
+        ]
+        console.print(f"  {policy}, each at its best r, against the mean of ours at its best, on other seeds: ")
+        console.print(f"    {', '.join(shares[1:])}; ours at {shares[0].partition('(')[2].partition(')')[0]}")
     console.print()
 
 
