@@ -76,8 +76,18 @@ class Ledger(Protocol):
         """Commits at most one candidate."""
         ...
 
-    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
-        """Advances a reservation (never backwards) and makes this router its owner; ``None`` if unknown."""
+    async def progress(
+        self,
+        request_id: str,
+        *,
+        prefilled: bool,
+        generated_tokens: int,
+        predicted_output_tokens: float | None = None,
+    ) -> Reservation | None:
+        """Advances a reservation (never backwards) and makes this router its owner; ``None`` if unknown.
+
+        ``predicted_output_tokens`` replaces the prediction, unless more tokens are known of already.
+        """
         ...
 
     async def release(self, request_id: str) -> Reservation | None:

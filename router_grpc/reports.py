@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_REPORTED_TOKENS = 10_000_000
 MAX_REASON_LENGTH = 256
+REVISED_FROM = 0.5
+"""Share of its expected tokens from which on an answer's length is foretold anew at every report of progress."""
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class ReportService:
             report.request_id,
             prefilled=report.kind is not ReportKind.STARTED,
             generated_tokens=report.output_tokens or 0,
+            predicted_output_tokens=self._foretold_anew(report),
         )
         if reservation is None:
             self._world.open_requests.closed(report.request_id)
@@ -120,6 +123,19 @@ class ReportService:
             if entry.arrived_at_s is not None:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
         return True
+
+    def _foretold_anew(self, report: Report) -> float | None:
+        """The length that is expected of an answer that is well under way: what there is, and its mean residual life.
+
+        ``None`` where the first prediction still serves: before half of it is there, or where others made it.
+        """
+        entry, generated_tokens = self._world.open_requests.get(report.request_id), report.output_tokens
+        if entry is None or entry.foretold is None or generated_tokens is None:
+            return None
+        law = entry.foretold.law
+        if generated_tokens < REVISED_FROM * law.expected_tokens:
+            return None
+        return generated_tokens + law.residual_tokens(generated_tokens)
 
     async def _end(self, report: Report) -> bool:
         entry = self._world.open_requests.get(report.request_id)

@@ -154,17 +154,28 @@ class MemoryLedger:
         )
         return self._result(ReserveOutcome.COMMITTED, ask, self._adopted(reservation))
 
-    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
+    async def progress(
+        self,
+        request_id: str,
+        *,
+        prefilled: bool,
+        generated_tokens: int,
+        predicted_output_tokens: float | None = None,
+    ) -> Reservation | None:
         """See ``Ledger``."""
         generated_tokens = whole_tokens(generated_tokens)
+        told = None if predicted_output_tokens is None else milli_tokens(predicted_output_tokens) / MILLI
         known = self._book.reservations.get(request_id)
         if known is None:
             return None
+        if told is None or generated_tokens < known.generated_tokens:
+            told = known.predicted_output_tokens
         return self._adopted(
             replace(
                 known,
                 prefilled=known.prefilled or prefilled,
                 generated_tokens=max(known.generated_tokens, generated_tokens),
+                predicted_output_tokens=told,
             )
         )
 

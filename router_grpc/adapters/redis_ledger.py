@@ -129,9 +129,18 @@ class RedisLedger:
         loads = {bid.instance_id: _load(text) for bid, text in zip(ask.bids, packed, strict=True)}
         return ReserveResult(outcome=ReserveOutcome(_text(outcome)), reservation=_reservation(row), loads=loads)
 
-    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
+    async def progress(
+        self,
+        request_id: str,
+        *,
+        prefilled: bool,
+        generated_tokens: int,
+        predicted_output_tokens: float | None = None,
+    ) -> Reservation | None:
         """See ``Ledger``."""
-        return _reservation(await self._call("progress", request_id, int(prefilled), whole_tokens(generated_tokens)))
+        told = "" if predicted_output_tokens is None else milli_tokens(predicted_output_tokens)
+        row = await self._call("progress", request_id, int(prefilled), whole_tokens(generated_tokens), told)
+        return _reservation(row)
 
     async def release(self, request_id: str) -> Reservation | None:
         """See ``Ledger``."""

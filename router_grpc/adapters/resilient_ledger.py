@@ -136,11 +136,23 @@ class ResilientLedger:
                     self._local.put(result.reservation)
             return result
 
-    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Reservation | None:
+    async def progress(
+        self,
+        request_id: str,
+        *,
+        prefilled: bool,
+        generated_tokens: int,
+        predicted_output_tokens: float | None = None,
+    ) -> Reservation | None:
         """See ``Ledger``; what the shared ledger has lost goes on in the mirror until it is restored."""
 
         async def advance(ledger: Ledger) -> Reservation | None:
-            return await ledger.progress(request_id, prefilled=prefilled, generated_tokens=generated_tokens)
+            return await ledger.progress(
+                request_id,
+                prefilled=prefilled,
+                generated_tokens=generated_tokens,
+                predicted_output_tokens=predicted_output_tokens,
+            )
 
         async with self._turns.of(request_id), self._gate.through():
             known, is_shared = await self._ask(advance)

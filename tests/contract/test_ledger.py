@@ -165,6 +165,21 @@ async def test_progress_never_goes_back(fleet: Fleet) -> None:
     assert (await ledger.loads())["i"] == Load(1, 109, 0, 41.0)
 
 
+async def test_progress_may_foretell_the_answer_anew(fleet: Fleet) -> None:
+    ledger = fleet.router("a")
+    await ledger.reserve(ask("r", bid("i"), predicted_output_tokens=10.0))
+    advanced = await ledger.progress("r", prefilled=True, generated_tokens=12, predicted_output_tokens=40.5)
+    assert advanced is not None
+    assert advanced.predicted_output_tokens == 40.5
+    assert (await ledger.loads())["i"] == Load(1, 112, 0, 28.5)
+    late = await ledger.progress("r", prefilled=True, generated_tokens=5, predicted_output_tokens=11.0)
+    assert late == advanced
+    await ledger.progress("r", prefilled=True, generated_tokens=12, predicted_output_tokens=12.0)
+    assert (await ledger.loads())["i"] == Load(1, 112, 0, 0.0)
+    await ledger.release("r")
+    assert await ledger.loads() == {}
+
+
 async def test_progress_makes_this_router_the_owner(fleet: Fleet) -> None:
     a, b = fleet.router("a"), fleet.router("b")
     await a.reserve(ask("r", bid("i")))

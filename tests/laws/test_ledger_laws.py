@@ -63,7 +63,7 @@ asks = st.builds(
     moved_tolerance=st.none() | st.integers(-1, 3),
     final=st.booleans(),
 )
-advances = st.tuples(st.sampled_from(REQUESTS), st.booleans(), st.integers(0, 2_500))
+advances = st.tuples(st.sampled_from(REQUESTS), st.booleans(), st.integers(0, 2_500), st.none() | st.floats(0, 2_000))
 routers = st.integers(0, len(ROUTERS) - 1)
 
 
@@ -71,13 +71,15 @@ def reserve(router: int, wanted: ReserveAsk) -> Operation:
     return Operation(router, "reserve", (wanted,), lambda ledger: ledger.reserve(wanted))
 
 
-def progress(router: int, advance: tuple[str, bool, int]) -> Operation:
-    request_id, prefilled, generated = advance
+def progress(router: int, advance: tuple[str, bool, int, float | None]) -> Operation:
+    request_id, prefilled, generated, predicted = advance
     return Operation(
         router,
         "progress",
         advance,
-        lambda ledger: ledger.progress(request_id, prefilled=prefilled, generated_tokens=generated),
+        lambda ledger: ledger.progress(
+            request_id, prefilled=prefilled, generated_tokens=generated, predicted_output_tokens=predicted
+        ),
     )
 
 

@@ -43,7 +43,7 @@ async def test_first_token_progress_and_finish_change_the_load_by_the_formulas(b
     assert await bench.report("r", ReportKind.PROGRESS, output_tokens=20)
     assert (await loads())[where] == Load(1, 130, 0, 70.0)
     assert await bench.report("r", ReportKind.PROGRESS, output_tokens=130)
-    assert (await loads())[where] == Load(1, 230, 0, 0.0)
+    assert (await loads())[where] == Load(1, 230, 0, 1.0)  # one more at least, while it has not ended
     assert await bench.report("r", ReportKind.FINISHED, output_tokens=131)
     assert await loads() == {}
     assert bench.world.replica.load_of(where) == Load()
@@ -83,6 +83,24 @@ async def test_report_fields_out_of_bounds_are_named(bench: Bench, fields: dict[
     with pytest.raises(InvalidRequestError, match="request_id"):
         await bench.report("x" * 129)
     assert await bench.report("r")
+
+
+async def test_an_answer_longer_than_foretold_is_foretold_anew() -> None:
+    bench = Bench(config_of(predictor={"type": "Applications", "deadlineMilliseconds": 100}))
+    bench.world.lengths.start()
+    answer = await bench.route("r")
+    assert answer.law is not None
+    expected, longest = answer.law.expected_tokens, answer.law.quantiles[-1]
+    remaining = []
+    for generated in (0.2 * expected, 0.9 * expected, 1.5 * expected, 1.5 * longest):
+        await bench.report("r", ReportKind.PROGRESS, output_tokens=int(generated))
+        remaining.append((await bench.world.ledger.loads())[answer.instance_id].remaining_decode_tokens)
+    assert remaining[0] == pytest.approx(0.8 * expected, abs=1)
+    assert remaining[1] == pytest.approx(answer.law.residual_tokens(int(0.9 * expected)), abs=1)
+    assert min(remaining[1:]) > 0.1 * expected
+    await bench.report("r", output_tokens=9)
+    assert await bench.world.ledger.loads() == {}
+    await bench.world.lengths.close()
 
 
 @pytest.mark.parametrize("usage", [(-1, 10), (10**9, 10), (5, -1), (5, 10**12)])

@@ -277,8 +277,8 @@ class SlowLedger(MemoryLedger):
         await self.gate.wait()
         return released
 
-    async def progress(self, request_id: str, *, prefilled: bool, generated_tokens: int) -> Any:
-        known = await super().progress(request_id, prefilled=prefilled, generated_tokens=generated_tokens)
+    async def progress(self, request_id: str, **fields: Any) -> Any:
+        known = await super().progress(request_id, **fields)
         self.asked.set()
         await self.gate.wait()
         return known
