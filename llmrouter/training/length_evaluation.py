@@ -69,8 +69,7 @@ def run_online(contender: Contender, traffic: Answered, advance: Advance) -> dic
     """Predicts each request, then learns its answer, in order; the contender alone, and recalibrated."""
     run = _one_by_one if contender.learns else _batches
     plain = run(contender.make(), traffic, advance)
-    ranked = replace(plain, own_rank=plain.rank)
-    recalibrated = _one_by_one(Recalibrated(_Recorded(ranked)), traffic, advance)
+    recalibrated = _one_by_one(Recalibrated(_Recorded(plain)), traffic, advance)
     return {contender.name: plain, contender.name + CALIBRATED: recalibrated}
 
 
@@ -118,18 +117,21 @@ def _joined(parts: Sequence[Lengths]) -> Lengths:
 
 
 class _Recorded:
-    """Gives laws that were made before, one at a time, in their order."""
+    """Gives laws that were made before, with their ranks, in their order."""
 
     def __init__(self, laws: Lengths) -> None:
         self.name = laws.source
         self.digest = laws.digest
         self._laws = laws
+        self._rank_N = laws.rank
         self._next = 0
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         place = slice(self._next, self._next + len(requests))
         self._next += len(requests)
-        return self._laws[place]
+        laws = self._laws
+        own_rank_N = self._rank_N[place]
+        return Lengths(laws.latent[place], laws.limit_tokens[place], self.name, self.digest, own_rank=own_rank_N)
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
