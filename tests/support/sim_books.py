@@ -210,6 +210,8 @@ def _check_lines(world: World) -> None:
         arrived = [pool.sequences[s].arrived_at for s in line]
         assert arrived == sorted(arrived)
         assert all(pool.sequences[s].router * run.models + pool.sequences[s].model == number for s in line)
+    for number, line in enumerate(lines):
+        assert not line or world.dirty[number] or world.line_tried[number] in line
     for number, line in enumerate(lines if run.fair else ()):
         for tenant in range(run.tenants):
             assert world.held_by[number * run.tenants + tenant] == sum(pool.sequences[s].tenant == tenant for s in line)
