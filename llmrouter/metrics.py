@@ -45,12 +45,13 @@ class _Maker:
 
 
 class RouterMetrics:
-    """All metrics of one router, on a registry of the caller's; those of output lengths are in ``lengths``."""
+    """All metrics of one router, on a registry of the caller's; lengths and step times have parts of their own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         make = _Maker(registry)
         counter, gauge, histogram = make.counter, make.gauge, make.histogram
         self.lengths = LengthMetrics(make)
+        self.calibration = CalibrationMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.route_seconds = histogram("route_seconds", "Time a Route call took, holds included.", LATENCY_BUCKETS)
         self.decision_seconds = histogram("decision_seconds", "Time one policy decision took.", DECISION_BUCKETS)
@@ -153,4 +154,34 @@ class LengthMetrics:
         self.exchange_dropped_counts = counter(
             "length_exchange_dropped_counts_total",
             "Counts that other routers are not told of; an answer has one in each of its groups.",
+        )
+
+
+class CalibrationMetrics:
+    """Step times as the traffic shows them, against those of the pools' profiles."""
+
+    def __init__(self, make: _Maker) -> None:
+        gauge = make.gauge
+        self.residual = gauge(
+            "calibration_relative_residual",
+            "Median of |ln(observed / foretold)| of step times, foretold by what is learned or by the profile.",
+            ["pool", "with"],
+        )
+        self.observations = gauge("calibration_observations", "Observations learned from.", ["pool"])
+        self.refused = gauge(
+            "calibration_refused_observations", "Observations that were not believed, by reason.", ["pool", "reason"]
+        )
+        self.ratio = gauge(
+            "calibration_coefficient_ratio", "Coefficient divided by the profile's.", ["pool", "coefficient"]
+        )
+        self.learned = gauge(
+            "calibration_learned_share",
+            "Share of a coefficient that the traffic decides and not the profile.",
+            ["pool", "coefficient"],
+        )
+        self.frozen = gauge(
+            "calibration_frozen", "1 while coefficients do not follow what is observed.", ["pool", "reason"]
+        )
+        self.slowness = gauge(
+            "calibration_instance_slowness", "Step time against the pool's median instance.", ["pool", "instance"]
         )

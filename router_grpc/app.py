@@ -36,6 +36,9 @@ SHOW_S = 1.0
 SHARE_S = 1.0
 """How often routers tell each other what they learned of output lengths."""
 
+CALIBRATE_S = 5.0
+"""How often what is learned of step times is taken up or saved, where there is something to do."""
+
 ACKNOWLEDGE_S = 5.0
 """How often a router says that all is as it was; a change is said at once, and the longest pause after a failure."""
 
@@ -101,6 +104,7 @@ class RouterApp:
             "sweep": self._every(self._heartbeat_s, self._sweep, "sweep"),
             "scrape": self._every(self._scrape_s, self._scrape, "scrape"),
             "gauges": self._every(lambda: SHOW_S, self._show, "gauges"),
+            "calibration": self._every(lambda: CALIBRATE_S, self._calibrate, "calibration"),
         }
         if self._outside.sharing is not None:
             loops["share"] = self._every(lambda: SHARE_S, self._share, "share")
@@ -206,6 +210,8 @@ class RouterApp:
         loads = await world.ledger.loads()
         if world.replica.replace(loads, now_s=world.clock()):
             self.service.kick()
+        if not world.is_degraded():
+            world.calibrating.refreshed(world.replica, now_s=world.clock())
         if runtime is None:
             return
         if not self.listener.is_ready and self._outside.directory.synced:
@@ -217,6 +223,11 @@ class RouterApp:
     async def _show(self) -> None:
         self.service.reorder()
         self._gauges.show()
+        world = self.world
+        world.calibrating.show(world.metrics.calibration, (one.instance_id for one in world.instances.current()))
+
+    async def _calibrate(self) -> None:
+        await self.world.calibrating.keep(self.world.clock())
 
     async def _beat(self) -> None:
         world, runtime = self.world, self.service.runtime

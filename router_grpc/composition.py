@@ -17,6 +17,7 @@ from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.planning.mix import MixMeter
 from router_grpc.acknowledging import acknowledgement_of
+from router_grpc.adapters.calibration_store import RedisCalibrationStore
 from router_grpc.adapters.engine_metrics import EngineScraper
 from router_grpc.adapters.instances import InstanceDirectory
 from router_grpc.adapters.length_exchange import RedisLengthStore, StoredLengthExchange
@@ -25,6 +26,7 @@ from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.app import Outside, RouterApp
+from router_grpc.calibrating import Calibrating
 from router_grpc.changes import Changes
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
@@ -116,6 +118,7 @@ def compose(
         clock=time.monotonic,
         rng=rng,
         mix=MixMeter(time.monotonic()),
+        calibrating=Calibrating(None if redis is None else _calibrations(settings, redis)),
     )
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
     scraper = EngineScraper(
@@ -171,6 +174,10 @@ def _sharing(settings: Settings, redis: Redis, lengths: LengthService, metrics: 
     store = RedisLengthStore(redis, settings.ledger_namespace, timeout_s=REDIS_TIMEOUT_S)
     author = f"{settings.router_id}/{uuid.uuid4().hex}"
     return LengthSharing(StoredLengthExchange(store, author), lengths, metrics=metrics)
+
+
+def _calibrations(settings: Settings, redis: Redis) -> RedisCalibrationStore:
+    return RedisCalibrationStore(redis, settings.ledger_namespace, timeout_s=REDIS_TIMEOUT_S)
 
 
 def _ledger(

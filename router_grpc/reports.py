@@ -122,6 +122,8 @@ class ReportService:
             entry.has_first_token = True
             if entry.arrived_at_s is not None:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
+        if report.kind is not ReportKind.STARTED:
+            self._world.calibrating.advanced(report.request_id, report.output_tokens, now_s=now_s)
         return True
 
     def _foretold_anew(self, report: Report) -> float | None:
@@ -139,6 +141,7 @@ class ReportService:
 
     async def _end(self, report: Report) -> bool:
         entry = self._world.open_requests.get(report.request_id)
+        self._world.calibrating.ended(report.request_id, report.output_tokens, now_s=self._world.clock())
         released = await self._world.release(report.request_id)
         if released is None:
             return False

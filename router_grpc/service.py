@@ -272,6 +272,7 @@ class RouterService:
         if chosen is None or chosen.instance_id in request.excluded_instance_ids:
             return None
         self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
+        self._world.calibrating.dispatched(reservation, chosen, self._world.replica, now_s=self._world.clock())
         others = [
             (instance.instance_id, instance.endpoint)
             for candidate in candidates

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.planning.mix import MixMeter
 from llmrouter.routing.inflight import contribution
+from router_grpc.calibrating import Calibrating
 from router_grpc.unbroken import Unbroken
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ class World:
     rng: random.Random
     unbroken: Unbroken = field(default_factory=Unbroken)
     mix: MixMeter = field(default_factory=MixMeter)
+    calibrating: Calibrating = field(default_factory=Calibrating)
 
     async def release(self, request_id: str) -> Reservation | None:
         """Takes a reservation out of the ledger, the replica and the book; ``None`` where the ledger knows none."""
         released = await self.ledger.release(request_id)
         self.open_requests.closed(request_id)
+        self.calibrating.ended(request_id, None, now_s=self.clock())
         if released is not None:
             self.replica.subtract(released.instance_id, contribution(released))
         return released

@@ -1,0 +1,177 @@
+"""Learns the step times of every pool from what passes through this router, and keeps them for its successors.
+
+It observes only: no decision reads what is learned here. It is shown in metrics, beside the profile that decisions use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+from llmrouter.errors import InvalidInputError
+from llmrouter.metrics import MAX_INSTANCE_LABELS
+from llmrouter.routing.calibration import COEFFICIENTS, Calibration, ClassCalibration, Frozen, Refusal
+from llmrouter.routing.calibration_intervals import Intervals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llmrouter.domain import Instance, Reservation
+    from llmrouter.metrics import CalibrationMetrics
+    from llmrouter.routing.calibration import Observation
+    from router_grpc.replica import LoadReplica
+
+SAVE_EVERY_S = 30.0
+MAX_POOLS = 64
+
+_log = logging.getLogger(__name__)
+
+
+class CalibrationStore(Protocol):
+    """Where what is learned outlives a router; every method raises LedgerUnavailableError."""
+
+    async def load(self, pool: str) -> bytes | None:
+        """What was saved last of a pool."""
+        ...
+
+    async def save(self, pool: str, raw: bytes) -> None:
+        """Replaces it: all routers observe the same engines, and any one's knowledge will do."""
+        ...
+
+
+class Calibrating:
+    """The calibrations of one router, by pool. Methods belong to the event loop.
+
+    Args:
+        store: where to begin from and to save; ``None`` where a router begins with the profile.
+    """
+
+    def __init__(self, store: CalibrationStore | None = None) -> None:
+        self._store = store
+        self._pools: dict[str, ClassCalibration] = {}
+        self._refused: dict[tuple[str, Refusal], int] = {}
+        self._intervals = Intervals(self._learn)
+        self._loaded: dict[str, ClassCalibration] = {}
+        self._saved: dict[str, int] = {}
+        self._saved_at_s: float | None = None
+        self._shown: set[tuple[str, str]] = set()
+
+    def __len__(self) -> int:
+        """Requests that are watched now."""
+        return len(self._intervals)
+
+    def of(self, pool: str) -> Calibration | None:
+        """What is known of a pool's engines; ``None`` before its first request."""
+        known = self._pools.get(pool)
+        return None if known is None else known.calibration
+
+    def dispatched(self, reservation: Reservation, instance: Instance, replica: LoadReplica, *, now_s: float) -> None:
+        """This router answered with a reservation, which the replica counts."""
+        if reservation.prefilled or reservation.generated_tokens:
+            return  # taken over from another router: what was before is not known
+        self._pool(instance)
+        view = replica.view(instance, now_s=now_s)
+        self._intervals.dispatched(
+            reservation.request_id,
+            instance,
+            prompt_tokens=reservation.prompt_tokens,
+            alone=view.total.requests <= 1 and not view.foreign.requests,
+            now_s=now_s,
+        )
+
+    def advanced(self, request_id: str, output_tokens: int | None, *, now_s: float) -> None:
+        """A first token, or progress."""
+        self._intervals.advanced(request_id, output_tokens or 1, now_s=now_s)
+
+    def ended(self, request_id: str, output_tokens: int | None, *, now_s: float) -> None:
+        """A request is over; its tokens where its client said them."""
+        self._intervals.ended(request_id, output_tokens, now_s=now_s)
+
+    def refreshed(self, replica: LoadReplica, *, now_s: float) -> None:
+        """The replica's loads are those of now, and those of all routers."""
+        self._intervals.refreshed(lambda instance: replica.view(instance, now_s=now_s), now_s=now_s)
+
+    def show(self, metrics: CalibrationMetrics, instance_ids: Iterable[str]) -> None:
+        """Sets the gauges; of instances, those of ``instance_ids``, at most ``MAX_INSTANCE_LABELS``."""
+        current = set(islice(instance_ids, MAX_INSTANCE_LABELS))
+        shown = set()
+        for pool, known in self._pools.items():
+            calibration = known.calibration
+            _show(metrics, pool, calibration)
+            for instance_id in current & calibration.slowness.keys():
+                metrics.slowness.labels(pool, instance_id).set(calibration.slowness[instance_id])
+                shown.add((pool, instance_id))
+        for labels in self._shown - shown:
+            metrics.slowness.remove(*labels)
+        self._shown = shown
+        for (pool, reason), count in self._refused.items():
+            metrics.refused.labels(pool, reason.value).set(count)
+
+    async def keep(self, now_s: float) -> None:
+        """Takes up what was saved of pools that are new here, and saves what was learned, each 30 s.
+
+        Raises:
+            LedgerUnavailableError: the store does not answer; it is tried again.
+        """
+        if self._store is None:
+            return
+        for pool, known in list(self._pools.items()):
+            if self._loaded.get(pool) is not known:
+                self._take_up(pool, known, await self._store.load(pool))
+                self._loaded[pool] = known
+        if self._saved_at_s is not None and 0.0 <= now_s - self._saved_at_s < SAVE_EVERY_S:
+            return
+        self._saved_at_s = now_s
+        for pool, known in list(self._pools.items()):
+            observations = known.calibration.observations
+            if observations > self._saved.get(pool, 0):
+                await self._store.save(pool, json.dumps(known.state()).encode())
+                self._saved[pool] = observations
+
+    def _take_up(self, pool: str, known: ClassCalibration, raw: bytes | None) -> None:
+        if raw is None:
+            return
+        try:
+            if known.restore(_object(json.loads(raw))):
+                _log.info("calibration taken up", extra={"pool": pool})
+        except (InvalidInputError, ValueError) as error:  # it begins with the profile, and is saved over
+            _log.warning("saved calibration is not used", extra={"pool": pool, "error": str(error)[:500]})
+
+    def _pool(self, instance: Instance) -> ClassCalibration:
+        known = self._pools.get(instance.pool)
+        if known is None or known.profile != instance.profile:
+            if known is None and len(self._pools) >= MAX_POOLS:
+                del self._pools[next(iter(self._pools))]
+            known = self._pools[instance.pool] = ClassCalibration(instance.profile)
+            self._saved.pop(instance.pool, None)
+        return known
+
+    def _learn(self, instance: Instance, observation: Observation) -> None:
+        known = self._pools.get(instance.pool)
+        if known is None or known.profile != instance.profile:
+            return  # measured under a profile that is not the pool's any more
+        refused = known.learn(observation)
+        if refused is not None:
+            key = instance.pool, refused
+            self._refused[key] = self._refused.get(key, 0) + 1
+
+
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise InvalidInputError("calibration state: must be an object")
+    return value
+
+
+def _show(metrics: CalibrationMetrics, pool: str, calibration: Calibration) -> None:
+    learned, profile = calibration.relative_residual, calibration.profile_residual
+    metrics.residual.labels(pool, "learned").set(math.nan if learned is None else learned)
+    metrics.residual.labels(pool, "profile").set(math.nan if profile is None else profile)
+    metrics.observations.labels(pool).set(calibration.observations)
+    for name in COEFFICIENTS:
+        metrics.ratio.labels(pool, name).set(calibration.ratios[name])
+        metrics.learned.labels(pool, name).set(calibration.learned[name])
+    for reason in Frozen:
+        metrics.frozen.labels(pool, reason.value).set(calibration.frozen is reason)
