@@ -6,12 +6,13 @@ the quantiles of the blend are weighted means of the logarithms of the predictor
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.distribution import LEVELS, lengths_of
+from llmrouter.lengths.distribution import LEVELS, Lengths, bounded
 from llmrouter.lengths.predictor import label, refusal
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.distribution import LengthDistribution
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
 
     Floats = NDArray[np.float64]
@@ -28,7 +29,7 @@ CAPACITY = 4_096
 HALF_LIFE = 150.0
 SHARPNESS = 2.0
 LEANING = 20.0
-_LEVELS_Q = np.array(LEVELS)
+_LEAST = 1e-9
 
 
 class Blended:
@@ -45,8 +46,9 @@ class Blended:
         self._experts = tuple(experts)
         self._capacity = capacity
         self._decay = 0.5 ** (1.0 / HALF_LIFE)
-        self._losses: OrderedDict[str, Floats] = OrderedDict()
-        self._all_E = np.zeros(len(self._experts))
+        self._none = (0.0,) * len(self._experts)
+        self._losses: OrderedDict[str, tuple[float, ...]] = OrderedDict()
+        self._all = self._none
         self._all_answers = 0.0
 
     @property
@@ -56,55 +58,62 @@ class Blended:
 
     def weights(self, request: LengthRequest) -> Floats:
         """How much each predictor weighs for a request (experts); they add up to 1."""
-        weights_E: Floats = self._weights([request])[0]
-        return weights_E
+        return np.array(self._weights(request))
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request; raises NotFiniteLengthsError where a predictor does."""
-        laws = [expert.predict(requests) for expert in self._experts]
-        weights_NE = self._weights(requests)
-        log_ENQ = np.log(np.stack([one.latent for one in laws]))
-        log_rank_EN = np.log(np.maximum(np.stack([one.rank for one in laws]), 1e-9))
-        return lengths_of(
-            np.exp(np.einsum("ne,enq->nq", weights_NE, log_ENQ)),
-            source=self.name,
-            limit_N=laws[0].limit_tokens,
-            rank_N=np.exp(np.einsum("ne,en->n", weights_NE, log_rank_EN)),
-            digest=self.digest,
+        laws = tuple([expert.predict(requests) for expert in self._experts])
+        weights_NE = np.array([self._weights(one) for one in requests]).reshape(len(requests), len(laws))
+        said_ENK = np.empty((len(laws), len(requests), len(LEVELS) + 1))  # K: quantiles, then the rank
+        for said_NK, one in zip(said_ENK, laws, strict=True):
+            said_NK[:, :-1] = one.latent
+            said_NK[:, -1] = one.rank
+        blended_NK = np.exp(np.einsum("ne,enk->nk", weights_NE, np.log(np.maximum(said_ENK, _LEAST))))
+        return Lengths(
+            bounded(blended_NK[:, :-1]),
+            laws[0].limit_tokens,
+            self.name,
+            self.digest,
+            own_rank=blended_NK[:, -1],
+            parts=laws,
         )
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
     ) -> UsageRefusal | None:
         """Weighs the predictors anew, then lets each learn."""
-        del predicted
         reason = refusal(request, output_tokens)
         if reason is not None:
             return reason
-        laws = [expert.predict([request]) for expert in self._experts]
-        over_EQ = np.log(output_tokens) - np.log(np.stack([one.quantiles[0] for one in laws]))
-        loss_E = np.maximum(_LEVELS_Q * over_EQ, (_LEVELS_Q - 1.0) * over_EQ).mean(axis=1)
-        self._all_E = self._decay * self._all_E + loss_E
+        laws = (predicted or self.predict([request]).row(0)).parts
+        losses = [_loss(law, math.log(output_tokens)) for law in laws]
+        self._all = self._faded(self._all, losses)
         self._all_answers = self._decay * self._all_answers + 1.0
         key = _key(request)
-        own_E = self._losses.pop(key, None)
-        self._losses[key] = loss_E if own_E is None else self._decay * own_E + loss_E
+        self._losses[key] = self._faded(self._losses.pop(key, self._none), losses)
         if len(self._losses) > self._capacity:
             self._losses.popitem(last=False)
         for expert, law in zip(self._experts, laws, strict=True):
-            expert.learn(request, output_tokens, law.row(0))
+            expert.learn(request, output_tokens, law)
         return None
 
-    def _weights(self, requests: Sequence[LengthRequest]) -> Floats:
-        """Weights (N, experts)."""
-        losses_NE = np.tile(LEANING * self._all_E / max(self._all_answers, 1.0), (len(requests), 1))
-        for row, request in enumerate(requests):
-            own_E = self._losses.get(_key(request))
-            if own_E is not None:
-                losses_NE[row] += own_E
-        weights_NE: Floats = np.exp(-SHARPNESS * (losses_NE - losses_NE.min(axis=1, keepdims=True)))
-        weights_NE /= weights_NE.sum(axis=1, keepdims=True)
-        return weights_NE
+    def _faded(self, sums: Sequence[float], added: Sequence[float]) -> tuple[float, ...]:
+        return tuple([self._decay * one + more for one, more in zip(sums, added, strict=True)])
+
+    def _weights(self, request: LengthRequest) -> list[float]:
+        leaning = LEANING / max(self._all_answers, 1.0)
+        own = self._losses.get(_key(request), self._none)
+        losses = [leaning * of_all + of_own for of_all, of_own in zip(self._all, own, strict=True)]
+        least = min(losses)
+        weights = [math.exp(-SHARPNESS * (loss - least)) for loss in losses]
+        total = sum(weights)
+        return [weight / total for weight in weights]
+
+
+def _loss(law: LengthDistribution, log_tokens: float) -> float:
+    """Mean pinball loss of the logarithm of the length."""
+    over = [log_tokens - math.log(tokens) for tokens in law.quantiles]
+    return sum([max(level * one, (level - 1.0) * one) for level, one in zip(LEVELS, over, strict=True)]) / len(LEVELS)
 
 
 def _key(request: LengthRequest) -> str:

@@ -7,8 +7,11 @@ of the neighbouring pair goes on for twice its length (on a normal law of log le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
@@ -31,48 +34,81 @@ PAPER_EDGES_TOKENS = (250.0, 1_000.0)
 AGENT_EDGES_TOKENS = (256.0, 2_048.0)
 """The buckets that the agent of arXiv 2408.13510 sees."""
 
-_KNOT_LEVELS = np.array((0.0, *LEVELS, 1.0))
-_KNOT_WIDTHS = np.diff(_KNOT_LEVELS)
+_KNOT_LEVELS = (0.0, *LEVELS, 1.0)
+_KNOT_WIDTHS = tuple(high - low for low, high in pairwise(_KNOT_LEVELS))
 _TAIL = 2.0
-_LOG_MAX = float(np.log(MAX_TOKENS))
+_LOG_MAX = math.log(MAX_TOKENS)
+_NARROW = 1e-4
+"""Of a segment in ln tokens: below it, a quotient would lose digits, and the geometric mean has them all."""
 
 
 class NotFiniteLengthsError(ValueError):
     """A predictor answered NaN or infinity."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LengthDistribution:
-    """The law of one answer's length. Tokens; ``quantiles`` stand at ``LEVELS``, ascending, within 1 and 1e6.
+    """The law of one answer's length.
 
-    A lower ``rank`` is expected to be done sooner. ``source`` names what said it; ``digest`` is its model's.
+    ``latent`` are tokens at ``LEVELS``, ascending, within 1 and 1e6, without regard to ``max_output_tokens``, the most
+    the answer may have; properties and methods regard it. ``own_mean`` and ``own_rank`` are there where the predictor
+    has its own. ``source`` names what said it; ``digest`` is its model's. ``parts`` are the laws that this one was made
+    of, in the order of the predictors that gave them, where those learn from what they said.
     """
 
-    quantiles: tuple[float, ...]
-    expected_tokens: float
-    rank: float
+    latent: tuple[float, ...]
+    own_mean: float | None
+    own_rank: float | None
     source: str
     digest: str = ""
     max_output_tokens: float = MAX_TOKENS
+    parts: tuple[LengthDistribution, ...] = field(default=(), repr=False, compare=False)
+
+    @cached_property
+    def quantiles(self) -> tuple[float, ...]:
+        """Tokens at ``LEVELS``, ascending, at most the limit."""
+        limit = self.max_output_tokens
+        return tuple([min(value, limit) for value in self.latent])
+
+    @cached_property
+    def expected_tokens(self) -> float:
+        """Mean: the predictor's own, else that of the quantile function; within 1 and the limit."""
+        limit = self.max_output_tokens
+        mean = _mean_below(_knots(self.latent), limit) if self.own_mean is None else self.own_mean
+        return min(max(mean, MIN_TOKENS), limit)
+
+    @property
+    def rank(self) -> float:
+        """A lower one is expected to be done sooner: the predictor's own, else the mean."""
+        return self.expected_tokens if self.own_rank is None else self.own_rank
+
+    def below(self, tokens: float) -> float:
+        """P(length < tokens)."""
+        return 1.0 if tokens > self.max_output_tokens else _below(_knots(self.latent), tokens)
 
     def bucket_probabilities(self, edges_tokens: Sequence[float] = PAPER_EDGES_TOKENS) -> tuple[float, ...]:
         """Probability of each bucket; a length that equals an edge belongs to the bucket above it."""
-        return tuple(self._batch().bucket_probabilities(edges_tokens)[0].tolist())
+        below = [0.0, *map(self.below, edges_tokens), 1.0]
+        return tuple([high - low for low, high in pairwise(below)])
 
     def residual_tokens(self, generated_tokens: float) -> float:
-        """Tokens still to come once ``generated_tokens`` exist: see ``Lengths.residual_tokens``."""
-        return float(self._batch().residual_tokens(np.array([generated_tokens]))[0])
+        """Mean residual life: E[length − g | length ≥ g], from the quantile function.
 
-    def _batch(self) -> Lengths:
-        return lengths_of(np.array([self.quantiles]), limit_N=np.array([self.max_output_tokens]), source=self.source)
+        Beyond the last quantile nothing is known but the limit: the residual life stays what it is at that quantile.
+        At least 1 token while below the limit, never more than the limit leaves; 0 at the limit.
+        """
+        knots, limit, generated = _knots(self.latent), self.max_output_tokens, max(generated_tokens, 0.0)
+        reached = min(generated, self.latent[-1], limit)
+        above = _mean_below(knots, limit) - _mean_below(knots, reached)
+        mean = above / max(1.0 - _below(knots, reached), 1e-9)
+        return min(max(mean, MIN_TOKENS), max(limit - generated, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """Laws of N answers: arrays (N,), ``latent`` (N, levels).
+    """Laws of N answers, as ``LengthDistribution`` is of one: arrays (N,), ``latent`` (N, levels).
 
-    ``latent`` are the quantiles without regard to ``limit_tokens``, the most each answer may have; properties and
-    methods regard it. ``own_mean`` and ``own_rank`` are there where the predictor has its own. Made by ``lengths_of``.
+    Made by ``lengths_of`` of what a model said. Predictors that make new laws of such make them right themselves.
     """
 
     latent: Floats
@@ -81,6 +117,7 @@ class Lengths:
     digest: str = ""
     own_mean: Floats | None = None
     own_rank: Floats | None = None
+    parts: tuple[Lengths, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -92,15 +129,12 @@ class Lengths:
 
     @cached_property
     def expected_tokens(self) -> Floats:
-        """Mean (N,): the predictor's own, else that of the quantile function; within 1 and the limit."""
-        mean_N = self.own_mean
-        if mean_N is None:
-            mean_N = _mean_below(_knots(self.latent), np.log(self.limit_tokens))
-        return np.minimum(np.maximum(mean_N, MIN_TOKENS), self.limit_tokens)
+        """Means (N,)."""
+        return np.array([self.row(index).expected_tokens for index in range(len(self))])
 
     @property
     def rank(self) -> Floats:
-        """Rank scores (N,), a lower one is expected to be done sooner: the predictor's own, else the mean."""
+        """Rank scores (N,)."""
         return self.expected_tokens if self.own_rank is None else self.own_rank
 
     def __getitem__(self, rows: slice) -> Lengths:
@@ -112,44 +146,25 @@ class Lengths:
             self.digest,
             own_mean=None if self.own_mean is None else self.own_mean[rows],
             own_rank=None if self.own_rank is None else self.own_rank[rows],
+            parts=tuple([part[rows] for part in self.parts]),
         )
 
     def row(self, index: int) -> LengthDistribution:
-        """The law of one request."""
-        limit = self.limit_tokens.item(index)
+        """The law of one request; keeps nothing of the others."""
         return LengthDistribution(
-            quantiles=tuple([min(value, limit) for value in self.latent[index].tolist()]),
-            expected_tokens=self.expected_tokens.item(index),
-            rank=self.rank.item(index),
+            latent=tuple(self.latent[index].tolist()),
+            own_mean=None if self.own_mean is None else self.own_mean.item(index),
+            own_rank=None if self.own_rank is None else self.own_rank.item(index),
             source=self.source,
             digest=self.digest,
-            max_output_tokens=limit,
+            max_output_tokens=self.limit_tokens.item(index),
+            parts=tuple([part.row(index) for part in self.parts]),
         )
-
-    def below(self, tokens_N: ArrayLike) -> Floats:
-        """P(length < tokens) (N,) for one number of tokens or one for each row."""
-        tokens_N = np.broadcast_to(np.asarray(tokens_N, dtype=np.float64), (len(self),))
-        below_N = _below(_knots(self.latent), np.log(np.maximum(tokens_N, 1e-9)))
-        return np.where(tokens_N > self.limit_tokens, 1.0, below_N)
 
     def bucket_probabilities(self, edges_tokens: Sequence[float] = PAPER_EDGES_TOKENS) -> Floats:
         """Probabilities (N, edges + 1); a length that equals an edge belongs to the bucket above it."""
-        columns = [np.zeros(len(self)), *(self.below(edge) for edge in edges_tokens), np.ones(len(self))]
-        return np.diff(np.stack(columns, axis=1), axis=1)
-
-    def residual_tokens(self, generated_N: Floats) -> Floats:
-        """Mean residual life (N,): E[length − g | length ≥ g], from the quantile function.
-
-        Beyond the last quantile nothing is known but the limit: the residual life stays what it is at that quantile.
-        At least 1 token while below the limit, never more than the limit leaves; 0 at the limit.
-        """
-        knots_NK = _knots(self.latent)
-        reached_N = np.clip(generated_N, 0.0, np.minimum(self.latent[:, -1], self.limit_tokens))
-        log_reached_N = np.log(np.maximum(reached_N, 1e-9))
-        above_N = _mean_below(knots_NK, np.log(self.limit_tokens)) - _mean_below(knots_NK, log_reached_N)
-        mean_N = above_N / np.maximum(1.0 - _below(knots_NK, log_reached_N), 1e-9)
-        left_N = np.maximum(self.limit_tokens - np.maximum(generated_N, 0.0), 0.0)
-        return np.minimum(np.maximum(mean_N, MIN_TOKENS), left_N)
+        rows = [self.row(index).bucket_probabilities(edges_tokens) for index in range(len(self))]
+        return np.array(rows).reshape(len(self), -1)
 
 
 def lengths_of(
@@ -178,53 +193,56 @@ def lengths_of(
     if quantiles_NQ.ndim != 2 or quantiles_NQ.shape[1] != len(LEVELS):  # noqa: PLR2004 - rows and levels
         raise ValueError(f"quantiles have the shape {quantiles_NQ.shape}, not (N, {len(LEVELS)})")
     for given in (quantiles_NQ, expected_N, rank_N):
-        if given is not None and not np.isfinite(given).all():
+        if given is not None and not math.isfinite(given.sum()):
             raise NotFiniteLengthsError(f"{source}: a prediction is not finite")
-    latent_NQ = _bounded(np.asarray(quantiles_NQ, dtype=np.float64))
+    latent_NQ = bounded(np.asarray(quantiles_NQ, dtype=np.float64))
     latent_NQ.sort(axis=1)
-    limit_N = np.full(len(latent_NQ), MAX_TOKENS) if limit_N is None else _bounded(limit_N)
+    limit_N = np.full(len(latent_NQ), MAX_TOKENS) if limit_N is None else bounded(limit_N)
     return Lengths(latent_NQ, limit_N, source, digest, own_mean=expected_N, own_rank=rank_N)
 
 
-def _bounded(tokens: Floats) -> Floats:
+def bounded(tokens: Floats) -> Floats:
+    """Tokens brought within 1 and 1e6."""
     return np.minimum(np.maximum(tokens, MIN_TOKENS), MAX_TOKENS)
 
 
-def _knots(quantiles_NQ: Floats) -> Floats:
+def _knots(latent: Sequence[float]) -> list[float]:
     """Logarithms of the quantile function at ``_KNOT_LEVELS``."""
-    knots_NK = np.empty((len(quantiles_NQ), len(_KNOT_LEVELS)))
-    np.log(quantiles_NQ, out=knots_NK[:, 1:-1])
-    first_N, last_N = knots_NK[:, 1], knots_NK[:, -2]
-    knots_NK[:, 0] = np.maximum(first_N - _TAIL * (knots_NK[:, 2] - first_N), 0.0)
-    knots_NK[:, -1] = np.minimum(last_N + _TAIL * (last_N - knots_NK[:, -3]), _LOG_MAX)
-    return knots_NK
+    logs = [math.log(tokens) for tokens in latent]
+    first = max(logs[0] - _TAIL * (logs[1] - logs[0]), 0.0)
+    last = min(logs[-1] + _TAIL * (logs[-1] - logs[-2]), _LOG_MAX)
+    return [first, *logs, last]
 
 
-def _below(knots_NK: Floats, log_tokens_N: Floats) -> Floats:
-    """P(ln length < x): the quantile function turned round; from the left where it is flat."""
-    passed_N = (knots_NK < log_tokens_N[:, None]).sum(axis=1)
-    rows_N = np.arange(len(knots_NK))
-    high_N = np.clip(passed_N, 1, len(_KNOT_LEVELS) - 1)
-    low_N = high_N - 1
-    start_N, end_N = knots_NK[rows_N, low_N], knots_NK[rows_N, high_N]
-    width_N = end_N - start_N
-    share_N = np.clip((log_tokens_N - start_N) / np.where(width_N > 0.0, width_N, 1.0), 0.0, 1.0)
-    below_N = _KNOT_LEVELS[low_N] + share_N * (_KNOT_LEVELS[high_N] - _KNOT_LEVELS[low_N])
-    return np.where(passed_N == 0, 0.0, np.where(passed_N == len(_KNOT_LEVELS), 1.0, below_N))
+def _below(knots: Sequence[float], tokens: float) -> float:
+    """P(length < tokens): the quantile function turned round; from the left where it is flat."""
+    log_tokens = _log(tokens)
+    passed = bisect_left(knots, log_tokens)
+    if passed in (0, len(knots)):
+        return float(passed > 0)
+    start, end = knots[passed - 1], knots[passed]
+    return _KNOT_LEVELS[passed - 1] + (log_tokens - start) / (end - start) * _KNOT_WIDTHS[passed - 1]
 
 
-def _mean_below(knots_NK: Floats, log_limit_N: Floats) -> Floats:
+def _mean_below(knots: Sequence[float], limit: float) -> float:
     """E[min(length, limit)]: of each segment the logarithmic mean up to the limit, and the limit for the rest."""
-    log_limit_N1 = log_limit_N[:, None]
-    cut_NK = np.minimum(knots_NK, log_limit_N1)
-    kept_NS = cut_NK[:, 1:] - cut_NK[:, :-1]
-    start_NS = np.exp(cut_NK[:, :-1])
-    flat_NS = kept_NS < 1e-9  # noqa: PLR2004 - below it the quotient loses its digits
-    divisor_NS = np.where(flat_NS, 1.0, kept_NS)
-    mean_NS = start_NS * np.where(flat_NS, 1.0, np.expm1(kept_NS) / divisor_NS)
-    if (knots_NK[:, -1:] > log_limit_N1).any():
-        width_NS = knots_NK[:, 1:] - knots_NK[:, :-1]
-        share_NS = np.where(width_NS > 0.0, kept_NS / np.where(width_NS > 0.0, width_NS, 1.0), 1.0)
-        mean_NS = share_NS * mean_NS + (1.0 - share_NS) * np.exp(log_limit_N1)
-    mean_N: Floats = mean_NS @ _KNOT_WIDTHS
-    return mean_N
+    log_limit, mean = _log(limit), 0.0
+    tokens = [math.exp(knot) for knot in knots]
+    for width, start, end, first, last in zip(_KNOT_WIDTHS, knots, knots[1:], tokens, tokens[1:], strict=False):
+        if end <= log_limit:
+            mean += width * _mean_between(first, last, end - start)
+        elif start >= log_limit:
+            mean += width * limit
+        else:
+            kept = (log_limit - start) / (end - start)
+            mean += width * (kept * _mean_between(first, limit, log_limit - start) + (1.0 - kept) * limit)
+    return mean
+
+
+def _mean_between(first: float, last: float, span: float) -> float:
+    """Of a length whose logarithm is uniform between those of ``first`` and ``last``, which differ by ``span``."""
+    return (last - first) / span if span > _NARROW else math.sqrt(first * last)
+
+
+def _log(tokens: float) -> float:
+    return math.log(max(tokens, 1e-9))

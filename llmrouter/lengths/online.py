@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmrouter.lengths.bins import BINS, bin_of, broad_prior, quantiles_of
-from llmrouter.lengths.distribution import lengths_of
+from llmrouter.lengths.distribution import Lengths
 from llmrouter.lengths.predictor import label, limits, refusal
 from llmrouter.lengths.sketches import Sketches
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.distribution import LengthDistribution
     from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
     from llmrouter.lengths.sketches import Counts
 
@@ -87,12 +88,11 @@ class OnlineQuantiles:
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request."""
-        shares_NB, seen_N = self._shares(requests)
-        laws = lengths_of(quantiles_of(shares_NB), source=self.name, limit_N=limits(requests))
+        shares_NB, seen = self._shares(requests)
+        laws = Lengths(quantiles_of(shares_NB), limits(requests), self.name)
         if self._exploration == 0.0:
             return laws
-        rank_N = laws.expected_tokens * np.exp(-self._exploration / np.sqrt(1.0 + seen_N))
-        return lengths_of(laws.latent, source=self.name, limit_N=laws.limit_tokens, rank_N=rank_N)
+        return replace(laws, own_rank=laws.expected_tokens * np.exp(-self._exploration / np.sqrt(1.0 + np.array(seen))))
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
@@ -130,19 +130,26 @@ class OnlineQuantiles:
         self._everything.merge(everything)
         self._groups.merge(groups)
 
-    def _shares(self, requests: Sequence[LengthRequest]) -> tuple[Floats, Floats]:
-        """Shares of bins (N, bins), and answers behind the narrowest group (N,)."""
-        all_counts_11B, all_total_11 = self._everything.weighted(np.array([[self._everything.slot("")]]))
-        shares_B = (all_counts_11B[0, 0] + self._shrinkage * self._prior_B) / (all_total_11[0, 0] + self._shrinkage)
-        shares_NB = np.tile(shares_B, (len(requests), 1))
-        seen_N = np.full(len(requests), all_total_11[0, 0])
-        if not self._chain or not len(requests):
-            return shares_NB, seen_N
-        counts_NLB, total_NL = self._groups.weighted(np.array(self._slots(requests)))
-        for level in range(len(self._chain)):
-            total_N1 = total_NL[:, level, None]
-            shares_NB = (counts_NLB[:, level] + self._shrinkage * shares_NB) / (total_N1 + self._shrinkage)
-        return shares_NB, total_NL[:, -1]
+    def _shares(self, requests: Sequence[LengthRequest]) -> tuple[Floats, list[float]]:
+        """Shares of bins (N, bins), and answers behind the narrowest group of each.
+
+        A group's shares are (its counts + shrinkage · shares of the wider one) ÷ (its answers + shrinkage): from the
+        narrowest on, each says what its counts weigh and leaves what remains to the next.
+        """
+        slots_NL = self._slots(requests)
+        weights_NL, left, seen = [], [], []
+        for slots in slots_NL:
+            remaining, weights = 1.0, []
+            answers = [self._groups.answers(slot) for slot in slots]
+            for one in reversed(answers):
+                weights.append(remaining / (one + self._shrinkage))
+                remaining *= self._shrinkage / (one + self._shrinkage)
+            weights_NL.append(weights[::-1])
+            left.append(remaining)
+            seen.append(answers[-1] if answers else self._everything.count(""))
+        widest_B = self._everything.row("") + self._shrinkage * self._prior_B
+        widest_B /= self._everything.count("") + self._shrinkage
+        return self._groups.mixed(slots_NL, weights_NL) + np.multiply.outer(left, widest_B), seen
 
     def _beyond(self, request: LengthRequest, bin_index: int) -> Floats:
         shares_NB, _ = self._shares([request])

@@ -78,7 +78,7 @@ class LengthPredictor(Protocol):
         """Takes note of a finished request; ``None`` where it was believed, else why not (it then changes nothing).
 
         Whoever asks counts refusals: predictors within predictors say them once.
-        ``predicted`` is the law this predictor gave for it, where the caller kept it.
+        ``predicted`` is the law this predictor gave for it, where the caller kept it; else it is asked for anew.
         """
 
 
@@ -97,8 +97,9 @@ def refusal(request: LengthRequest, output_tokens: float) -> UsageRefusal | None
 
 
 def limits(requests: Sequence[LengthRequest]) -> NDArray[np.float64]:
-    """The most tokens each answer may have (N,), 1e6 where the request does not say."""
-    return np.array([MAX_TOKENS if one.max_output_tokens is None else one.max_output_tokens for one in requests])
+    """The most tokens each answer may have (N,), within 1 and 1e6; 1e6 where the request does not say."""
+    given = [MAX_TOKENS if one.max_output_tokens is None else one.max_output_tokens for one in requests]
+    return np.array([min(max(limit, MIN_TOKENS), MAX_TOKENS) for limit in given], dtype=np.float64)
 
 
 def label(text: str) -> str:

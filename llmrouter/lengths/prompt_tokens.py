@@ -42,7 +42,7 @@ MAX_TRACE = 1_000.0
 
 _HIGHEST = np.array([MAX_OVERHEAD_TOKENS, *[MAX_TOKENS_PER_CHAR] * (len(CLASSES) - 1)])
 _MAX_SURPRISE = 1.0
-_ASCII = 128
+_ASCII, _FIRST_OF_SEVERAL = 0x80, 0xC0
 _CJK = ((0x2E80, 0xA4D0), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0), (0x20000, 0x32000))
 
 
@@ -160,25 +160,29 @@ def character_counts(prompt: str) -> Floats:
 
 
 def _counts(text: str) -> Floats:
-    code_N = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    class_N = np.full(len(code_N), _BEYOND)
-    ascii_N = code_N < _ASCII
-    class_N[ascii_N] = _ASCII_CLASS[code_N[ascii_N]]
-    small, capital, digit, space, punctuation, beyond = np.bincount(class_N, minlength=_BEYOND + 1).tolist()
-    letter_N = class_N <= _CAPITAL
-    words = int(letter_N[:1].sum()) + int((letter_N[1:] & ~letter_N[:-1]).sum())
-    code_N = code_N[~ascii_N]
-    cjk = sum(int(((code_N >= low) & (code_N < high)).sum()) for low, high in _CJK)
+    classes_B = np.frombuffer(text.encode("utf-8", "surrogatepass").translate(_CLASS_OF_BYTE), dtype=np.uint8)
+    small, capital, digit, space, punctuation, beyond, _ = np.bincount(classes_B, minlength=_WITHIN + 1).tolist()
+    letter_B = classes_B <= _CAPITAL
+    words = int(letter_B[:1].sum()) + int(np.count_nonzero(letter_B[1:] > letter_B[:-1]))
+    cjk = _cjk(text) if beyond else 0
     extra_space = max(0, space - words)
     values = (1, words, small + capital, capital, digit, punctuation, extra_space, cjk, beyond - cjk)
     return np.array(values, dtype=np.float64)
 
 
-_SMALL, _CAPITAL, _DIGIT, _SPACE, _PUNCTUATION, _BEYOND = range(6)
+def _cjk(text: str) -> int:
+    code_N = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return sum(int(((code_N >= low) & (code_N < high)).sum()) for low, high in _CJK)
 
 
-def _ascii_class(code: int) -> int:
-    sign = chr(code)
+_SMALL, _CAPITAL, _DIGIT, _SPACE, _PUNCTUATION, _BEYOND, _WITHIN = range(7)
+"""What a byte of UTF-8 is; the first byte of a character beyond ASCII is ``_BEYOND``, each other one ``_WITHIN``."""
+
+
+def _class_of_byte(byte: int) -> int:
+    sign = chr(byte)
+    if byte >= _ASCII:
+        return _BEYOND if byte >= _FIRST_OF_SEVERAL else _WITHIN
     if sign.islower():
         return _SMALL
     if sign.isupper():
@@ -188,7 +192,7 @@ def _ascii_class(code: int) -> int:
     return _SPACE if sign.isspace() else _PUNCTUATION
 
 
-_ASCII_CLASS = np.array([_ascii_class(code) for code in range(_ASCII)])
+_CLASS_OF_BYTE = bytes(_class_of_byte(byte) for byte in range(256))
 
 
 def _refusal(counts_C: Floats, prompt_tokens: float) -> TokenReportRefusal | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.distribution import LEVELS, MEDIAN, lengths_of
+from llmrouter.lengths.distribution import LEVELS, MEDIAN, Lengths, bounded
 from llmrouter.lengths.predictor import label, refusal
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.distribution import LengthDistribution
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
 
     Floats = NDArray[np.float64]
@@ -31,7 +31,6 @@ FIRST_STEP, LAST_STEP, STEP_DECAY = 0.5, 0.03, 0.6
 MIN_SPREAD, MAX_SPREAD = 0.2, 2.0
 SPREAD_ANSWERS = 50
 MAX_OFFSET = 8.0
-_LEVELS_Q = np.array(LEVELS)
 _MIDDLE = 0.5
 _EVERYTHING = 0
 
@@ -62,8 +61,8 @@ class Recalibrated:
         self._capacity = capacity
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._offsets_SQ = np.zeros((capacity + 1, len(LEVELS)))
-        self._answers_S = np.zeros(capacity + 1, dtype=np.int64)
-        self._spread_S = np.zeros(capacity + 1)
+        self._answers = [0] * (capacity + 1)
+        self._spreads = [0.0] * (capacity + 1)
 
     @property
     def applications(self) -> int:
@@ -73,13 +72,14 @@ class Recalibrated:
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request: the inner predictor's, its quantiles moved."""
         laws = self.inner.predict(requests)
-        offsets_NQ = self._offsets([request.application for request in requests])
-        return lengths_of(
-            _in_order(laws.latent * np.exp(offsets_NQ)),
-            source=self.name,
-            limit_N=laws.limit_tokens,
-            rank_N=laws.rank * np.exp(offsets_NQ[:, MEDIAN]),
-            digest=self.digest,
+        factors_NQ = np.exp(self._offsets_SQ[[self._used(label(one.application)) for one in requests]])
+        return Lengths(
+            bounded(_in_order(laws.latent * factors_NQ)),
+            laws.limit_tokens,
+            self.name,
+            self.digest,
+            own_rank=laws.rank * factors_NQ[:, MEDIAN],
+            parts=(laws,) if laws.parts else (),
         )
 
     def learn(
@@ -91,31 +91,29 @@ class Recalibrated:
             return reason
         if predicted is None:
             predicted = self.predict([request]).row(0)
-        given_Q = np.array(predicted.quantiles)
-        slot = self._touch(label(request.application))
-        used_Q = self._offsets_SQ[slot if self._answers_S[slot] >= self._min_answers else _EVERYTHING]
-        of_all_Q = given_Q * np.exp(self._offsets_SQ[_EVERYTHING] - used_Q)
-        spread = min(max(math.log(given_Q[MEDIAN + 1] / given_Q[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
-        self._move(_EVERYTHING, _direction(output_tokens, of_all_Q), spread)
-        if self._answers_S[slot] == self._min_answers - 1:
+        given, slot = predicted.quantiles, self._touch(label(request.application))
+        used_Q = self._offsets_SQ[slot if self._answers[slot] >= self._min_answers else _EVERYTHING]
+        of_all = (np.exp(self._offsets_SQ[_EVERYTHING] - used_Q) * given).tolist()
+        spread = min(max(math.log(given[MEDIAN + 1] / given[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
+        self._move(_EVERYTHING, _direction(output_tokens, of_all), spread)
+        if self._answers[slot] == self._min_answers - 1:
             self._offsets_SQ[slot] = self._offsets_SQ[_EVERYTHING]
-        self._move(slot, _direction(output_tokens, given_Q), spread)
-        return self.inner.learn(request, output_tokens)
+        self._move(slot, _direction(output_tokens, given), spread)
+        return self.inner.learn(request, output_tokens, next(iter(predicted.parts), None))
 
-    def _offsets(self, applications: Sequence[str]) -> Floats:
-        slots_N = np.array([self._slots.get(label(name), _EVERYTHING) for name in applications], dtype=np.int64)
-        slots_N = np.where(self._answers_S[slots_N] >= self._min_answers, slots_N, _EVERYTHING)
-        offsets_NQ: Floats = self._offsets_SQ[slots_N]
-        return offsets_NQ
+    def _used(self, key: str) -> int:
+        """Whose offset an application has."""
+        slot = self._slots.get(key, _EVERYTHING)
+        return slot if self._answers[slot] >= self._min_answers else _EVERYTHING
 
-    def _move(self, slot: int, direction_Q: Floats, spread: float) -> None:
-        answers = self._answers_S[slot] = self._answers_S[slot] + 1
-        self._spread_S[slot] += (spread - self._spread_S[slot]) / min(answers, SPREAD_ANSWERS)
+    def _move(self, slot: int, direction: Sequence[float], spread: float) -> None:
+        answers = self._answers[slot] = self._answers[slot] + 1
+        self._spreads[slot] += (spread - self._spreads[slot]) / min(answers, SPREAD_ANSWERS)
         if slot != _EVERYTHING and answers < self._min_answers:
             return
-        step = self._spread_S[slot] * max(LAST_STEP, FIRST_STEP / answers**STEP_DECAY)
-        moved_Q = self._offsets_SQ[slot] + step * direction_Q
-        self._offsets_SQ[slot] = np.minimum(np.maximum(moved_Q, -MAX_OFFSET), MAX_OFFSET)
+        step = self._spreads[slot] * max(LAST_STEP, FIRST_STEP / answers**STEP_DECAY)
+        moved = zip(self._offsets_SQ[slot].tolist(), direction, strict=True)
+        self._offsets_SQ[slot] = [min(max(old + step * way, -MAX_OFFSET), MAX_OFFSET) for old, way in moved]
 
     def _touch(self, key: str) -> int:
         slot = self._slots.get(key)
@@ -126,19 +124,22 @@ class Recalibrated:
             slot = 1 + len(self._slots)
         else:
             _, slot = self._slots.popitem(last=False)
-            self._offsets_SQ[slot], self._answers_S[slot] = 0.0, 0
+            self._offsets_SQ[slot], self._answers[slot] = 0.0, 0
         self._slots[key] = slot
         return slot
 
 
 def _in_order(quantiles_NQ: Floats) -> Floats:
     """Quantiles that crossed give way to the median's side, so that each keeps its own level's feedback."""
-    up_NQ = np.maximum.accumulate(quantiles_NQ[:, MEDIAN:], axis=1)
-    down_NQ = np.minimum.accumulate(quantiles_NQ[:, MEDIAN::-1], axis=1)[:, ::-1]
-    return np.concatenate([down_NQ[:, :-1], up_NQ], axis=1)
+    ordered_NQ = np.empty_like(quantiles_NQ)
+    np.maximum.accumulate(quantiles_NQ[:, MEDIAN:], axis=1, out=ordered_NQ[:, MEDIAN:])
+    np.minimum.accumulate(quantiles_NQ[:, MEDIAN::-1], axis=1, out=ordered_NQ[:, MEDIAN::-1])
+    return ordered_NQ
 
 
-def _direction(output_tokens: float, quantiles_Q: Floats) -> Floats:
+def _direction(output_tokens: float, quantiles: Sequence[float]) -> list[float]:
     """Level − [the answer did not exceed the quantile]; one that equals it lies inside an interval on either side."""
-    inside_Q = np.where(_LEVELS_Q < _MIDDLE, output_tokens < quantiles_Q, output_tokens <= quantiles_Q)
-    return np.asarray(_LEVELS_Q - inside_Q, dtype=np.float64)
+    return [
+        level - (output_tokens < quantile or (output_tokens == quantile and level >= _MIDDLE))
+        for level, quantile in zip(LEVELS, quantiles, strict=True)
+    ]

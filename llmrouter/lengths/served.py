@@ -13,7 +13,7 @@ import numpy as np
 
 from llmrouter.lengths.artefact import features_of
 from llmrouter.lengths.blended import Blended
-from llmrouter.lengths.distribution import MAX_TOKENS, LengthDistribution, lengths_of
+from llmrouter.lengths.distribution import LEVELS, MIN_TOKENS, LengthDistribution, Lengths
 from llmrouter.lengths.online import OnlineQuantiles
 from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.predictor import LengthRequest, label, limits, refusal
@@ -22,7 +22,6 @@ from llmrouter.lengths.recalibrated import Recalibrated
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llmrouter.lengths.distribution import Lengths
     from llmrouter.lengths.predictor import LengthPredictor, UsageRefusal
     from llmrouter.lengths.text import TextFeatures
 
@@ -39,13 +38,13 @@ class GivenLaws:
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request; raises ValueError where one was given none."""
-        laws = [one.given for one in requests]
-        return lengths_of(
-            np.array([_of(law).quantiles for law in laws]).reshape(len(laws), -1),
-            source=self.name,
-            limit_N=limits(requests),
-            rank_N=np.array([_of(law).rank for law in laws]),
-            digest=self.digest,
+        laws = [_of(one.given) for one in requests]
+        return Lengths(
+            np.array([law.quantiles for law in laws]).reshape(len(laws), len(LEVELS)),
+            limits(requests),
+            self.name,
+            self.digest,
+            own_rank=np.array([law.rank for law in laws]),
         )
 
     def learn(
@@ -176,16 +175,15 @@ def limited(law: LengthDistribution, max_output_tokens: int | None) -> LengthDis
     """A law without a limit, under one."""
     if max_output_tokens is None:
         return law
-    limit_N = np.array([float(max_output_tokens)])
-    batch = lengths_of(np.array([law.quantiles]), source=law.source, limit_N=limit_N, digest=law.digest)
-    return replace(batch.row(0), rank=law.rank)
+    limit = max(MIN_TOKENS, float(max_output_tokens))
+    return replace(law, own_mean=None, own_rank=law.rank, max_output_tokens=limit)
 
 
 def certain(tokens: float, request: LengthRequest, *, source: str) -> LengthDistribution:
     """The law of a number that is taken for certain, within the request's limit."""
-    limit = MAX_TOKENS if request.max_output_tokens is None else max(1.0, float(request.max_output_tokens))
+    limit = limits([request]).item()
     length = min(float(tokens), limit)
-    return LengthDistribution((length,) * 7, length, length, source, max_output_tokens=limit)
+    return LengthDistribution((length,) * len(LEVELS), length, length, source, max_output_tokens=limit)
 
 
 def _key(application: str, model: str) -> tuple[str, str]:

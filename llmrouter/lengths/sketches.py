@@ -12,7 +12,7 @@ from llmrouter.errors import InvalidInputError
 from llmrouter.lengths.bins import BINS, BINS_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,18 +52,30 @@ class Sketches:
         return len(self._slots)
 
     def slot(self, key: str) -> int:
-        """Row of a key for ``shares``; the empty row where it is not known. Does not count as a use."""
+        """Row of a key for ``mixed`` and ``answers``; the empty row where it is not known. Does not count as a use."""
         return self._slots.get(key, self._capacity)
 
-    def weighted(self, slots_NL: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Decayed counts (N, L, bins) and their totals (N, L)."""
-        unit_NL = self._unit_S[slots_NL]
-        return self._counts_SB[slots_NL] / unit_NL[:, :, None], self._total_S[slots_NL] / unit_NL
+    def mixed(self, slots_NL: Sequence[Sequence[int]], weights_NL: Sequence[Sequence[float]]) -> Floats:
+        """Sums (N, bins) of the decayed counts of L rows each, weighed."""
+        if not slots_NL:
+            return np.zeros((0, BINS))
+        slots = np.array(slots_NL, dtype=np.int64)
+        mixed_NB: Floats = np.einsum("nl,nlb->nb", weights_NL / self._unit_S[slots], self._counts_SB[slots])
+        return mixed_NB
+
+    def row(self, key: str) -> Floats:
+        """Decayed counts (bins) of a key."""
+        slot = self.slot(key)
+        row_B: Floats = self._counts_SB[slot] / self._unit_S[slot]
+        return row_B
+
+    def answers(self, slot: int) -> float:
+        """Decayed number of answers behind a row."""
+        return self._total_S.item(slot) / self._unit_S.item(slot)
 
     def count(self, key: str) -> float:
         """Decayed number of answers behind a key."""
-        slot = self.slot(key)
-        return float(self._total_S[slot] / self._unit_S[slot])
+        return self.answers(self.slot(key))
 
     def add(self, key: str, bin_index: int) -> None:
         """Counts one answer."""

@@ -17,7 +17,7 @@ from llmrouter.lengths.drift import (
 from llmrouter.lengths.online import OnlineQuantiles
 from llmrouter.lengths.predictor import LengthRequest
 
-LAW = LengthDistribution((50.0, 60.0, 80.0, 100.0, 140.0, 200.0, 260.0), expected_tokens=120.0, rank=1.0, source="t")
+LAW = LengthDistribution((50.0, 60.0, 80.0, 100.0, 140.0, 200.0, 260.0), own_mean=120.0, own_rank=1.0, source="t")
 BELOW_ALL, BELOW, ABOVE, ABOVE_ALL = 40.0, 70.0, 150.0, 300.0
 CALM = [BELOW_ALL, *[BELOW, ABOVE] * 4, ABOVE_ALL]
 """Ten answers as the law has it."""

@@ -12,7 +12,7 @@ from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
 from llmrouter.metrics import MAX_APPLICATION_LABELS, RouterMetrics
 from router_grpc.length_watch import LengthWatch
 
-LAW = LengthDistribution((50.0, 60.0, 80.0, 100.0, 140.0, 200.0, 260.0), expected_tokens=120.0, rank=1.0, source="t")
+LAW = LengthDistribution((50.0, 60.0, 80.0, 100.0, 140.0, 200.0, 260.0), own_mean=120.0, own_rank=1.0, source="t")
 
 
 class Watched:
