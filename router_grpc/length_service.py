@@ -258,7 +258,8 @@ class LengthService:
         self._metrics.batch_requests.observe(len(batch))
         read = [self._read(one) for one in batch]
         plan = batch[-1].plan
-        kept = [replace(one, prompt=None) for one in self._asked_of_model([request for request, _ in read], plan)]
+        asked = self._asked_of_model([request for request, _ in read], plan)
+        kept = [one if one.prompt is None else replace(one, prompt=None) for one in asked]
         if plan.learns:
             laws = self._learner.predict(kept)
         else:
@@ -277,7 +278,7 @@ class LengthService:
         return replace(asked.request, prompt=text, prompt_tokens=counted.tokens), counted
 
     def _asked_of_model(self, requests: list[LengthRequest], plan: LengthPlan) -> list[LengthRequest]:
-        """The requests, with what the model says of each that it can read and the features of its text."""
+        """The requests; of each that the model answers, its law and the features of its text in place of the prompt."""
         model = plan.model
         if model is None:
             return requests
@@ -303,7 +304,7 @@ class LengthService:
             self._metrics.fallbacks.labels("Slow").inc()
         answered = list(requests)
         for place, row in enumerate(rows):
-            answered[row] = replace(asked[place], given=laws.row(place))
+            answered[row] = replace(asked[place], given=laws.row(place), prompt=None)
         return answered
 
     def _learn(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:

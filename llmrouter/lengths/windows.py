@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -97,26 +97,23 @@ class Windows:
 
     def words_and_pairs(self, of_head: int, of_tail: int) -> tuple[Hashes, Hashes, Hashes, Hashes]:
         """Hashes of words and of pairs of neighbours: words of heads and of tails, pairs of heads and of tails."""
-        first_W, known_WP = self._chosen(self.first_word_W, self.words_W, of_head + 1, of_tail + 1)
-        hashes_WP = np.zeros(known_WP.shape, dtype=np.uint64)
-        hashes_WP[known_WP] = self._hashes(first_W, known_WP)
-        pairs_WP = hashes_WP[:, :-1] * _PAIR + hashes_WP[:, 1:]
-        pairs_WP[~known_WP[:, 1:]] = 0
-        heads, tails_WP = self.heads, hashes_WP[self.heads :]
-        spare_W1 = known_WP[heads:, of_tail, None]
-        tails_WP = np.where(spare_W1, tails_WP[:, 1 : of_tail + 1], tails_WP[:, :of_tail])
-        return hashes_WP[:heads, :of_head], tails_WP, pairs_WP[:heads, :of_head], pairs_WP[heads:, :of_tail]
+        words, pairs = self._empty(of_head, of_tail), self._empty(of_head, of_tail)
+        for part, row, first, count in self._chosen(self.first_word_W, self.words_W, of_head + 1, of_tail + 1):
+            hashes_V = self._hashes(first, count)
+            most = words[part].shape[1]
+            kept_V = hashes_V[-most:] if part else hashes_V[:most]
+            words[part][row, : len(kept_V)] = kept_V
+            pairs[part][row, : count - 1] = hashes_V[:-1] * _PAIR + hashes_V[1:]
+        return *words, *pairs
 
     def grams(self, of_head: int, of_tail: int) -> tuple[Hashes, Hashes]:
         """Hashes of runs of 4 bytes: of heads and of tails."""
-        first_W, known_WP = self._chosen(self.starts_W, self.sizes_W, of_head + GRAM - 1, of_tail + GRAM - 1)
-        wide_WP = np.zeros(known_WP.shape, dtype=np.uint64)
-        wide_WP[known_WP] = _LOWER_PLUS_1[self.bytes_B[(first_W[:, None] + np.arange(known_WP.shape[1]))[known_WP]]]
-        grams_WP: Hashes = wide_WP[:, : 1 - GRAM].copy()
-        for place in range(1, GRAM):
-            grams_WP += wide_WP[:, place : place + grams_WP.shape[1]] * _POWERS[place]
-        grams_WP[~known_WP[:, GRAM - 1 :]] = 0
-        return grams_WP[: self.heads, :of_head], grams_WP[self.heads :, :of_tail]
+        grams = self._empty(of_head, of_tail)
+        for part, row, first, count in self._chosen(self.starts_W, self.sizes_W, of_head + GRAM - 1, of_tail + GRAM - 1):
+            if count >= GRAM:
+                bytes_B = _LOWER_PLUS_1[self.bytes_B[first : first + count]]
+                grams[part][row, : count - GRAM + 1] = np.correlate(bytes_B, _POWERS[:GRAM])
+        return grams
 
     def class_counts(self) -> NDArray[np.int64]:
         """How many bytes of each of ``CLASSES`` the heads have (heads, classes)."""
@@ -124,34 +121,26 @@ class Windows:
         parts = [self._classes_B[start : start + size] for start, size in ranges]
         return np.array([np.bincount(part, minlength=len(CLASSES)) for part in parts])
 
-    def _chosen(self, first_W: Places, count_W: Places, of_head: int, of_tail: int) -> tuple[Places, NDArray[np.bool_]]:
-        """Where the chosen part of each window's run begins, and which of its places there are (W, places)."""
-        width_W = np.full(len(count_W), of_tail)
-        width_W[: self.heads] = of_head
-        first_W, left_W = first_W.copy(), np.maximum(count_W - width_W, 0)
-        first_W[self.heads :] += left_W[self.heads :]
-        return first_W, np.arange(max(of_head, of_tail)) < (count_W - left_W)[:, None]
+    def _empty(self, of_head: int, of_tail: int) -> tuple[Hashes, Hashes]:
+        tails = len(self.sizes_W) - self.heads
+        return np.zeros((self.heads, of_head), dtype=np.uint64), np.zeros((tails, of_tail), dtype=np.uint64)
 
-    def _hashes(self, first_W: Places, known_WP: NDArray[np.bool_]) -> Hashes:
-        """Of the words from each window's ``first_W`` on, those known: prefix sums of byte · prime^place.
+    def _chosen(
+        self, first_W: Places, count_W: Places, of_head: int, of_tail: int
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """What is chosen of each window that has any: 0 for heads and 1 for tails, its row there, first place, count."""
+        for window, (first, count) in enumerate(zip(first_W.tolist(), count_W.tolist(), strict=True)):
+            part = int(window >= self.heads)
+            chosen = min(count, (of_head, of_tail)[part])
+            if chosen:
+                yield part, window - part * self.heads, first + part * (count - chosen), chosen
 
-        Places count from the window's first such word; each sum is moved to its word's own start.
-        """
-        words_W = known_WP.sum(axis=1)
-        some_W = words_W > 0
-        first_W, words_W, known_WP = first_W[some_W], words_W[some_W], known_WP[some_W]
-        from_W, to_W = self.word_starts_V[first_W], self.word_ends_V[first_W + words_W - 1]
-        upto_W = np.cumsum(to_W - from_W)
-        ranges = list(zip(from_W.tolist(), to_W.tolist(), strict=True))
-        if not ranges:
-            return np.zeros(0, dtype=np.uint64)
-        terms_B = _LOWER_PLUS_1[np.concatenate([self.bytes_B[start:end] for start, end in ranges])]
-        terms_B *= np.concatenate([_POWERS[: end - start] for start, end in ranges])
-        sums_B = np.zeros(len(terms_B) + 1, dtype=np.uint64)
-        np.cumsum(terms_B, out=sums_B[1:])
-        words_V = (first_W[:, None] + np.arange(known_WP.shape[1]))[known_WP]
-        starts_V, ends_V = self.word_starts_V[words_V], self.word_ends_V[words_V]
-        moved_V = np.repeat(upto_W - to_W, words_W)
-        hashes_V: Hashes = sums_B[ends_V + moved_V] - sums_B[starts_V + moved_V]
-        hashes_V *= _INVERSE_POWERS[starts_V - np.repeat(from_W, words_W)]
+    def _hashes(self, first: int, count: int) -> Hashes:
+        """Of words from ``first`` on: differences of prefix sums of byte · prime^place, moved to each word's start."""
+        starts_V, ends_V = self.word_starts_V[first : first + count], self.word_ends_V[first : first + count]
+        start, end = starts_V.item(0), ends_V.item(-1)
+        sums_B = np.zeros(end - start + 1, dtype=np.uint64)
+        np.cumsum(_LOWER_PLUS_1[self.bytes_B[start:end]] * _POWERS[: end - start], out=sums_B[1:])
+        starts_V = starts_V - start
+        hashes_V: Hashes = (sums_B[ends_V - start] - sums_B[starts_V]) * _INVERSE_POWERS[starts_V]
         return hashes_V
