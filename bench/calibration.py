@@ -187,10 +187,8 @@ def error_of(calibration: ClassCalibration, steps: list[Observation]) -> float:
     return sum(abs(calibration.seconds(step) / step.seconds - 1.0) for step in steps) / len(steps)
 
 
-def perform(case: Case) -> Row:
-    """Plays a case."""
-    calibration = ClassCalibration(case.believed)
-    steps = true_steps(case.cell, case.load, case.requests, case.seed, slow_instance=case.slow_instance)
+def listen(case: Case, calibration: ClassCalibration, on_end: Callable[[int], None]) -> float:
+    """Plays a case to a calibration; returns the CPU seconds that learning took."""
     rng = random.Random(case.seed)
     share, factor = LIES[case.lies]
     said = [factor(rng) if rng.random() < share else 1.0 for _ in range(case.requests)]
@@ -202,12 +200,6 @@ def perform(case: Case) -> Row:
         spent[0] += time.process_time() - started_s
 
     intervals = Intervals(learn)
-    errors = {0: error_of(calibration, steps)}
-
-    def look(ended: int) -> None:
-        if ended % CHECK_EVERY == 0:
-            errors[ended] = error_of(calibration, steps)
-
     ReportedRun(
         case.engines,
         case.believed,
@@ -216,8 +208,22 @@ def perform(case: Case) -> Row:
         rng=rng,
         routers=case.routers,
         spoken=lambda row, tokens: max(1, round(tokens * said[row])),
-        on_end=look,
+        on_end=on_end,
     ).play()
+    return spent[0]
+
+
+def perform(case: Case) -> Row:
+    """Plays a case, and judges what is believed from time to time."""
+    calibration = ClassCalibration(case.believed)
+    steps = true_steps(case.cell, case.load, case.requests, case.seed, slow_instance=case.slow_instance)
+    errors = {0: error_of(calibration, steps)}
+
+    def look(ended: int) -> None:
+        if ended % CHECK_EVERY == 0:
+            errors[ended] = error_of(calibration, steps)
+
+    spent_s = listen(case, calibration, look)
     known = calibration.calibration
     true = cell(case.cell).engine.profile
     return Row(
@@ -229,7 +235,7 @@ def perform(case: Case) -> Row:
         observations=known.observations,
         frozen=known.frozen,
         slowest=max(known.slowness.values(), default=1.0),
-        microseconds=1e6 * spent[0] / max(known.observations, 1),
+        microseconds=1e6 * spent_s / max(known.observations, 1),
     )
 
 

@@ -5,10 +5,11 @@ An observation says how long an instance took for something that the profile for
     seconds = b·steps + g1·prefill tokens + g2·context tokens + g3·sequences
 
 What is learned are four factors of the profile's coefficients, from rows divided by the seconds foretold now, so that
-all errors are relative. Old observations fade; the prior (every factor 1) does not: a coefficient that the traffic does
-not excite stays the profile's. An error counts in full up to twice the median error, no further beyond it (Huber), and
-not at all beyond four times: what most observations agree on stands against the others. One instance that is slower
-than the others of its class has a slowness of its own, so that it does not spoil their coefficients.
+all errors are relative. Old observations fade; the prior does not. It pulls each factor to the one that all would
+share: a coefficient that the traffic does not excite keeps the profile's proportion to the others, as on the same
+engine on slower hardware. An error counts in full up to twice the median error, no further beyond it (Huber), and not
+at all beyond four times: what most observations agree on stands against the others. One instance that is slower than
+the others of its class has a slowness of its own, so that it does not spoil their coefficients.
 
 The sums that fade are kept in information form, which is what recursive least squares computes, without its wind-up.
 """
@@ -340,13 +341,14 @@ def prior_of(profile: EngineProfile) -> Floats:
 
 
 def solved(squares_CC: Floats, products_C: Floats, prior_weight: float) -> Floats:
-    """Factors within their bounds that explain the sums best; the prior pulls each to 1.
+    """Factors within their bounds that explain the sums best; the prior pulls each to the one that all would share.
 
     Factors that would leave the bounds are put there, and the others solved again.
     """
+    shared = (products_C.sum() + prior_weight) / (squares_CC.sum() + prior_weight)
     factors_C = np.ones(_SIZE)
     matrix_CC = squares_CC + prior_weight * np.eye(_SIZE)
-    right_C = products_C + prior_weight
+    right_C = products_C + prior_weight * min(max(shared, 1.0 / LARGEST_FACTOR), LARGEST_FACTOR)
     free_C = np.ones(_SIZE, dtype=bool)
     for _ in range(_SIZE):
         moved_C = right_C - matrix_CC[:, ~free_C] @ factors_C[~free_C]

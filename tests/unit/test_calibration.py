@@ -84,7 +84,7 @@ def test_coefficients_wrong_by_three_are_found(factors: tuple[float, ...]) -> No
         assert calibration.seconds(seen) == pytest.approx(seen.seconds, rel=0.1)
     assert known.frozen is None
     assert known.relative_residual is not None
-    assert known.relative_residual < 0.02
+    assert known.relative_residual < 0.03
 
 
 def test_the_profile_is_believed_until_enough_was_seen() -> None:
@@ -95,15 +95,16 @@ def test_the_profile_is_believed_until_enough_was_seen() -> None:
     assert calibration.calibration.ratios["base_decode_s"] < 0.6
 
 
-def test_a_coefficient_that_traffic_does_not_excite_stays_the_profiles() -> None:
-    calibration = wrong(3, 3, 3, 3)
+@pytest.mark.parametrize("slowness", [1.0, 1 / 3, 2.0])
+def test_a_coefficient_that_traffic_does_not_excite_keeps_its_proportion(slowness: float) -> None:
+    calibration = ClassCalibration(H100_MIX)
     rng = random.Random(2)
     for _ in range(500):
-        calibration.learn(observation(rng, prompts=False))
+        calibration.learn(observation(rng, prompts=False, factor=slowness))
     known = calibration.calibration
-    assert known.ratios["prefill_s_per_token"] == pytest.approx(1.0)
     assert known.learned["prefill_s_per_token"] == pytest.approx(0.0, abs=1e-9)
-    assert known.ratios["base_decode_s"] == pytest.approx(1 / 3, rel=0.1)
+    for name in COEFFICIENTS:
+        assert known.ratios[name] == pytest.approx(slowness, rel=0.02), name
 
 
 def test_a_coefficient_of_nothing_stays_nothing() -> None:
