@@ -109,10 +109,11 @@ class Windows:
     def grams(self, of_head: int, of_tail: int) -> tuple[Hashes, Hashes]:
         """Hashes of runs of 4 bytes: of heads and of tails."""
         grams = self._empty(of_head, of_tail)
-        for part, row, first, count in self._chosen(self.starts_W, self.sizes_W, of_head + GRAM - 1, of_tail + GRAM - 1):
+        more = GRAM - 1
+        for part, row, first, count in self._chosen(self.starts_W, self.sizes_W, of_head + more, of_tail + more):
             if count >= GRAM:
                 bytes_B = _LOWER_PLUS_1[self.bytes_B[first : first + count]]
-                grams[part][row, : count - GRAM + 1] = np.correlate(bytes_B, _POWERS[:GRAM])
+                grams[part][row, : count - more] = np.correlate(bytes_B, _POWERS[:GRAM])
         return grams
 
     def class_counts(self) -> NDArray[np.int64]:
@@ -128,7 +129,7 @@ class Windows:
     def _chosen(
         self, first_W: Places, count_W: Places, of_head: int, of_tail: int
     ) -> Iterator[tuple[int, int, int, int]]:
-        """What is chosen of each window that has any: 0 for heads and 1 for tails, its row there, first place, count."""
+        """What is chosen of each window that has any: 0 of heads or 1 of tails, its row there, first place, count."""
         for window, (first, count) in enumerate(zip(first_W.tolist(), count_W.tolist(), strict=True)):
             part = int(window >= self.heads)
             chosen = min(count, (of_head, of_tail)[part])
