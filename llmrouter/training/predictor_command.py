@@ -139,6 +139,8 @@ def _worth(options: argparse.Namespace, command: str) -> int:
     try:
         from llmrouter.training.length_worth_command import worth  # noqa: PLC0415 - evaluation does without a simulator
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("llmrouter"):
+            raise
         raise InvalidInputError(f"worth needs {error.name}: install llmrouter[study]") from error
     return worth(options, command)
 
@@ -155,9 +157,8 @@ def evaluation(options: argparse.Namespace, *, command: str) -> dict[str, Any]:
         subject = model.name if model.name not in {one.name for one in contenders} else f"artifact {model.name}"
         what = f"the model in {options.artifact or 'the product'}"
         contenders.append(Contender(subject, what, lambda: model, learns=False))
-        if options.online:
-            contenders.append(blend(model, what))
-            subject = BLENDED
+        contenders.append(blend(model, what))
+        subject = BLENDED
         notes.append(_trained_on(manifest.training_data))
     with _bars() as progress:
         read = _read(options, progress)
