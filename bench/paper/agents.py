@@ -39,6 +39,8 @@ from llmrouter.training.agents.rewards import Reward
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from llmrouter.sim.outcomes import Outcomes
     from llmrouter.training.agents.learning import Learned
 
@@ -53,7 +55,8 @@ def watermark(blocks: int) -> Environment:
     return replace(EPOCHS, source=replace(EPOCHS.source, engine=replace(engine, watermark_fraction=fraction)))
 
 
-ELSEWHERE = {"8 instances": EIGHT, "6 blocks free": watermark(6), "no watermark": watermark(0)}
+NO_WATERMARK = watermark(0)
+ELSEWHERE = {"8 instances": EIGHT, "6 blocks free": watermark(6), "no watermark": NO_WATERMARK}
 """Where agents of the cell are played without training there."""
 
 TEST_SEEDS = 20
@@ -90,9 +93,10 @@ RECIPES = (
         for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED)
     ),
     *(
-        Recipe(f"ddqn-shielded-{one}", f"Double DQN, shielded, {one}", EPOCHS, _shielded(one), MOST_SEEDS)
-        for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED, Reward.MARGINAL)
+        Recipe(f"ddqn-shielded-{one}", f"Double DQN, shielded, {one}", EPOCHS, _shielded(one), 7)
+        for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED)
     ),
+    Recipe("ddqn-shielded-marginal", "Double DQN, shielded, marginal", EPOCHS, _shielded(Reward.MARGINAL), MOST_SEEDS),
     Recipe(
         "evolution",
         "evolution strategies, shared network",
@@ -108,6 +112,13 @@ RECIPES = (
             read_agent(agents / f"evolution-{seed}"), seed=seed, episodes=DISTIL_EPISODES
         ),
         MOST_SEEDS,
+    ),
+    Recipe(
+        "evolution-no-watermark",
+        "no watermark: evolution, trained there",
+        NO_WATERMARK,
+        lambda seed, _agents: evolution.train(seed=seed, episodes=EVOLUTION_EPISODES, environment=NO_WATERMARK),
+        1,
     ),
 )
 
@@ -253,6 +264,30 @@ def _changes(one: Played, figure: str) -> str:
     return said if len(means) == 1 else f"{said} ({max(means):+.1f})"
 
 
+def beyond_table(found: Sequence[Played]) -> Table:
+    """What learning adds to each gated rule at the same moments of decision: paired changes of mean E2E."""
+    table = Table(
+        title="mean E2E against the rule on the same requests, %: best, median, worst agent; how many are better"
+    )
+    table.add_column("agents of")
+    rules = [one for one in found if one.title in dict(GATED)]
+    for rule in rules:
+        table.add_column(rule.title, justify="right")
+    for one in found:
+        if one.title in {recipe.title for recipe in RECIPES if recipe.environment == EPOCHS}:
+            table.add_row(one.title, *(_beyond(one, np.array(rule.agents[0]["e2e_s"])) for rule in rules))
+    return table
+
+
+def _beyond(one: Played, base_s: NDArray[np.float64]) -> str:
+    """Mean paired changes of the best, the median and the worst agent, and how many are below 0."""
+    changes = [100.0 * (np.array(agent["e2e_s"]) / base_s - 1.0) for agent in one.agents]
+    changes.sort(key=lambda change: float(change.mean()))
+    picked = (changes[0], changes[(len(changes) - 1) // 2], changes[-1])
+    said = ", ".join(f"{change.mean():+.1f} ± {half_width(change.tolist()) or 0.0:.1f}" for change in picked)
+    return f"{said}; {sum(change.mean() < 0 for change in changes)} of {len(changes)}"
+
+
 def speed(console: Console) -> None:
     """Episodes and decisions per CPU second, of networks that nobody trained."""
     rng = np.random.default_rng(0)
@@ -277,7 +312,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m bench.paper.agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--training-seeds", type=int, default=10, help="agents of each recipe (default: %(default)s; literal: 5)")
+    add("--training-seeds", type=int, default=10, help="agents of each recipe (default: %(default)s, of some fewer)")
     add("--only", nargs="+", metavar="KEY", choices=[one.key for one in RECIPES], help="recipes (default: all)")
     add("--test-seeds", type=int, default=TEST_SEEDS, help="episodes that each is played on (default: %(default)s)")
     add("--final", action="store_true", help="play on the final block, and record its opening")
@@ -314,7 +349,9 @@ def main(given: Sequence[str] | None = None) -> int:
     except InvalidInputError as error:
         print(error, file=sys.stderr)
         return 2
-    Console(width=None if sys.stdout.isatty() else 190).print(table_of(found))
+    console = Console(width=None if sys.stdout.isatty() else 190)
+    console.print(table_of(found))
+    console.print(beyond_table(found))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"route": one.title, "agents": one.agents} for one in found]
     options.json.write_text(json.dumps({"command": command, "seeds": list(seeds), "rows": rows}) + "\n")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmrouter.training.agents.learning import Learned, Point
 
 LITERAL, SHIELDED, EVOLUTION, DISTIL = "ddqn-literal", "ddqn-shielded", "evolution", "distil"
-EPISODES = {LITERAL: 60, SHIELDED: 60, EVOLUTION: 4_800, DISTIL: 50}
+EPISODES = {LITERAL: 30, SHIELDED: 30, EVOLUTION: 2_400, DISTIL: 30}
 """Of each learner, unless said."""
 
 REWARDS = {

@@ -52,7 +52,7 @@ def test_what_argparse_refuses_is_exit_status_2(wrong: list[str]) -> None:
 def test_defaults_are_the_learners() -> None:
     options = parser().parse_args(["--learner", "ddqn-literal", "--out", "x", "--instances", "8"])
     check(options)
-    assert (options.reward, options.episodes) == ("guided", 60)
+    assert (options.reward, options.episodes) == ("guided", 30)
     made = environment_of(options)
     assert (made.requests, made.rate_rps, made.tick_s) == (4_000, 40.0, 0.02)
 
