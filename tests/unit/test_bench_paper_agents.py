@@ -55,3 +55,9 @@ def test_round_robin_against_itself_is_no_change() -> None:
 def test_bad_numbers_are_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert agents.main(["--training-seeds", "0"]) == 2
     assert "--training-seeds must be 1 to 100, not 0" in capsys.readouterr().err
+
+
+def test_what_learning_adds_is_paired_with_the_rule() -> None:
+    rule_s = np.array([10.0, 20.0])
+    one = agents.Played("x", [{"e2e_s": [9.0, 18.0]}, {"e2e_s": [10.0, 20.0]}, {"e2e_s": [11.0, 22.0]}])
+    assert agents._beyond(one, rule_s) == "-10.0 ± 0.0, +0.0 ± 0.0, +10.0 ± 0.0; 1 of 3"
