@@ -47,10 +47,10 @@ LARGEST_RATIO = 30.0
 HALF_LIFE, LEAST_HALF_LIFE, EARLY_SHARE = 2_000, 64, 0.5
 """Observations after which one weighs half: those of the beginning, weighed while little was known, fade sooner."""
 
-PRIOR_WEIGHT = 0.02
+PRIOR_WEIGHT = 0.01
 """What the profile weighs, in observations that one coefficient alone explains …"""
 
-MODEL_ERROR = 3e-4
+MODEL_ERROR = 3e-5
 """… and, besides, as a share of all that was observed: the equation is not exact, however much is observed."""
 
 WARM_UP = 32
