@@ -310,7 +310,7 @@ class LengthService:
     def _learn(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """On the worker's thread."""
         request = foretold.request
-        refused = self._learner.learn(request, output_tokens, foretold.law)
+        refused = self._learner.learn(request, output_tokens)
         self._note(foretold, output_tokens, refused)
         if prompt_tokens is None or foretold.counted is None:
             return

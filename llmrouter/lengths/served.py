@@ -122,8 +122,12 @@ class ServedLengths:
                 found[row] = laws.row(place)
         return [_of(law) for law in found]
 
-    def learn(self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution) -> UsageRefusal | None:
-        """Takes note of a finished request and the law that was served for it; ``None`` where it was believed."""
+    def learn(self, request: LengthRequest, output_tokens: float) -> UsageRefusal | None:
+        """Takes note of a finished request; ``None`` where it was believed.
+
+        It is held against what would be said of it now. What was said when it came is as many answers old as were in
+        flight: held against that, each error would be corrected once for each of them, over and over.
+        """
         reason = refusal(request, output_tokens)
         if reason is not None:
             return reason
@@ -131,11 +135,9 @@ class ServedLengths:
         laws = self._alone.predict([unlimited, replace(unlimited, application="")])
         alone = laws.row(0)
         blend = self._blend_of(request)
-        if blend is None:
-            self._alone.learn(request, output_tokens, predicted)
-        else:
-            blend.learn(request, output_tokens, predicted)
-            self._alone.learn(request, output_tokens, limited(alone, request.max_output_tokens))
+        if blend is not None:
+            blend.learn(request, output_tokens)
+        self._alone.learn(request, output_tokens, limited(alone, request.max_output_tokens))
         self.quantiles.learn(request, output_tokens)
         self._remember(_key(request.application, request.model), alone)
         self._remember(_key("", request.model), laws.row(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ def request(
 
 def taught(served: ServedLengths, asked: LengthRequest, output_tokens: float, *, answers: int = 40) -> None:
     for _ in range(answers):
-        assert served.learn(asked, output_tokens, served.predict([asked])[0]) is None
+        assert served.learn(asked, output_tokens) is None
 
 
 def test_requests_with_and_without_a_law_are_answered_in_order() -> None:
@@ -70,7 +71,7 @@ def test_words_are_learned_without_the_prompt() -> None:
     long, short = request(given=FLAT, prompt="write an essay"), request(given=FLAT, prompt="yes or no")
     for _ in range(120):
         for asked, mean in ((long, 600.0), (short, 6.0)):
-            served.learn(asked, float(rng.poisson(mean) + 1), served.predict([asked])[0])
+            served.learn(asked, float(rng.poisson(mean) + 1))
     laws = served.predict([long, short])
     assert laws[0].quantiles[1] > laws[1].quantiles[-2]
     assert laws[0].rank > laws[1].rank
@@ -79,8 +80,8 @@ def test_words_are_learned_without_the_prompt() -> None:
 def test_what_cannot_be_true_changes_nothing() -> None:
     served = ServedLengths()
     law = served.predict([request()])[0]
-    assert served.learn(request(), -1.0, law) is UsageRefusal.NOT_POSITIVE
-    assert served.learn(request(), float("nan"), law) is UsageRefusal.NOT_A_NUMBER
+    assert served.learn(request(), -1.0) is UsageRefusal.NOT_POSITIVE
+    assert served.learn(request(), float("nan")) is UsageRefusal.NOT_A_NUMBER
     assert served.predict([request()])[0] == law
     assert served.of_application(request()) is None
 
@@ -104,7 +105,7 @@ def test_no_more_applications_stand_ready_than_may() -> None:
     served = ServedLengths(remembered=10)
     for place in range(50):
         asked = request(f"application-{place}")
-        served.learn(asked, 9.0, served.predict([asked])[0])
+        served.learn(asked, 9.0)
         assert served.remembered <= 10
     assert served.of_application(request("application-49")) is not None
 
@@ -119,3 +120,25 @@ def test_a_certain_length_is_within_the_requests_limit() -> None:
     law = certain(300, replace(request(), max_output_tokens=40), source="constant")
     assert (law.expected_tokens, law.quantiles, law.source) == (40, (40.0,) * len(LEVELS), "constant")
     assert limited(law, None) is law
+
+
+@pytest.mark.parametrize("late", [0, 400])
+def test_answers_that_come_hundreds_late_are_learned_as_well(*, late: int) -> None:
+    served = ServedLengths()
+    served.use("model", "d")
+    rng = np.random.default_rng(5)
+    asked = {name: request(name, given=FLAT) for name in ("chat", "mail", "code")}
+    means = {"chat": 5.5, "mail": 3.0, "code": 6.5}
+    in_flight: deque[tuple[str, float]] = deque()
+    errors = []
+    for step in range(1_500):
+        name = tuple(asked)[step % 3]
+        length = float(np.ceil(rng.lognormal(means[name], 0.5)))
+        law = served.predict([asked[name]])[0]
+        if step >= 1_000:
+            errors.append(abs(np.log(law.quantiles[3] / length)))
+        in_flight.append((name, length))
+        if len(in_flight) > late:
+            done, tokens = in_flight.popleft()
+            served.learn(asked[done], tokens)
+    assert np.mean(errors) < 0.5  # 0.4 where the median is known
