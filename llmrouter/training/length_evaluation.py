@@ -74,13 +74,15 @@ def run_online(contender: Contender, traffic: Answered, advance: Advance) -> dic
 
 
 def run_offline(contender: Contender, learned: Answered, traffic: Answered, advance: Advance) -> dict[str, Lengths]:
-    """Learns all of ``learned``, then predicts all of ``traffic`` and learns nothing more."""
-    predictor = contender.make()
-    if contender.learns:
-        for request, tokens in zip(learned.requests, learned.output_tokens.tolist(), strict=True):
-            predictor.learn(request, tokens)
-            advance(1)
-    return {contender.name: _batches(predictor, traffic, advance)}
+    """Learns all of ``learned``, then predicts all of ``traffic`` and learns nothing more; alone, and recalibrated."""
+    recalibrated = Recalibrated(contender.make())
+    for request, tokens in zip(learned.requests, learned.output_tokens.tolist(), strict=True):
+        recalibrated.learn(request, tokens)
+        advance(1)
+    return {
+        contender.name: _batches(recalibrated.inner, traffic, advance),
+        contender.name + CALIBRATED: _batches(recalibrated, traffic, advance),
+    }
 
 
 def _batches(predictor: LengthPredictor, traffic: Answered, advance: Advance) -> Lengths:

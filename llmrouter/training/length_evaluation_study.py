@@ -128,7 +128,7 @@ def _stream(
         traffic = answered(scored, hint=setting.hint)
         training = answered(learned, hint=setting.hint)
         for contender in study.contenders:
-            total = len(traffic) + len(training) * contender.learns
+            total = 2 * len(traffic) + len(training)
             laws |= run_offline(contender, training, traffic, progress(f"{title}: {contender.name}", total))
     scores = {name: row_scores(one, traffic.output_tokens) for name, one in laws.items()}
     prompt_N = np.unique([row.prompt_digest for row in scored], return_inverse=True)[1]
@@ -202,7 +202,7 @@ def _plain(one: Mapping[str, Estimate]) -> dict[str, list[float | None]]:
 def _summary(settings: Sequence[Mapping[str, Any]], study: Study) -> dict[str, Any]:
     """The subject's numbers in the first setting, as plain numbers, and the same of every other predictor."""
     streams = settings[0]["streams"]
-    subject = study.subject + (CALIBRATED if settings[0]["online"] else "")
+    subject = study.subject + CALIBRATED
     pooled = streams[0]["overall"]["predictors"]
     return {
         "schema": SCHEMA_VERSION,

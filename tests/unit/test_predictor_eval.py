@@ -315,8 +315,8 @@ class TestCommand:
     def test_a_model_of_ones_own(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = Path(__file__).resolve().parents[2] / "models" / "output_length" / "random-forest"
         result = evaluated(path, "--hint", "--no-families", "--artifact", str(folder), capsys=capsys)
-        assert result["predictor"] == "artifact forest"
-        assert result["mae_tokens"] == result["baselines"]["forest"]["mae_tokens"]
+        assert result["predictor"] == "blended+calibrated"
+        assert result["baselines"]["artifact forest"] == result["baselines"]["forest"]
 
     def test_fit_says_what_it_needs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         few = write(tmp_path / "rows.jsonl", records(20))
