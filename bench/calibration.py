@@ -16,20 +16,20 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.calibration_reports import ReportedRun
 from llmrouter.arrivals.cells import cell
-from llmrouter.domain import EngineMode
+from llmrouter.domain import EngineMode, Instance, InstanceView, Load
 from llmrouter.routing.calibration import COEFFICIENTS, ClassCalibration, Observation
 from llmrouter.routing.calibration_intervals import Intervals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from llmrouter.domain import EngineProfile, Instance, InstanceView
+    from llmrouter.domain import EngineProfile
     from llmrouter.sim.engine import StepPlan
     from llmrouter.sim.model import EngineModel
     from llmrouter.sim.workload import Workload
@@ -249,6 +249,47 @@ def within(errors: dict[int, float], bound: float) -> int | None:
     return since
 
 
+def cost() -> str:
+    """Microseconds of CPU a call: 3,200 requests on 64 instances, reported every half second for 20 s."""
+    profile = cell("h100-mix").engine.profile
+    calibration = ClassCalibration(profile)
+    intervals = Intervals(lambda _, observation: (calibration.learn(observation), None)[1])
+    instances = [Instance(f"{at:03d}", "e:1", "pool", profile, frozenset()) for at in range(64)]
+    view = InstanceView(instances[0], Load(50, 80_000, 2_000, 100.0))
+    spent = dict.fromkeys(("dispatch", "refresh of 64", "report, learning included"), 0.0)
+
+    def timed(name: str, calls: Iterable[Callable[[], None]]) -> None:
+        started_s = time.process_time()
+        for call in calls:
+            call()
+        spent[name] += time.process_time() - started_s
+
+    names = [str(row) for row in range(3_200)]
+    timed(
+        "dispatch",
+        [
+            partial(intervals.dispatched, name, instances[row % 64], prompt_tokens=1_000, alone=False, now_s=0.0)
+            for row, name in enumerate(names)
+        ],
+    )
+    for half in range(40):
+        for tenth in range(5):
+            timed(
+                "refresh of 64",
+                [partial(intervals.refreshed, lambda _: view, now_s=0.5 * half + 0.1 * (tenth + 1))],
+            )
+        at_s = 0.5 * (half + 1)
+        timed(
+            "report, learning included",
+            [
+                partial(intervals.advanced, name, 40 * half + 1, now_s=at_s + row * 1e-6)
+                for row, name in enumerate(names)
+            ],
+        )
+    calls = {"dispatch": 3_200, "refresh of 64": 200, "report, learning included": 40 * 3_200}
+    return ", ".join(f"{name} {1e6 * spent[name] / calls[name]:.1f}" for name in spent)
+
+
 def cases() -> list[Case]:
     """Every prior on both engines; then what goes wrong, from a prior that is wrong by 3."""
     made = [
@@ -283,7 +324,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench/calibration.json"))
     parser.add_argument("--only", default="", help="cells whose name begins so")
+    parser.add_argument("--cost", action="store_true", help="microseconds of CPU a call, and no table")
     options = parser.parse_args()
+    if options.cost:
+        print(cost())
+        return
     shown = " | ".join(str(count) for count in SHOWN)
     print(
         f"| traffic | prior | besides | before, % | {shown} | to 20 % | to 10 % "
