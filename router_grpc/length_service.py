@@ -261,6 +261,7 @@ class LengthService:
         asked = self._asked_of_model([request for request, _ in read], plan)
         kept = [one if one.prompt is None else replace(one, prompt=None) for one in asked]
         if plan.learns:
+            self._learner.explore(plan.exploration)
             laws = self._learner.predict(kept)
         else:
             laws = [certain(plan.constant_tokens, request, source=CONSTANT) for request in kept]

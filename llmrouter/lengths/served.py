@@ -106,6 +106,10 @@ class ServedLengths:
         """Applications whose last law stands ready."""
         return len(self._ready)
 
+    def explore(self, exploration: float) -> None:
+        """How much sooner than its length says an application of few answers is ranked from now on."""
+        self.quantiles.exploration = exploration
+
     def use(self, name: str, digest: str) -> None:
         """Names the model whose laws will be given from now on."""
         if self._model == (name, digest):

@@ -259,7 +259,7 @@ async def test_predictions_that_order_badly_are_said_so_until_they_order_well(se
     async def finish(count: int, *, ordered: bool) -> None:
         for length in rng.integers(1, 900, count).tolist():
             rank = float(length if ordered else rng.integers(1, 900))
-            law = replace(served.flat, rank=rank)
+            law = replace(served.flat, own_rank=rank)
             foretold = Foretold(LengthRequest(prompt_tokens=9, model="m"), law)
             served.service.finished(foretold, output_tokens=length, prompt_tokens=None)
         await served.settled()
@@ -268,3 +268,15 @@ async def test_predictions_that_order_badly_are_said_so_until_they_order_well(se
     assert not served.service.orders_well
     await finish(256, ordered=True)
     assert served.service.orders_well
+
+
+async def test_exploration_ranks_strangers_sooner(served: Served) -> None:
+    for _ in range(40):
+        await served.finish(await served.foretell(None, application="chat", prompt_tokens=9), 300)
+    plain = await served.foretell(None, application="stranger", prompt_tokens=9)
+    served.service.use(LengthPlan(exploration=2.0, deadline_s=LONG_S))
+    explored = await served.foretell(None, application="stranger", prompt_tokens=9)
+    known = await served.foretell(None, application="chat", prompt_tokens=9)
+    assert explored.law.quantiles == plain.law.quantiles
+    assert explored.law.rank < 0.5 * plain.law.rank
+    assert explored.law.rank < known.law.rank
