@@ -72,11 +72,7 @@ class _Learner(Protocol):
 
 
 class _Served:
-    """The composition that a router serves; requests that were given a model's law are answered by the blend.
-
-    It learns against the law that it would give when the answer is there. Against the law it gave at arrival, hundreds
-    of answers ago, recalibration would correct the same error hundreds of times.
-    """
+    """The composition that a router serves; requests that were given a model's law are answered by the blend."""
 
     def __init__(self, model: LengthPredictor | None) -> None:
         self._lengths = ServedLengths()
@@ -87,7 +83,7 @@ class _Served:
         return self._lengths.predict([request])[0]
 
     def learns(self, request: LengthRequest, tokens: float) -> None:
-        self._lengths.learn(request, tokens, self.says(request))
+        self._lengths.learn(request, tokens)
 
 
 class _TaskMean:

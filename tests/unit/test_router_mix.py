@@ -107,6 +107,7 @@ def said(runtime: Runtime, mix: TrafficMix | None) -> RouterAcknowledgement:
         in_flight=0,
         resting=False,
         drift=None,
+        drift_known=True,
         mix=mix,
         at_s=0.0,
     )
