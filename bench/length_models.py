@@ -1,7 +1,9 @@
-"""How long output lengths take to foretell and to learn: by the text model, on one core and a GPU if any, and online.
+"""How long output lengths take to foretell and to learn: in a router, by the text model, on a GPU if any, and online.
 
 A prediction of the text model is everything from prompts to quantiles: hashing, the network, the law. Prompts are made
 of random words. Predictors that learn online are timed without a model, by a constant in its place, after 600 answers.
+``router`` is all that a router's thread does for requests and answers; ``served`` is the part of it that is learned
+online, given the model's laws and the features of the text.
 Latencies in milliseconds: as a caller waits, and CPU time alone, which other work on the machine disturbs less.
 ``crossover`` is the smallest batch for which the GPU answers sooner than the core.
 """
@@ -15,31 +17,43 @@ import random
 import shlex
 import sys
 import time
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnxruntime
+from prometheus_client import CollectorRegistry
+from threadpoolctl import threadpool_limits
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.online import OnlineQuantiles
 from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.recalibrated import Recalibrated
+from llmrouter.lengths.served import ServedLengths
 from llmrouter.lengths.simple import ConstantLengths
 from llmrouter.lengths.text import text_features
+from llmrouter.metrics import RouterMetrics
 from llmrouter.training.length_evaluation_artefact import load_model
+from router_grpc.adapters.length_models import load_lengths
 from router_grpc.adapters.onnx_model import CPU, CUDA, cuda_usable
+from router_grpc.adapters.tokenizers import TokenizedPrompts
+from router_grpc.length_service import LengthPlan, LengthService, _Asked, excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from llmrouter.lengths.predictor import LengthPredictor
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WORDS = {"short prompts, 40 words": 40, "long prompts, 2,000 words": 2_000, "10-MB prompts": 1_700_000}
 HUGE_WORDS = 100_000
+SERVED_BATCHES = (1, 8, 64)
+SERVED_WORDS = 300
 SEED = 1
 WARM_UP = 20
 PERCENTILES = (50, 95, 99)
@@ -47,6 +61,7 @@ ANSWERS = 600
 APPLICATIONS = 8
 
 Row = dict[str, str | int | float]
+T = TypeVar("T")
 
 
 def prompts(words: int, count: int, rng: random.Random) -> list[LengthRequest]:
@@ -146,11 +161,50 @@ def learners(runs: int) -> list[Row]:
     return rows
 
 
+def served(runs: int) -> list[Row]:
+    rng = random.Random(SEED)
+    plan = LengthPlan(model=load_lengths(*builtin_model("output_length", "text"), expected_sha256=None))
+    learner, metrics = ServedLengths(), RouterMetrics(CollectorRegistry())
+    service = LengthService(learner, TokenizedPrompts(PromptTokens()), clock=lambda: 0.0, metrics=metrics)
+    answer, learn = service._answer, service._learn  # noqa: SLF001 - what its thread runs
+    asked = []
+    for request in prompts(SERVED_WORDS, BATCHES[-1], rng):
+        labelled = replace(request, prompt=None, prompt_tokens=None, application=f"app-{rng.randrange(APPLICATIONS)}")
+        asked.append(_Asked(labelled, excerpt((request.prompt or "").encode()), plan))
+    for place in range(ANSWERS):
+        (one,) = answer([asked[place % len(asked)]])
+        learn(one, output_tokens=rng.randrange(1, 900), prompt_tokens=one.prompt_tokens)
+    foretold = answer(asked)
+    kept = [one.request for one in foretold]
+    row = partial(measured, where="cpu", runs=runs)
+    rows = []
+    for size in SERVED_BATCHES:
+        rows.append(row("router: foretell", size=size, call=_each(answer, _batches(asked, size))))
+        rows.append(row("served: predict", size=size, call=_each(learner.predict, _batches(kept, size))))
+    answered = partial(learn, output_tokens=100, prompt_tokens=400)
+    rows.append(row("router: learn", size=1, call=_each(answered, foretold)))
+    rows.append(row("served: learn", size=1, call=_each(partial(learner.learn, output_tokens=100.0), kept)))
+    return rows
+
+
+def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _each(call: Callable[[T], object], items: Sequence[T]) -> Callable[[], object]:
+    """Calls with one item after the other, so that memory is no warmer than in service."""
+    turn = cycle(items)
+    return lambda: call(next(turn))
+
+
+PARTS = {"served": served, "online": learners, "text": measurements}
+
+
 def crossover(rows: list[Row]) -> int | None:
     """Smallest batch of short prompts from which the GPU is sooner; ``None`` where it never is, or there is none."""
     kind = f"features and network, {next(iter(WORDS))}"
     median = {(row["on"], row["batch"]): float(row["p50_ms"]) for row in rows if row["what"] == kind}
-    sooner = [size for size in BATCHES if median.get(("cuda", size), np.inf) < median["cpu", size]]
+    sooner = [size for size in BATCHES if median.get(("cuda", size), np.inf) < median.get(("cpu", size), 0.0)]
     return min(sooner, default=None)
 
 
@@ -158,10 +212,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500, help="timed calls per row (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/bench/length_models.json"), help="file to write")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to time (default: all)")
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error("--runs must be at least 1")
-    rows = [*learners(arguments.runs), *measurements(arguments.runs)]
+    threadpool_limits(1)
+    rows = [row for part in arguments.parts for row in PARTS[part](arguments.runs)]
     report = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": platform.machine(),

@@ -31,6 +31,8 @@ def features_of(requests: Sequence[LengthRequest]) -> TextFeatures:
     known = [one for one in made if one is not None]
     if not known or len(known) < len(made):
         return text_features(requests)
+    if len(known) == 1:
+        return known[0]
     return TextFeatures(np.concatenate([one.ids for one in known]), np.concatenate([one.dense for one in known]))
 
 

@@ -35,7 +35,8 @@ BINS = len(STARTS_B)
 _LAST_B = np.append(STARTS_B[1:] - 1, int(MAX_TOKENS))
 _LOG_START_B = np.log(STARTS_B)
 _LOG_WIDTH_B = np.log(_LAST_B) - _LOG_START_B
-_LEVELS_Q1 = np.array(LEVELS)[:, None]
+_LEVELS_Q = np.array(LEVELS)
+_REACHED_Q1 = _LEVELS_Q[:, None] - 1e-12
 
 
 def bin_of(tokens: float) -> int:
@@ -48,12 +49,12 @@ def quantiles_of(shares_NB: Floats) -> Floats:
 
     Within a bin, the logarithm of the length is linear in the level.
     """
-    cumulated_NB = np.cumsum(shares_NB, axis=1)
-    passed_NQ = (cumulated_NB[:, None, :] < _LEVELS_Q1 - 1e-12).sum(axis=2)
+    cumulated_NB = shares_NB.cumsum(axis=1)
+    passed_NQ = (cumulated_NB[:, None, :] < _REACHED_Q1).sum(axis=2)
     bin_NQ = np.minimum(passed_NQ, BINS - 1)
     rows_N1 = np.arange(len(shares_NB))[:, None]
     share_NQ = shares_NB[rows_N1, bin_NQ]
-    into_NQ = _LEVELS_Q1[:, 0] - (cumulated_NB[rows_N1, bin_NQ] - share_NQ)
+    into_NQ = _LEVELS_Q - (cumulated_NB[rows_N1, bin_NQ] - share_NQ)
     inside_NQ = np.minimum(np.maximum(into_NQ / np.maximum(share_NQ, 1e-300), 0.0), 1.0)
     quantiles_NQ: Floats = np.exp(_LOG_START_B[bin_NQ] + inside_NQ * _LOG_WIDTH_B[bin_NQ])
     return quantiles_NQ

@@ -85,7 +85,8 @@ class Blended:
         reason = refusal(request, output_tokens)
         if reason is not None:
             return reason
-        laws = (predicted or self.predict([request]).row(0)).parts
+        known = () if predicted is None else predicted.parts
+        laws = known or self.predict([request]).row(0, parts=True).parts
         losses = [_loss(law, math.log(output_tokens)) for law in laws]
         self._all = self._faded(self._all, losses)
         self._all_answers = self._decay * self._all_answers + 1.0

@@ -53,7 +53,7 @@ class LengthDistribution:
     ``latent`` are tokens at ``LEVELS``, ascending, within 1 and 1e6, without regard to ``max_output_tokens``, the most
     the answer may have; properties and methods regard it. ``own_mean`` and ``own_rank`` are there where the predictor
     has its own. ``source`` names what said it; ``digest`` is its model's. ``parts`` are the laws that this one was made
-    of, in the order of the predictors that gave them, where those learn from what they said.
+    of, in the order of the predictors that gave them, where somebody asked for them: to learn without asking again.
     """
 
     latent: tuple[float, ...]
@@ -72,10 +72,8 @@ class LengthDistribution:
 
     @cached_property
     def expected_tokens(self) -> float:
-        """Mean: the predictor's own, else that of the quantile function; within 1 and the limit."""
-        limit = self.max_output_tokens
-        mean = _mean_below(_knots(self.latent), limit) if self.own_mean is None else self.own_mean
-        return min(max(mean, MIN_TOKENS), limit)
+        """The predictor's own mean, else that of the quantile function; within 1 and the limit."""
+        return _mean(self.latent, self.own_mean, self.max_output_tokens)
 
     @property
     def rank(self) -> float:
@@ -130,7 +128,8 @@ class Lengths:
     @cached_property
     def expected_tokens(self) -> Floats:
         """Means (N,)."""
-        return np.array([self.row(index).expected_tokens for index in range(len(self))])
+        own = [None] * len(self) if self.own_mean is None else self.own_mean.tolist()
+        return np.array([*map(_mean, self.latent.tolist(), own, self.limit_tokens.tolist())])
 
     @property
     def rank(self) -> Floats:
@@ -149,8 +148,8 @@ class Lengths:
             parts=tuple([part[rows] for part in self.parts]),
         )
 
-    def row(self, index: int) -> LengthDistribution:
-        """The law of one request; keeps nothing of the others."""
+    def row(self, index: int, *, parts: bool = False) -> LengthDistribution:
+        """The law of one request, with its ``parts`` or without; keeps nothing of the others."""
         return LengthDistribution(
             latent=tuple(self.latent[index].tolist()),
             own_mean=None if self.own_mean is None else self.own_mean.item(index),
@@ -158,7 +157,7 @@ class Lengths:
             source=self.source,
             digest=self.digest,
             max_output_tokens=self.limit_tokens.item(index),
-            parts=tuple([part.row(index) for part in self.parts]),
+            parts=tuple([part.row(index, parts=True) for part in self.parts]) if parts else (),
         )
 
     def bucket_probabilities(self, edges_tokens: Sequence[float] = PAPER_EDGES_TOKENS) -> Floats:
@@ -204,6 +203,12 @@ def lengths_of(
 def bounded(tokens: Floats) -> Floats:
     """Tokens brought within 1 and 1e6."""
     return np.minimum(np.maximum(tokens, MIN_TOKENS), MAX_TOKENS)
+
+
+def _mean(latent: Sequence[float], own: float | None, limit: float) -> float:
+    """The predictor's own mean, else that of the quantile function; within 1 and the limit."""
+    mean = _mean_below(_knots(latent), limit) if own is None else own
+    return min(max(mean, MIN_TOKENS), limit)
 
 
 def _knots(latent: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.distribution import LEVELS, lengths_of
+from llmrouter.lengths.distribution import LEVELS, Lengths, bounded
 from llmrouter.lengths.online_regression import NearResiduals, RecentRidge, WordWeights
 from llmrouter.lengths.predictor import limits, refusal
 from llmrouter.lengths.text import DENSE, DENSE_NAMES, FIELDS, HASH_BUCKETS, text_features
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llmrouter.lengths.distribution import LengthDistribution, Lengths
+    from llmrouter.lengths.distribution import LengthDistribution
     from llmrouter.lengths.predictor import LengthPredictor, LengthRequest, UsageRefusal
     from llmrouter.lengths.text import TextFeatures
 
@@ -88,12 +88,12 @@ class OnlineText:
         """One law for each request; raises NotFiniteLengthsError where the model does."""
         _, ids_NW, forecast_N = self._forecast(requests)
         residual_NQ = self._residuals.quantiles(forecast_N, ids_NW[:, 0])
-        return lengths_of(
-            np.exp(forecast_N[:, None] + residual_NQ),
-            source=self.name,
-            limit_N=limits(requests),
-            rank_N=np.exp(forecast_N),
-            digest=self.digest,
+        return Lengths(
+            bounded(np.exp(forecast_N[:, None] + residual_NQ)),
+            limits(requests),
+            self.name,
+            self.digest,
+            own_rank=np.exp(forecast_N),
         )
 
     def learn(

@@ -90,7 +90,7 @@ class Recalibrated:
         if reason is not None:
             return reason
         if predicted is None:
-            predicted = self.predict([request]).row(0)
+            predicted = self.predict([request]).row(0, parts=True)
         given, slot = predicted.quantiles, self._touch(label(request.application))
         used_Q = self._offsets_SQ[slot if self._answers[slot] >= self._min_answers else _EVERYTHING]
         of_all = (np.exp(self._offsets_SQ[_EVERYTHING] - used_Q) * given).tolist()
