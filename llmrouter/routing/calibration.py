@@ -54,10 +54,10 @@ MODEL_ERROR = 3e-5
 """… and, besides, as a share of all that was observed: the equation is not exact, however much is observed."""
 
 WARM_UP = 32
-"""Observations before anything but the profile is believed."""
+"""Observations before anything but the profile is believed …"""
 
 JUDGED = 128
-"""Observations before residuals are judged."""
+"""… and before residuals freeze anything; until then, what has bad residuals is not believed."""
 
 FROZEN_ABOVE, THAWED_BELOW = 0.35, 0.25
 """Median relative residuals at which coefficients freeze, and may thaw."""
@@ -207,9 +207,15 @@ class ClassCalibration:
     def _believed(self) -> Floats:
         if self._frozen is Frozen.BAD_RESIDUALS:
             return self._good_C
-        if self._frozen is Frozen.WORSE_THAN_PROFILE or self._observations < WARM_UP:
+        if self._frozen is Frozen.WORSE_THAN_PROFILE or self._is_new:
             return np.ones(_SIZE)
         return self._factors_C
+
+    @property
+    def _is_new(self) -> bool:
+        """Too few observations, or too few for residuals as bad as these."""
+        seen = self._observations
+        return seen < WARM_UP or (seen < JUDGED and self._residual.value > THAWED_BELOW)
 
     @property
     def _prior_weight(self) -> float:

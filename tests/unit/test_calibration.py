@@ -169,6 +169,15 @@ def test_noise_freezes_and_good_observations_thaw() -> None:
     assert calibration.calibration.coefficients["base_decode_s"] == pytest.approx(TRUE["base_decode_s"], rel=0.1)
 
 
+def test_noise_from_the_beginning_is_never_believed() -> None:
+    calibration = ClassCalibration(H100_MIX)
+    rng = random.Random(10)
+    for _ in range(2 * JUDGED):
+        calibration.learn(observation(rng, factor=math.exp(rng.uniform(-2, 2))))
+        assert set(calibration.calibration.ratios.values()) == {1.0}
+    assert calibration.calibration.frozen is not None
+
+
 def test_an_engine_that_changes_is_followed() -> None:
     calibration = ClassCalibration(H100_MIX)
     teach(calibration, 400)
