@@ -36,7 +36,7 @@ _LAST_B = np.append(STARTS_B[1:] - 1, int(MAX_TOKENS))
 _LOG_START_B = np.log(STARTS_B)
 _LOG_WIDTH_B = np.log(_LAST_B) - _LOG_START_B
 _LEVELS_Q = np.array(LEVELS)
-_REACHED_Q1 = _LEVELS_Q[:, None] - 1e-12
+_REACHED_Q = _LEVELS_Q - 1e-12
 
 
 def bin_of(tokens: float) -> int:
@@ -50,8 +50,8 @@ def quantiles_of(shares_NB: Floats) -> Floats:
     Within a bin, the logarithm of the length is linear in the level.
     """
     cumulated_NB = shares_NB.cumsum(axis=1)
-    passed_NQ = (cumulated_NB[:, None, :] < _REACHED_Q1).sum(axis=2)
-    bin_NQ = np.minimum(passed_NQ, BINS - 1)
+    passed_NQ = np.array([row_B.searchsorted(_REACHED_Q) for row_B in cumulated_NB]).reshape(-1, len(LEVELS))
+    bin_NQ = np.minimum(passed_NQ, BINS - 1).astype(np.intp)
     rows_N1 = np.arange(len(shares_NB))[:, None]
     share_NQ = shares_NB[rows_N1, bin_NQ]
     into_NQ = _LEVELS_Q - (cumulated_NB[rows_N1, bin_NQ] - share_NQ)

@@ -124,7 +124,7 @@ class NearResiduals:
     def _sort(self) -> None:
         filled_3K = self._kept_3K[:, : _PRIOR_POINTS + min(self._examples, self._capacity)]
         order_K = np.argsort(filled_3K[_RESIDUAL], kind="stable")
-        self._sorted_3K = filled_3K[:, order_K]
+        self._sorted_3K = filled_3K.take(order_K, axis=1)
         self._prior_P = np.flatnonzero(order_K < _PRIOR_POINTS)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Ids = NDArray[np.int32]
+    _Forecast = tuple[Floats, Ids, Floats]
 
 HALF_LIFE = 2_000.0
 STEP, COMMON = 0.25, 10.0
@@ -83,10 +84,13 @@ class OnlineText:
             capacity=ANSWERS, width=WIDTH, foreign=FOREIGN, prior=PRIOR_ANSWERS, spread=PRIOR_SPREAD
         )
         self._shortest = self._longest = _USUAL
+        self._last: tuple[LengthRequest, _Forecast] | None = None
+        """What was asked for last, if it was asked for alone and nothing was learned since."""
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request; raises NotFiniteLengthsError where the model does."""
-        _, ids_NW, forecast_N = self._forecast(requests)
+        _, ids_NW, forecast_N = forecast = self._forecast(requests)
+        self._last = (requests[0], forecast) if len(requests) == 1 else None
         residual_NQ = self._residuals.quantiles(forecast_N, ids_NW[:, 0])
         return Lengths(
             bounded(np.exp(forecast_N[:, None] + residual_NQ)),
@@ -104,7 +108,8 @@ class OnlineText:
         reason = refusal(request, output_tokens)
         if reason is not None:
             return reason
-        inputs_ND, ids_NW, forecast_N = self._forecast([request])
+        known, self._last = self._last, None
+        inputs_ND, ids_NW, forecast_N = known[1] if known and known[0] is request else self._forecast([request])
         forecast, length = forecast_N.item(0), math.log(output_tokens)
         cut = request.max_output_tokens is not None and output_tokens >= request.max_output_tokens
         if cut and forecast >= length:
@@ -116,7 +121,7 @@ class OnlineText:
         self._shortest, self._longest = min(self._shortest, length), max(self._longest, length)
         return None
 
-    def _forecast(self, requests: Sequence[LengthRequest]) -> tuple[Floats, Ids, Floats]:
+    def _forecast(self, requests: Sequence[LengthRequest]) -> _Forecast:
         """Inputs (N, D), ids (N, words) and ln tokens (N,)."""
         features = self._read(requests)
         ids_NW = features.ids[:, :WORDS]

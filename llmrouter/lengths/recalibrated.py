@@ -72,7 +72,7 @@ class Recalibrated:
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request: the inner predictor's, its quantiles moved."""
         laws = self.inner.predict(requests)
-        factors_NQ = np.exp(self._offsets_SQ[[self._used(label(one.application)) for one in requests]])
+        factors_NQ = np.exp(self._offsets_SQ.take(self._slots_of(requests), axis=0))
         return Lengths(
             bounded(_in_order(laws.latent * factors_NQ)),
             laws.limit_tokens,
@@ -100,6 +100,9 @@ class Recalibrated:
             self._offsets_SQ[slot] = self._offsets_SQ[_EVERYTHING]
         self._move(slot, _direction(output_tokens, given), spread)
         return self.inner.learn(request, output_tokens, next(iter(predicted.parts), None))
+
+    def _slots_of(self, requests: Sequence[LengthRequest]) -> NDArray[np.intp]:
+        return np.array([self._used(label(one.application)) for one in requests], dtype=np.intp)
 
     def _used(self, key: str) -> int:
         """Whose offset an application has."""
