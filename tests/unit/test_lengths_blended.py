@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from llmrouter.lengths.blended import Blended
+from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.lengths.recalibrated import Recalibrated
 from llmrouter.lengths.simple import ConstantLengths
 
 SHORT, LONG = LengthRequest(application="short", model="m"), LengthRequest(application="long", model="m")
@@ -52,3 +54,16 @@ def test_weights_add_up() -> None:
     predictor = blended()
     predictor.learn(SHORT, 1_000_000)
     assert np.sum(predictor.weights(SHORT)) == pytest.approx(1.0)
+
+
+def test_laws_that_are_handed_back_with_their_parts_teach_as_asking_anew_does() -> None:
+    asked_anew, handed_back = (Recalibrated(Blended([Recalibrated(ConstantLengths(20)), OnlineText()])) for _ in "12")
+    rng = np.random.default_rng(11)
+    for tokens in rng.integers(1, 900, size=60).tolist():
+        request = LengthRequest(prompt="a few words", application="chat", model="m")
+        law = handed_back.predict([request]).row(0, parts=True)
+        assert [part.source for part in law.parts[0].parts] == ["constant+calibrated", "online-text"]
+        handed_back.learn(request, tokens, law)
+        asked_anew.learn(request, tokens)
+    assert handed_back.predict([SHORT]).latent == pytest.approx(asked_anew.predict([SHORT]).latent)
+    assert handed_back.predict([SHORT]).row(0).parts == ()

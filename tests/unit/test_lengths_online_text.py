@@ -97,6 +97,16 @@ class TestOnlineText:
         predictor.learn(replace(request, max_output_tokens=800), 800)
         assert predictor.predict([request]).rank[0] > before
 
+    def test_what_was_asked_just_before_teaches_what_asking_anew_does(self) -> None:
+        just_asked, not_asked = (taught(OnlineText(), np.random.default_rng(8)) for _ in "12")
+        request = asked(np.random.default_rng(9), "list")
+        for tokens in (800, 30, 5):
+            just_asked.predict([request])
+            for predictor in (just_asked, not_asked):
+                predictor.learn(request, tokens)
+                predictor.learn(request, tokens)
+        assert just_asked.predict([request]).latent.tolist() == not_asked.predict([request]).latent.tolist()
+
     def test_one_absurd_answer_moves_little(self) -> None:
         rng = np.random.default_rng(7)
         predictor = taught(OnlineText(), rng)
