@@ -71,7 +71,7 @@ class OnlineQuantiles:
         self.name = name
         self._chain = tuple(by.value for by in chain)
         self._shrinkage = shrinkage
-        self._exploration = exploration
+        self.exploration = exploration
         self._everything = Sketches(capacity=1, half_life=half_life, shared=shared)
         self._groups = Sketches(capacity=capacity, half_life=half_life, shared=shared)
         self._prior_B = broad_prior()
@@ -90,9 +90,9 @@ class OnlineQuantiles:
         """One law for each request."""
         shares_NB, seen = self._shares(requests)
         laws = Lengths(quantiles_of(shares_NB), limits(requests), self.name)
-        if self._exploration == 0.0:
+        if self.exploration == 0.0:
             return laws
-        return replace(laws, own_rank=laws.expected_tokens * np.exp(-self._exploration / np.sqrt(1.0 + np.array(seen))))
+        return replace(laws, own_rank=laws.expected_tokens * np.exp(-self.exploration / np.sqrt(1.0 + np.array(seen))))
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
