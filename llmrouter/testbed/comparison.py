@@ -135,7 +135,8 @@ def notes(values: Mapping[str, Any]) -> list[str]:
     ]
     lengths = values["lengths"]
     if lengths["answers"]:
-        said = ", ".join(f"{name} {share:.0%}" for name, share in lengths["predictors"].items())
+        shares = lengths["predictors"]
+        said = ", ".join(f"{name} {shares[name]:.1%}" for name in sorted(shares, key=shares.__getitem__, reverse=True))
         lines.append(
             f"Answer lengths: {lengths['within_80_fraction']:.0%} lay in their 80 % interval, the median was "
             f"{lengths['error_p50_tokens']:.0f} tokens off (half of the answers less); foretold by {said}."
