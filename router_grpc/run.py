@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,23 +21,18 @@ if TYPE_CHECKING:
 
 DRAIN_GRACE_S = 20.0
 
-SWITCH_S = 0.0005
-"""How long another thread keeps the interpreter's lock when the event loop wants it; 5 ms is Python's own."""
-
 _log = logging.getLogger(__name__)
 
 
 async def run_until_stopped(router: Router, *, metrics_host: str, metrics_port: int) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
 
-    Sets what of the process the router needs: one thread for linear algebra, whose matrices are small, and a short wait
-    of the event loop for the thread that foretells lengths.
+    Sets one thread for linear algebra in the process: a router's matrices are small.
 
     Raises:
         InvalidConfigError: a port cannot be listened on.
     """
     threadpool_limits(1)
-    sys.setswitchinterval(SWITCH_S)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
