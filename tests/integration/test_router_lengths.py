@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["support.redis_server"]
 
+LIMITS = {"maxInFlightPerInstance": 5_000, "scrapeIntervalSeconds": 60}
+"""Nobody answers at the declared endpoints: they are not asked before a test is over."""
+
 LONG_MS = 100.0
 """A deadline that a busy machine keeps."""
 
 
 def config(**parts: Any) -> Any:  # noqa: ANN401 - handed on to pydantic
     predictor = {"type": "Text", "constantTokens": 77, "deadlineMilliseconds": LONG_MS}
-    return config_of(**{"predictor": predictor, "limits": {"maxInFlightPerInstance": 5_000}, **parts})
+    return config_of(**{"predictor": predictor, "limits": LIMITS, **parts})
 
 
 @pytest.fixture
