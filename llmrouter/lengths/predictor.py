@@ -32,7 +32,7 @@ class LengthRequest:
     request, where somebody has asked already. Both are kept when the prompt is not.
     """
 
-    prompt: str | None = None
+    prompt: str | None = field(default=None, repr=False)
     prompt_tokens: int | None = None
     application: str = ""
     model: str = ""

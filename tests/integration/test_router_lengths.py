@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,23 @@ async def test_a_prompt_beyond_the_bound_is_refused(live: LiveRouter) -> None:
 @pytest.mark.parametrize("prompt", [b"\xff\xfe\x00" * 100, b" ", b"x" * 10_000_000], ids=["binary", "blank", "10 MB"])
 async def test_strange_prompts_are_routed(live: LiveRouter, prompt: bytes) -> None:
     assert (await live.route("r", prompt=prompt)).instance_id
+
+
+async def test_no_prompt_is_logged_whatever_happens(caplog: pytest.LogCaptureFixture) -> None:
+    marker = "a very private matter"
+    caplog.set_level(logging.DEBUG)
+    async with live_router(config()) as live:
+        caplog.set_level(logging.DEBUG)  # a configuration brings a level of its own
+        await answered(live, "r", prompt=marker.encode(), application="chat", output_tokens=9)
+        await answered(live, "liar", prompt=marker.encode(), max_output_tokens=5, output_tokens=999)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await live.route("x" * 200, prompt=marker.encode())
+        await live.route("again", prompt_tokens=0, prompt=(marker * 9_000).encode())
+        await live.router.app.world.lengths.settled()
+        shown = await live.stub.GetSnapshot(pb.GetSnapshotRequest())
+    assert marker not in str(shown)
+    assert caplog.records
+    assert not [record for record in caplog.records if marker in f"{record.getMessage()} {record.__dict__}"]
 
 
 async def test_one_router_learns_what_another_saw(redis_server: RedisServer) -> None:
