@@ -192,6 +192,10 @@ class NoCandidate:
 Decision = Placement | Hold | NoCandidate
 
 
+DECODE_RESERVE_FRACTION = 0.15
+"""r: the share of the predicted tokens to come that is counted against KV now; most of it is freed before it fills."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """The bound a dispatch must respect on one instance; checked again where the reservation is committed.
@@ -201,7 +205,7 @@ class Room:
 
     max_requests: int
     kv_limit_tokens: int | None = None
-    decode_reserve_fraction: float = 0.15
+    decode_reserve_fraction: float = DECODE_RESERVE_FRACTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
+from llmrouter.domain import DECODE_RESERVE_FRACTION
+
 GROUP = "llmrouter.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -331,6 +333,7 @@ class HoldSpec(Resource):
     room: Literal["Kv", "Requests"] | None = None
     max_wait_seconds: float = Field(default=10.0, ge=0, le=600)
     kv_fraction: float = Field(default=1.0, ge=0.1, le=1.0)
+    decode_reserve_fraction: float = Field(default=DECODE_RESERVE_FRACTION, ge=0, le=1)
 
 
 class TenantWeight(Resource):

@@ -176,5 +176,5 @@ def _bound(config: RouterConfig) -> Callable[[InstanceView], Room]:
 
 
 def _room_rule(config: RouterConfig) -> Callable[[InstanceView], Room]:
-    policy = config.policy
-    return kv_gate(policy.hold.kv_fraction) if policy.room_is_kv else _bound(config)
+    hold = config.policy.hold
+    return kv_gate(hold.kv_fraction, hold.decode_reserve_fraction) if config.policy.room_is_kv else _bound(config)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.routing.features import FEATURE_NAMES, check_score_shapes
-from llmrouter.routing.rules import DECODE_RESERVE_FRACTION, marginal_cost_row
+from llmrouter.routing.rules import marginal_cost_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

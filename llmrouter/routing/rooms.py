@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from llmrouter.domain import Room
+from llmrouter.domain import DECODE_RESERVE_FRACTION, Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,9 @@ def request_bound(max_requests: int) -> Callable[[InstanceView], Room]:
     return lambda _view: room
 
 
-def kv_gate(kv_fraction: float, decode_reserve_fraction: float = 0.15) -> Callable[[InstanceView], Room]:
+def kv_gate(
+    kv_fraction: float, decode_reserve_fraction: float = DECODE_RESERVE_FRACTION
+) -> Callable[[InstanceView], Room]:
     """Room by batch slots and KV: ``n < max sequences`` and ``C + p + r·(R + d) ≤ θ·K − block``."""
 
     def room_for(profile: EngineProfile) -> Room:

@@ -1,7 +1,7 @@
 """Rules: policies that are one formula over an instance's features, the smallest score first.
 
 Every formula is written once, over a row ``x`` of features in the order of ``FEATURE_NAMES``: the router calls it as it
-stands, the simulator compiles it. So these functions use numbers and the constants below, and nothing else.
+stands, the simulator compiles it. So these functions use numbers and constants, and nothing else.
 
 In the formulas the request has p prompt tokens and d predicted output tokens; the instance n requests in flight with C
 context tokens, Q of them still to prefill, and R predicted tokens to decode; K tokens of KV; step time
@@ -13,6 +13,8 @@ from __future__ import annotations
 from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from llmrouter.domain import DECODE_RESERVE_FRACTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +33,6 @@ PREFILL_SQUARED = 10
 CONTEXT_S = 11
 SEQUENCE_S = 12
 PREFILL_FIRST = 13
-
-DECODE_RESERVE_FRACTION = 0.15
-"""r: the share of the predicted tokens to come that is counted against KV now; most of it is freed before it fills."""
 
 TOKEN_LOAD_THRESHOLD = 4_194_304.0
 """Prompt tokens at which the token-load term is full: 128 requests of 32 Ki tokens, llm-d's default."""

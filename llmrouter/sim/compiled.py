@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _MODULES = (
+    "llmrouter.domain",  # a constant of it
     "llmrouter.routing.inflight",
     "llmrouter.routing.rules",
     "llmrouter.routing.orders",

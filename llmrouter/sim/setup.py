@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.fairness import LEAST_WEIGHT, MOST_WEIGHT
 from llmrouter.routing.orders import DEFAULT_AGING_S, LONGEST_AGING_S, SHORTEST_AGING_S, Order
@@ -123,4 +124,4 @@ class CompiledPolicy:
     weights: tuple[float, float, float] = (0.25, 2.0, 1.0)
     max_requests: int | None = 512
     kv_fraction: float | None = None
-    decode_reserve_fraction: float = 0.15
+    decode_reserve_fraction: float = DECODE_RESERVE_FRACTION

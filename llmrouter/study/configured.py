@@ -76,6 +76,7 @@ def policy_of(config: RouterConfig) -> CompiledPolicy:
         weights=(weights.imposed, weights.coalesce, weights.overflow),
         max_requests=None if policy.room_is_kv else config.limits.max_in_flight_per_instance,
         kv_fraction=policy.hold.kv_fraction if policy.room_is_kv else None,
+        decode_reserve_fraction=policy.hold.decode_reserve_fraction,
     )
 
 

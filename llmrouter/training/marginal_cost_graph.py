@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
+from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
-from llmrouter.routing.rules import DECODE_RESERVE_FRACTION
 
 OPSET = 17
 IR_VERSION = 9

@@ -242,6 +242,12 @@ BAD_POLICIES = [
         "spec.hold.maxWaitSeconds",
         "less than or equal to 600",
     ),
+    Case(
+        "more than is expected",
+        {"type": "Random", "hold": {"decodeReserveFraction": 1.5}},
+        "decodeReserveFraction",
+        "less than or equal to 1",
+    ),
     Case("no KV", {"type": "Random", "hold": {"kvFraction": 0}}, "kvFraction", "greater than or equal to 0.1"),
     Case(
         "an unknown room",

@@ -129,7 +129,7 @@ def test_every_type_of_policy_has_a_rule() -> None:
     list(
         itertools.product(
             ["RoundRobin", "LMetric", "WorkloadImpact", "Onnx"],
-            ["{}", "{enabled: false}", "{room: Kv, kvFraction: 0.8}", "{room: Requests}"],
+            ["{}", "{enabled: false}", "{room: Kv, kvFraction: 0.8, decodeReserveFraction: 0.3}", "{room: Requests}"],
         )
     ),
 )
@@ -147,6 +147,7 @@ def test_the_room_is_that_of_the_router(tmp_path: Path, policy_type: str, hold: 
     if rule.kv_fraction is None:
         assert room.kv_limit_tokens is None
     else:
+        assert room.decode_reserve_fraction == rule.decode_reserve_fraction
         assert room.kv_limit_tokens == int(rule.kv_fraction * profile.kv_tokens) - profile.block_tokens
         assert room.decode_reserve_fraction == rule.decode_reserve_fraction
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from llmrouter.routing.rules import DECODE_RESERVE_FRACTION, marginal_cost_row, mixing_penalty_scaled, own_latency
+from llmrouter.domain import DECODE_RESERVE_FRACTION
+from llmrouter.routing.rules import marginal_cost_row, mixing_penalty_scaled, own_latency
 from llmrouter.sim.kernel.decisions import eligible, has_room
 from llmrouter.sim.kernel.events import schedule
 from llmrouter.sim.kernel.ledger import generated
