@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.routing.features import FEATURE_NAMES, check_score_shapes
 from llmrouter.routing.rules import marginal_cost_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = ["DECODE_RESERVE_FRACTION", "FormulaScorer", "column", "marginal_cost"]
 
 _COLUMN = {name: index for index, name in enumerate(FEATURE_NAMES)}
 
