@@ -155,8 +155,8 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         instances=(len(instances.current()), instances.total),
         in_flight=len(app.world.open_requests),
         resting=app.world.lengths.resting,
-        drift=app.world.lengths.drift,
-        drift_known=app.world.lengths.drift_known,
+        drift=app.world.lengths.watch.drift,
+        drift_known=app.world.lengths.watch.drift_known,
         mix=app.world.mix.mix(app.world.clock()),
         at_s=time.time(),
     )

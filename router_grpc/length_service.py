@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.distribution import NotFiniteLengthsError
-from llmrouter.lengths.drift import MIN_RANK_CORRELATION, WARM_UP_ANSWERS, DriftWatch
+from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import refusal
 from llmrouter.lengths.served import certain
 from llmrouter.lengths.text import TextFeatures, text_features
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llmrouter.lengths.distribution import LengthDistribution
-    from llmrouter.lengths.drift import Drift
-    from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
+    from llmrouter.lengths.predictor import LengthRequest
     from llmrouter.lengths.prompt_tokens import CountedPrompt
     from llmrouter.lengths.served import ServedLengths
     from llmrouter.lengths.sketches import Counts
@@ -38,8 +37,6 @@ MAX_READ_BYTES = 64 * 1024
 
 MODEL_BUDGET_S = 0.05
 """A model that needs longer for a batch, several times in a row, rests for a while."""
-
-ENOUGH_RANK_CORRELATION = MIN_RANK_CORRELATION + 0.05
 
 CONSTANT = "constant"
 
@@ -112,6 +109,8 @@ class LengthService:
         tokens: counts prompt tokens.
         clock: seconds, never going back.
         metrics: of the router.
+
+    ``watch`` is told of every answer that is learned, on the thread that learns it.
     """
 
     def __init__(
@@ -126,11 +125,7 @@ class LengthService:
         self._tokens = tokens
         self._clock = clock
         self._metrics = metrics.lengths
-        self._drift_watch = DriftWatch()
-        self._watch = LengthWatch(metrics, self._drift_watch)
-        self._drift: Drift | None = None
-        self._orders_well = True
-        self._noted = 0
+        self.watch = LengthWatch(metrics, DriftWatch())
         self._plan = LengthPlan()
         self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
@@ -145,24 +140,6 @@ class LengthService:
     def groups(self) -> int:
         """Groups of requests whose lengths are told apart."""
         return self._learner.quantiles.groups
-
-    @property
-    def drift(self) -> Drift | None:
-        """How the traffic's lengths differ now from what is said of them."""
-        return self._drift
-
-    @property
-    def drift_known(self) -> bool:
-        """Whether enough answers came for ``drift`` to be noticed."""
-        return self._noted > WARM_UP_ANSWERS
-
-    @property
-    def orders_well(self) -> bool:
-        """Whether predicted lengths are good enough to order by: rank correlation not below 0.2, or not known yet.
-
-        Once it was below, it has to reach 0.25.
-        """
-        return self._orders_well
 
     def start(self) -> None:
         """Starts the thread; must run on the event loop."""
@@ -203,7 +180,8 @@ class LengthService:
     def finished(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """Has the answer's length learned, soon; ``prompt_tokens`` is what the engine counted."""
         if not self._plan.learns:
-            self._note(foretold, output_tokens, refusal(foretold.request, output_tokens))
+            request = foretold.request
+            self.watch.finished(request, foretold.law, output_tokens, refusal(request, output_tokens))
             return
         step = partial(self._learn, foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
         if not self._may_learn() or not self._worker.chore(step):
@@ -225,16 +203,6 @@ class LengthService:
     async def settled(self) -> None:
         """Returns when everything that finished before is learned."""
         await self._worker.run(lambda: None)
-
-    def _note(self, foretold: Foretold, output_tokens: int, refused: UsageRefusal | None) -> None:
-        """Where one learns: on the worker's thread; else on the event loop."""
-        self._watch.finished(foretold.request, foretold.law, output_tokens, refused)
-        self._noted += refused is None
-        self._drift = self._drift_watch.drift
-        correlation = self._drift_watch.rank_correlation
-        if correlation is not None:
-            bound = MIN_RANK_CORRELATION if self._orders_well else ENOUGH_RANK_CORRELATION
-            self._orders_well = correlation >= bound
 
     def _may_learn(self) -> bool:
         now_s = self._clock()
@@ -312,7 +280,7 @@ class LengthService:
         """On the worker's thread."""
         request = foretold.request
         refused = self._learner.learn(request, output_tokens)
-        self._note(foretold, output_tokens, refused)
+        self.watch.finished(request, foretold.law, output_tokens, refused)
         if prompt_tokens is None or foretold.counted is None:
             return
         if self._tokens.learn_from(foretold.counted, prompt_tokens) is None:

@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.distribution import LEVELS, MEDIAN, PAPER_EDGES_TOKENS
+from llmrouter.lengths.drift import MIN_RANK_CORRELATION, WARM_UP_ANSWERS
 from llmrouter.lengths.predictor import label
 from llmrouter.metrics import MAX_APPLICATION_LABELS, OTHER_APPLICATIONS
 
 if TYPE_CHECKING:
     from llmrouter.lengths.distribution import LengthDistribution
-    from llmrouter.lengths.drift import DriftWatch
+    from llmrouter.lengths.drift import Drift, DriftWatch
     from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
     from llmrouter.metrics import RouterMetrics
 
@@ -21,18 +22,34 @@ BUCKETS = ("0-250", "250-1000", "1000-")
 _LOW, _HIGH = LEVELS.index(0.1), LEVELS.index(0.9)
 _ROUNDING = 1e-9
 
+ENOUGH_RANK_CORRELATION = MIN_RANK_CORRELATION + 0.05
+
 
 class LengthWatch:
     """Holds finished requests against the laws that were served for them; bounded memory, whatever labels clients send.
 
     The first ``MAX_APPLICATION_LABELS`` applications have series of their own, all others share one, named ``other``;
     requests without a label are an application named "".
+
+    Attributes:
+        drift: how lengths differ now from what is said of them.
+        orders_well: whether predicted lengths are good enough to order by: rank correlation not below 0.2, or not known
+            yet. Once it was below, it has to reach 0.25.
     """
 
     def __init__(self, metrics: RouterMetrics, drift: DriftWatch) -> None:
         self._metrics = metrics.lengths
-        self._drift = drift
+        self._watch = drift
         self._applications: set[str] = set()
+        # What other threads read: values that are replaced as a whole.
+        self.answers = 0
+        self.drift: Drift | None = None
+        self.orders_well = True
+
+    @property
+    def drift_known(self) -> bool:
+        """Whether enough answers came for ``drift`` to be noticed."""
+        return self.answers > WARM_UP_ANSWERS
 
     def finished(
         self, request: LengthRequest, law: LengthDistribution, output_tokens: float, refused: UsageRefusal | None
@@ -42,10 +59,14 @@ class LengthWatch:
             self._metrics.usage_refused.labels(refused.value).inc()
             return
         self._observe(law, output_tokens, self._label(request.application))
-        self._drift.note(request, law, output_tokens)
-        self._metrics.drift.set(self._drift.drift is not None)
-        correlation = self._drift.rank_correlation
+        self._watch.note(request, law, output_tokens)
+        self.answers += 1
+        self.drift = self._watch.drift
+        self._metrics.drift.set(self.drift is not None)
+        correlation = self._watch.rank_correlation
         self._metrics.rank_correlation.set(math.nan if correlation is None else correlation)
+        if correlation is not None:
+            self.orders_well = correlation >= (MIN_RANK_CORRELATION if self.orders_well else ENOUGH_RANK_CORRELATION)
 
     def _observe(self, law: LengthDistribution, output_tokens: float, application: str) -> None:
         error_tokens = abs(law.expected_tokens - output_tokens)

@@ -74,7 +74,7 @@ class RouterService:
         if self._runtime is None:
             return
         queue, before = self._runtime.config.policy.queue, self._holding.order
-        self._holding.follow(queue, lengths_order_well=self._world.lengths.orders_well)
+        self._holding.follow(queue, lengths_order_well=self._world.lengths.watch.orders_well)
         is_off = self._holding.order is not ORDERS[queue.order]
         self._world.metrics.queue_order_off.set(is_off)
         if self._holding.order is not before:

@@ -253,7 +253,7 @@ async def test_learning_that_falls_behind_is_dropped_and_counted(served: Served)
 
 
 async def test_predictions_that_order_badly_are_said_so_until_they_order_well(served: Served) -> None:
-    assert served.service.orders_well
+    assert served.service.watch.orders_well
     rng = np.random.default_rng(1)
 
     async def finish(count: int, *, ordered: bool) -> None:
@@ -265,9 +265,9 @@ async def test_predictions_that_order_badly_are_said_so_until_they_order_well(se
         await served.settled()
 
     await finish(100, ordered=False)
-    assert not served.service.orders_well
+    assert not served.service.watch.orders_well
     await finish(256, ordered=True)
-    assert served.service.orders_well
+    assert served.service.watch.orders_well
 
 
 async def test_exploration_ranks_strangers_sooner(served: Served) -> None:

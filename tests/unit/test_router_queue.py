@@ -292,11 +292,11 @@ async def test_an_order_by_lengths_gives_way_while_they_order_badly(declared: st
     bench = Bench(config_of(policy={"queue": {"order": declared}}))
     in_force = bench.service._holding
     good = in_force.order
-    bench.world.lengths._orders_well = False
+    bench.world.lengths.watch.orders_well = False
     bench.service.reorder()
     assert in_force.order.name == while_bad
     assert bench.count("llmrouter_queue_order_off") == (in_force.order is not good)
-    bench.world.lengths._orders_well = True
+    bench.world.lengths.watch.orders_well = True
     bench.service.reorder()
     assert in_force.order is good
     assert bench.count("llmrouter_queue_order_off") == 0
