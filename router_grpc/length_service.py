@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from llmrouter.lengths.artefact import with_features
 from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import refusal
 from llmrouter.lengths.served import certain
-from llmrouter.lengths.text import TextFeatures, text_features
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_watch import LengthWatch
 from router_grpc.worker import BatchWorker, NotInTimeError
@@ -259,7 +259,7 @@ class LengthService:
             self._metrics.fallbacks.labels("Resting").inc(len(rows))
             return requests
         started_s = self._clock()
-        asked = _with_features([requests[row] for row in rows])
+        asked = with_features([requests[row] for row in rows])
         try:
             laws = model.laws(asked)
         except NotFiniteLengthsError:
@@ -286,14 +286,6 @@ class LengthService:
         if self._tokens.learn_from(foretold.counted, prompt_tokens) is None:
             error = abs(foretold.prompt_tokens - prompt_tokens) / prompt_tokens
             self._metrics.prompt_tokens_error_fraction.observe(error)
-
-
-def _with_features(requests: Sequence[LengthRequest]) -> list[LengthRequest]:
-    """Each with its own row of features: a part of the batch's would keep the whole batch."""
-    made = text_features(requests)
-    rows = range(len(requests))
-    own = [TextFeatures(made.ids[row : row + 1].copy(), made.dense[row : row + 1].copy()) for row in rows]
-    return [replace(one, features=features) for one, features in zip(requests, own, strict=True)]
 
 
 def excerpt(prompt: bytes) -> Excerpt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,14 @@ def features_of(requests: Sequence[LengthRequest]) -> TextFeatures:
     if len(known) == 1:
         return known[0]
     return TextFeatures(np.concatenate([one.ids for one in known]), np.concatenate([one.dense for one in known]))
+
+
+def with_features(requests: Sequence[LengthRequest]) -> list[LengthRequest]:
+    """The requests, each with its own row of text features: a part of the batch's would keep the whole batch."""
+    made = text_features(requests)
+    rows = range(len(requests))
+    own = [TextFeatures(made.ids[row : row + 1].copy(), made.dense[row : row + 1].copy()) for row in rows]
+    return [replace(one, features=features) for one, features in zip(requests, own, strict=True)]
 
 
 def reads_prompts(manifest: Manifest) -> bool:

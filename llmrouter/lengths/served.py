@@ -18,6 +18,7 @@ from llmrouter.lengths.online import OnlineQuantiles
 from llmrouter.lengths.online_text import OnlineText
 from llmrouter.lengths.predictor import LengthRequest, label, limits, refusal
 from llmrouter.lengths.recalibrated import Recalibrated
+from llmrouter.lengths.simple import Fixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ REMEMBERED = 4_096
 """Applications whose last law stands ready; the one longest silent gives way."""
 
 
-class GivenLaws:
+class GivenLaws(Fixed):
     """Repeats the law that each request was given; every request must have one."""
 
     def __init__(self, name: str, digest: str = "") -> None:
@@ -47,15 +48,8 @@ class GivenLaws:
             own_rank=np.array([law.rank for law in laws]),
         )
 
-    def learn(
-        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
-    ) -> UsageRefusal | None:
-        """Changes nothing."""
-        del predicted
-        return refusal(request, output_tokens)
 
-
-class Frozen:
+class Frozen(Fixed):
     """A predictor that somebody else teaches."""
 
     def __init__(self, inner: LengthPredictor) -> None:
@@ -66,13 +60,6 @@ class Frozen:
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """The inner predictor's laws."""
         return self.inner.predict(requests)
-
-    def learn(
-        self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
-    ) -> UsageRefusal | None:
-        """Changes nothing."""
-        del predicted
-        return refusal(request, output_tokens)
 
 
 def blend(

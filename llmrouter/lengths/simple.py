@@ -23,8 +23,8 @@ SHORT_TOKENS, UNKNOWN_TOKENS, LONG_TOKENS = 100.0, 1_000.0, 4_096.0
 """Of llm-d-router's ``outlen-bucket``, whose rule ``ThreeBucketRule`` is."""
 
 
-class _Fixed:
-    """Takes note of usage without changing by it."""
+class Fixed:
+    """Learns nothing from the answers it is told of."""
 
     digest = ""
 
@@ -36,7 +36,7 @@ class _Fixed:
         return refusal(request, output_tokens)
 
 
-class ConstantLengths(_Fixed):
+class ConstantLengths(Fixed):
     """The same number for every request, as if it were certain; raises ValueError unless it is within 1 and 1e6."""
 
     def __init__(self, tokens: float, *, name: str = "constant") -> None:
@@ -50,7 +50,7 @@ class ConstantLengths(_Fixed):
         return _points(np.full(len(requests), self._tokens), requests, source=self.name)
 
 
-class ThreeBucketRule(_Fixed):
+class ThreeBucketRule(Fixed):
     """Long where the request asks for thinking, short where it offers tools without, else unknown."""
 
     name = "three-buckets"
@@ -61,7 +61,7 @@ class ThreeBucketRule(_Fixed):
         return _points(np.array(tokens), requests, source=self.name)
 
 
-class PointModel(_Fixed):
+class PointModel(Fixed):
     """A model that forecasts one number for each request, with a spread that is given, not learned.
 
     Args:
@@ -89,7 +89,7 @@ class PointModel(_Fixed):
         )
 
 
-class QuantileModel(_Fixed):
+class QuantileModel(Fixed):
     """A model that forecasts quantiles and a rank for each request.
 
     Args:

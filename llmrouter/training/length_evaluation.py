@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.lengths.artefact import with_features
 from llmrouter.lengths.distribution import Lengths
 from llmrouter.lengths.recalibrated import Recalibrated
-from llmrouter.lengths.text import TextFeatures, text_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,11 +43,7 @@ def answered(rows: Sequence[LengthRow], *, hint: bool) -> Answered:
     tokens = np.array([row.output_tokens for row in rows], dtype=np.float64)
     requests: list[LengthRequest] = []
     for start in range(0, len(rows), CHUNK):
-        seen = [row.seen(hint=hint) for row in rows[start : start + CHUNK]]
-        made = text_features(seen)
-        for place, request in enumerate(seen):
-            own = slice(place, place + 1)
-            requests.append(replace(request, features=TextFeatures(made.ids[own], made.dense[own])))
+        requests += with_features([row.seen(hint=hint) for row in rows[start : start + CHUNK]])
     return Answered(requests, tokens)
 
 
@@ -95,12 +91,11 @@ def _batches(predictor: LengthPredictor, traffic: Answered, advance: Advance) ->
 
 
 def _one_by_one(predictor: LengthPredictor, traffic: Answered, advance: Advance) -> Lengths:
-    hands_back = isinstance(predictor, Recalibrated)  # the others make nothing of the law they gave
     parts = []
     for request, tokens in zip(traffic.requests, traffic.output_tokens.tolist(), strict=True):
         law = predictor.predict([request])
         parts.append(law)
-        predictor.learn(request, tokens, law.row(0) if hands_back else None)
+        predictor.learn(request, tokens, law.row(0, parts=True))
         advance(1)
     return _joined(parts)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from llmrouter.arrivals import predictions
+from llmrouter.lengths.artefact import with_features
 from llmrouter.lengths.distribution import LEVELS, PAPER_EDGES_TOKENS, lengths_of
 from llmrouter.lengths.online import By, OnlineQuantiles
 from llmrouter.lengths.served import ServedLengths
-from llmrouter.lengths.text import TextFeatures, text_features
 from llmrouter.training.length_evaluation_scores import concordance
 
 if TYPE_CHECKING:
@@ -101,11 +101,9 @@ def read_by(model: LengthPredictor, requests: Sequence[LengthRequest]) -> tuple[
     """The requests, each with the features of its text and the law that the model gives it, as routers keep them."""
     read: list[LengthRequest] = []
     for start in range(0, len(requests), BATCH):
-        part = requests[start : start + BATCH]
-        laws, features = model.predict(part), text_features(part)
-        for place, request in enumerate(part):
-            own = TextFeatures(features.ids[place : place + 1], features.dense[place : place + 1])
-            read.append(replace(request, given=laws.row(place), features=own))
+        part = with_features(requests[start : start + BATCH])
+        laws = model.predict(part)
+        read += [replace(request, given=laws.row(place)) for place, request in enumerate(part)]
     return tuple(read)
 
 
