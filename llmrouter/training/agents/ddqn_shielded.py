@@ -15,8 +15,7 @@ import numpy as np
 from llmrouter.training.agents import rewards, rollout
 from llmrouter.training.agents.double_q import Learner, Memory, Recipe
 from llmrouter.training.agents.environment import Decider, Environment
-from llmrouter.training.agents.judged import judge
-from llmrouter.training.agents.learning import TRAINING_SEEDS, VALIDATION_SEEDS, Learned, OnPoint, Point, nobody
+from llmrouter.training.agents.learning import TRAINING_SEEDS, Course, Learned, OnPoint, nobody
 from llmrouter.training.agents.network import paper_shape
 from llmrouter.training.agents.rewards import Reward
 
@@ -51,8 +50,7 @@ def train(
     rng = np.random.default_rng([seed, 2])
     learner = Learner(paper_shape(environment.instances), settings.recipe, rng)
     memory = Memory(settings.remembered, environment.instances)
-    best = (learner.weights, Point(0, judge(environment, _decider(learner.weights), VALIDATION_SEEDS)))
-    curve = [best[1]]
+    course = Course(environment, _decider(learner.weights))
     for episode in range(episodes):
         explored = min(1.0, episode / settings.explored)
         epsilon = 1.0 + explored * (settings.last_epsilon - 1.0)
@@ -61,21 +59,9 @@ def train(
         learner.update(memory.draw(settings.recipe, rng, permuted=True))
         point = None
         if (episode + 1) % settings.judge_every == 0 or episode + 1 == episodes:
-            point = Point(episode + 1, judge(environment, _decider(learner.weights), VALIDATION_SEEDS))
-            curve.append(point)
-            if point.score < best[1].score:
-                best = (learner.weights, point)
+            point = course.look(episode + 1, _decider(learner.weights))
         on_point(episode + 1, point, learner.weights)
-    return Learned(
-        learner="ddqn-shielded",
-        reward=reward.value,
-        seed=seed,
-        decider=_decider(best[0]),
-        tick_s=environment.tick_s,
-        episodes=episodes,
-        best=best[1],
-        curve=tuple(curve),
-    )
+    return course.learned("ddqn-shielded", reward.value, seed=seed, episodes=episodes)
 
 
 def _decider(weights_W: NDArray[np.float64], epsilon: float = 0.0) -> Decider:

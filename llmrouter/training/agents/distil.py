@@ -20,8 +20,7 @@ import optax
 from llmrouter.training.agents import rollout
 from llmrouter.training.agents.double_q import COMPILED, reordered, values
 from llmrouter.training.agents.environment import Decider, Environment
-from llmrouter.training.agents.judged import judge
-from llmrouter.training.agents.learning import TRAINING_SEEDS, VALIDATION_SEEDS, Learned, OnPoint, Point, nobody
+from llmrouter.training.agents.learning import TRAINING_SEEDS, Course, Learned, OnPoint, nobody
 from llmrouter.training.agents.network import Shape, paper_shape, shared_scores
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def train(
     weights_W = jnp.asarray(shape.first_weights(rng, last_scale=0.1), jnp.float32)
     state = optax.adam(recipe.learning_rate).init(weights_W)
     known: list[Columns] = []
-    best = (_decider(weights_W).weights, Point(0, judge(environment, _decider(weights_W), VALIDATION_SEEDS)))
-    curve = [best[1]]
+    course = Course(environment, _decider(weights_W))
+    done = 0
     for done in range(
         recipe.episodes_per_round, max(episodes, recipe.episodes_per_round) + 1, recipe.episodes_per_round
     ):
@@ -70,21 +69,10 @@ def train(
         known.extend(_labelled(environment.steps(actor, one), teacher) for one in met)
         batches = _draw(known, environment.instances, recipe, rng)
         weights_W, state = _updates(weights_W, state, batches, shape=shape, learning_rate=recipe.learning_rate)
-        point = Point(done, judge(environment, _decider(weights_W), VALIDATION_SEEDS))
-        curve.append(point)
-        if point.score < best[1].score:
-            best = (_decider(weights_W).weights, point)
-        on_point(done, point, _decider(weights_W).weights)
-    return Learned(
-        learner="distil",
-        reward=f"agreement with {teacher.learner} of seed {teacher.seed}",
-        seed=seed,
-        decider=_decider(best[0]),
-        tick_s=environment.tick_s,
-        episodes=curve[-1].episodes,
-        best=best[1],
-        curve=tuple(curve),
-    )
+        decider = _decider(weights_W)
+        on_point(done, course.look(done, decider), decider.weights)
+    reward = f"agreement with {teacher.learner} of seed {teacher.seed}"
+    return course.learned("distil", reward, seed=seed, episodes=done)
 
 
 def agreement(student: Learned, teacher: Learned, environment: Environment, seed: int) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 
 from llmrouter.training.agents import rollout
 from llmrouter.training.agents.environment import Decider, Environment
-from llmrouter.training.agents.judged import cost_of, judge, round_robin
-from llmrouter.training.agents.learning import TRAINING_SEEDS, VALIDATION_SEEDS, Learned, OnPoint, Point, nobody
+from llmrouter.training.agents.judged import cost_of, round_robin
+from llmrouter.training.agents.learning import TRAINING_SEEDS, Course, Learned, OnPoint, nobody
 from llmrouter.training.agents.network import HOLD_SHAPE, SCORE_SHAPE
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def train(
     adam = _Adam(len(weights_W), recipe)
     per_generation = recipe.candidates * recipe.seeds_per_generation
     generations = max(1, episodes // per_generation)
-    curve: list[Point] = []
-    best = (weights_W, Point(0, judge(environment, _decider(weights_W), VALIDATION_SEEDS)))
-    curve.append(best[1])
+    course = Course(environment, _decider(weights_W))
     for generation in range(1, generations + 1):
         seeds = rng.choice(TRAINING_SEEDS, recipe.seeds_per_generation, replace=False).tolist()
         noise_CW = rng.standard_normal((recipe.candidates // 2, len(weights_W)))
@@ -65,21 +63,9 @@ def train(
         weights_W = weights_W - adam.change(slope_W)
         point = None
         if generation % recipe.judge_every == 0 or generation == generations:
-            point = Point(generation * per_generation, judge(environment, _decider(weights_W), VALIDATION_SEEDS))
-            curve.append(point)
-            if point.score < best[1].score:
-                best = (weights_W, point)
+            point = course.look(generation * per_generation, _decider(weights_W))
         on_point(generation * per_generation, point, weights_W)
-    return Learned(
-        learner="evolution",
-        reward="makespan-e2e",
-        seed=seed,
-        decider=_decider(best[0]),
-        tick_s=environment.tick_s,
-        episodes=generations * per_generation,
-        best=best[1],
-        curve=tuple(curve),
-    )
+    return course.learned("evolution", "makespan-e2e", seed=seed, episodes=generations * per_generation)
 
 
 def _decider(weights_W: NDArray[np.float64]) -> Decider:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmrouter.training.agents.judged import judge
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llmrouter.training.agents.environment import Decider
+    from llmrouter.training.agents.environment import Decider, Environment
     from llmrouter.training.agents.judged import Judged
 
 TRAINING_SEEDS = range(1_000)
@@ -45,6 +47,40 @@ class Learned:
     episodes: int
     best: Point
     curve: tuple[Point, ...]
+
+
+class Course:
+    """How an agent fares while it learns: its points on the validation seeds, and the agent where it was best."""
+
+    def __init__(self, environment: Environment, decider: Decider) -> None:
+        self._environment = environment
+        self._decider = decider
+        self._best = self._point(0, decider)
+        self._curve = [self._best]
+
+    def look(self, episodes: int, decider: Decider) -> Point:
+        """The agent after so many episodes; kept where it is better than all before."""
+        point = self._point(episodes, decider)
+        self._curve.append(point)
+        if point.score < self._best.score:
+            self._best, self._decider = point, decider
+        return point
+
+    def learned(self, learner: str, reward: str, *, seed: int, episodes: int) -> Learned:
+        """What the learner hands back."""
+        return Learned(
+            learner=learner,
+            reward=reward,
+            seed=seed,
+            decider=self._decider,
+            tick_s=self._environment.tick_s,
+            episodes=episodes,
+            best=self._best,
+            curve=tuple(self._curve),
+        )
+
+    def _point(self, episodes: int, decider: Decider) -> Point:
+        return Point(episodes, judge(self._environment, decider, VALIDATION_SEEDS))
 
 
 OnPoint = Callable[[int, "Point | None", "NDArray[np.float64]"], None]
