@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmrouter.arrivals import predictions
 from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidInputError
-from llmrouter.lengths.application import application_columns, length_features
+from llmrouter.lengths.artefact import length_model
+from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.manifest import ModelKind, parse_manifest
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from llmrouter.manifest import Manifest
+    from llmrouter.lengths.predictor import LengthPredictor
     from llmrouter.sim.workload import Workload
 
 FOREST = "random-forest"
@@ -89,27 +90,26 @@ def forest_tokens(workload: Workload) -> NDArray[np.float64]:
     Raises:
         InvalidInputError: onnxruntime is not installed.
     """
-    session, manifest = _forest()
-    names = [workload.applications[index] for index in workload.application.tolist()]
-    features_NF = length_features(workload.prompt_tokens.tolist(), names, application_columns(manifest.applications))
-    (tokens_N,) = session.run([session.get_outputs()[0].name], {session.get_inputs()[0].name: features_NF})
-    bounds = manifest.bounds.get("output_tokens")
-    low, high = (bounds.min, bounds.max) if bounds else (1.0, np.inf)
-    clipped_N: NDArray[np.float64] = np.clip(tokens_N.astype(np.float64), max(1.0, low), max(1.0, high))
-    return clipped_N
+    names = workload.applications
+    asked = [
+        LengthRequest(prompt_tokens=tokens, application=names[index])
+        for tokens, index in zip(workload.prompt_tokens.tolist(), workload.application.tolist(), strict=True)
+    ]
+    return _forest().predict(asked).expected_tokens
 
 
 @functools.cache
-def _forest() -> tuple[Any, Manifest]:
+def _forest() -> LengthPredictor:
     try:
         import onnxruntime  # noqa: PLC0415 - heavy, and only this predictor needs it
     except ImportError as error:
         raise InvalidInputError("--predictor forest needs onnxruntime: pip install 'llmrouter[router]'") from error
-    model, manifest = builtin_model(ModelKind.OUTPUT_LENGTH, FOREST)
+    model, manifest_bytes = builtin_model(ModelKind.OUTPUT_LENGTH, FOREST)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return session, parse_manifest(manifest)
+    manifest = parse_manifest(manifest_bytes)
+    return length_model(manifest, functools.partial(session.run, [tensor.name for tensor in manifest.outputs]))
 
 
 def usual_predictor(trace: Workload) -> Predictor:
