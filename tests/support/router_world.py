@@ -20,6 +20,7 @@ from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.resources import LLMRouterSpec, RoutingPolicySpec
+from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.calls import RouteAnswer, RouteAsk
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from llmrouter.config import RouterConfig
     from llmrouter.domain import Instance
     from llmrouter.errors import InvalidConfigError
+    from llmrouter.lengths.drift import Drift
+    from llmrouter.planning.mix import TrafficMix
     from router_grpc.ports import Ledger
+    from router_grpc.runtime import Runtime
 
 MODEL = "llama"
 PROFILE = "llama-3.1-8b-rtx4090"
@@ -126,6 +130,29 @@ def instances_of(config: RouterConfig) -> tuple[Instance, ...]:
     directory = InstanceDirectory(None, namespace="", on_change=lambda: None, on_error=lambda _error: None)
     directory.apply(config)
     return directory.current()
+
+
+def said_of(
+    runtime: Runtime,
+    *,
+    resting: bool = False,
+    drift: Drift | None = None,
+    drift_known: bool = True,
+    mix: TrafficMix | None = None,
+) -> RouterAcknowledgement:
+    """What a router that runs this acknowledges; one of its two instances is ready."""
+    return acknowledgement_of(
+        runtime,
+        router_id="r",
+        shared_state_ready=None,
+        instances=(1, 2),
+        in_flight=0,
+        resting=resting,
+        drift=drift,
+        drift_known=drift_known,
+        mix=mix,
+        at_s=0.0,
+    )
 
 
 class Bench:

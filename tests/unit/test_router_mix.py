@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pytest
-from support.router_world import Bench, config_of
+from support.router_world import Bench, config_of, said_of
 
 from llmrouter.acknowledgement import MAX_MIX, RouterAcknowledgement
 from llmrouter.config import canonical_json
 from llmrouter.planning.mix import MIN_AGE_S, MixMeter, TrafficMix, engine_seconds
 from llmrouter.profiles import LLAMA_31_8B_RTX_4090
-from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.gauges import Gauges
 from router_grpc.reports import ReportKind
-
-if TYPE_CHECKING:
-    from router_grpc.runtime import Runtime
 
 FORETOLD, PROMPT = 100.0, 100
 
@@ -98,27 +93,12 @@ async def test_gauges_show_rates_and_nothing_that_is_unknown(bench: Bench) -> No
     assert bench.count("llmrouter_mix_prefill_time_fraction") == mix_of(bench).prefill_time_fraction
 
 
-def said(runtime: Runtime, mix: TrafficMix | None) -> RouterAcknowledgement:
-    return acknowledgement_of(
-        runtime,
-        router_id="r",
-        shared_state_ready=None,
-        instances=(1, 1),
-        in_flight=0,
-        resting=False,
-        drift=None,
-        drift_known=True,
-        mix=mix,
-        at_s=0.0,
-    )
-
-
 async def test_the_mix_is_acknowledged_in_few_digits_and_read_back(bench: Bench) -> None:
     await bench.route()
     bench.clock.now_s += 1
     runtime = bench.service.runtime
     assert runtime is not None
-    text = canonical_json(said(runtime, mix_of(bench)))
+    text = canonical_json(said_of(runtime, mix=mix_of(bench)))
     read = RouterAcknowledgement.model_validate_json(text)
     assert read.mix is not None
     assert len(canonical_json(read.mix)) < 400
@@ -129,8 +109,8 @@ async def test_the_mix_is_acknowledged_in_few_digits_and_read_back(bench: Bench)
 async def test_a_young_router_says_nothing_and_no_amount_is_beyond_its_bound(bench: Bench) -> None:
     runtime = bench.service.runtime
     assert runtime is not None
-    assert said(runtime, MixMeter(bench.clock.now_s).mix(bench.clock.now_s + MIN_AGE_S / 2)).mix is None
+    assert said_of(runtime, mix=MixMeter(bench.clock.now_s).mix(bench.clock.now_s + MIN_AGE_S / 2)).mix is None
     huge = TrafficMix(1e300, 1e300, 1e300, 1e300, 1e300, 0.5, None, None)
-    acknowledged = said(runtime, huge).mix
+    acknowledged = said_of(runtime, mix=huge).mix
     assert acknowledged is not None
     assert acknowledged.requests == MAX_MIX

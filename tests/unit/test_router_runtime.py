@@ -6,35 +6,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.router_world import FakeClock, bundle_of, config_of
+from support.router_world import FakeClock, bundle_of, config_of, said_of
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.lengths.drift import Drift
 from llmrouter.routing.lateness import LATE_IN_A_ROW
-from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.runtime import ConfigBundle, RuntimeBuilder, read_config
 
 if TYPE_CHECKING:
-    from llmrouter.acknowledgement import RouterAcknowledgement
     from router_grpc.runtime import Runtime
-
-
-def _said(
-    runtime: Runtime, *, resting: bool = False, drift: Drift | None = None, drift_known: bool = True
-) -> RouterAcknowledgement:
-    return acknowledgement_of(
-        runtime,
-        router_id="r",
-        shared_state_ready=None,
-        instances=(1, 2),
-        in_flight=0,
-        resting=resting,
-        drift=drift,
-        drift_known=drift_known,
-        mix=None,
-        at_s=0.0,
-    )
 
 
 class TestRuntime:
@@ -66,21 +47,21 @@ class TestRuntime:
         runtime = self.builder.build(self.bundle())
         for _ in range(LATE_IN_A_ROW):
             runtime.guard._lateness.note(1.0)
-        said = _said(runtime)
+        said = said_of(runtime)
         assert (said.policy_ready, said.policy_reason, said.deciding) == (False, "TooSlow", "LeastInFlight")
         assert (said.config_digest, said.instances_ready, said.state_backend_ready) == (runtime.digest, 1, None)
 
     def test_a_length_model_that_rests_is_acknowledged_so(self) -> None:
         runtime = self.builder.build(bundle_of(config_of(predictor={"type": "RandomForest"})))
         for resting, reason in ((True, "TooSlow"), (False, "Loaded")):
-            said = _said(runtime, resting=resting)
+            said = said_of(runtime, resting=resting)
             assert (said.predictor_ready, said.predictor_reason) == (not resting, reason)
 
     def test_a_drift_of_lengths_is_acknowledged(self) -> None:
         runtime = self.builder.build(self.bundle())
-        assert (_said(runtime).length_drift, _said(runtime).length_drift_message) == (False, "")
-        assert _said(runtime, drift_known=False).length_drift is None
-        said = _said(runtime, drift=Drift("AnswersLonger", "chat: answers are longer than was said", "chat", 40))
+        assert (said_of(runtime).length_drift, said_of(runtime).length_drift_message) == (False, "")
+        assert said_of(runtime, drift_known=False).length_drift is None
+        said = said_of(runtime, drift=Drift("AnswersLonger", "chat: answers are longer than was said", "chat", 40))
         assert (said.length_drift, said.length_drift_message) == (True, "chat: answers are longer than was said")
 
     def test_half_a_model_is_refused(self) -> None:
