@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.domain import ObjectiveWeights
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.run import simulate
 from llmrouter.sim.setup import CompiledPolicy
@@ -38,10 +37,8 @@ ANOTHER_RUN = 5_000
 
 
 def policy(share: float) -> CompiledPolicy:
-    w = ObjectiveWeights()
     return CompiledPolicy(
         rule=Rule.MARGINAL_COST,
-        weights=(w.imposed, w.coalesce, w.overflow),
         max_requests=None,
         kv_fraction=1.0,
         decode_reserve_fraction=share,

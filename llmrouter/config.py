@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
@@ -14,6 +15,7 @@ from pydantic import Field, ValidationError
 from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights
 from llmrouter.errors import InvalidConfigError
 from llmrouter.feature_set import LENGTH_FEATURE_VERSION
+from llmrouter.objectives import PRESETS
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import (
     GuardSpec,
@@ -80,12 +82,10 @@ class PolicyConfig(Resource):
 
     @property
     def weights(self) -> ObjectiveWeights:
-        """The objective as the policy takes it."""
-        return ObjectiveWeights(
-            imposed=self.objective.imposed_weight,
-            coalesce=self.objective.coalesce_weight,
-            overflow=self.objective.overflow_weight,
-        )
+        """The objective as the policy takes it: the preset's weights, and those that are given in their place."""
+        preset = PRESETS[self.objective.preset]
+        given = {name: getattr(self.objective, f"{name}_weight") for name in preset.as_mapping()}
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def room_is_kv(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,10 @@ class Request:
     """One LLM call to be placed. ``predicted_output_tokens`` is what the predictor said, never the truth.
 
     A lower ``predicted_rank`` is expected to be done sooner; ``None`` where nobody said. A higher ``priority`` leaves
-    the hold queue first. ``deadline_at_s`` is when the answer should be whole.
+    the hold queue first. ``deadline_at_s`` is when the answer should be whole. ``cached_tokens`` says how many
+    of its prompt tokens an instance probably has in its prefix cache, by instance id; none where it is not listed.
+    ``prefix_hashes`` name the beginnings of its prompt, shortest first; empty where the prompt is not known. A
+    ``batch`` request waits for gaps that others leave.
     """
 
     request_id: str
@@ -78,6 +81,9 @@ class Request:
     priority: int = 0
     tenant: str = ""
     deadline_at_s: float | None = None
+    cached_tokens: Mapping[str, int] = field(default_factory=dict, hash=False)
+    prefix_hashes: tuple[int, ...] = ()
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +156,17 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """All instances at one moment of one router; ``load_age_s`` is how old its replica of the ledger is."""
+    """All instances at one moment of one router; ``load_age_s`` is how old its replica of the ledger is.
+
+    ``held`` counts the requests that wait in the request's line, itself included; ``head_since_s`` is since when the
+    request has been the first of them, ``None`` where it has just come.
+    """
 
     views: tuple[InstanceView, ...]
     taken_at_s: float
     load_age_s: float = 0.0
+    held: int = 1
+    head_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +189,13 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The answer *wait at the router*, and why."""
+    """The answer *wait at the router*, and why.
+
+    Whoever goes first tries again when the state changes; with ``until_s`` also at that instant.
+    """
 
     reason: str
+    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +239,21 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveWeights:
-    """Weights of the marginal cost: all multiply seconds."""
+    """Weights of the marginal cost, whose terms are all seconds: see ``routing.rules.marginal_cost_row``."""
 
-    imposed: float = 0.25
+    wait: float = 1.0
+    decode: float = 1.0
+    stall: float = 0.25
+    slowdown: float = 0.25
     coalesce: float = 2.0
     overflow: float = 1.0
+    spread: float = 0.0
 
     def as_mapping(self) -> Mapping[str, float]:
         """Names to values, in the order models take them."""
-        return {"imposed": self.imposed, "coalesce": self.coalesce, "overflow": self.overflow}
+        return asdict(self)
+
+    @property
+    def in_order(self) -> tuple[float, ...]:
+        """The values, in the order models take them."""
+        return tuple(self.as_mapping().values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmrouter.domain import ObjectiveWeights
 
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 """Part of every policy manifest; a router refuses a model made for another version."""
 
 FEATURE_NAMES = (
@@ -25,6 +25,7 @@ FEATURE_NAMES = (
     "context_s_per_token",  # g2
     "sequence_s",  # g3
     "prefill_first",  # 1 where the engine runs prefill-only steps, else 0
+    "cached_prompt_tokens",  # c, of the request's prompt tokens, that the instance's prefix cache probably has
 )
 
 WEIGHT_NAMES = tuple(ObjectiveWeights().as_mapping())

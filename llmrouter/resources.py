@@ -318,12 +318,20 @@ class PolicyModelSpec(Resource):
         return self
 
 
-class ObjectiveSpec(Resource):
-    """Weights of the cost's terms, all in seconds: 0 leaves a term out."""
+Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
-    imposed_weight: float = Field(default=0.25, ge=0, le=100)
-    coalesce_weight: float = Field(default=2.0, ge=0, le=100)
-    overflow_weight: float = Field(default=1.0, ge=0, le=100)
+
+class ObjectiveSpec(Resource):
+    """What a policy by cost is for: a preset, and weights of the cost's terms (seconds) in place of the preset's."""
+
+    preset: Literal["SLO", "Balanced", "E2E"] = "Balanced"
+    wait_weight: Weight | None = None
+    decode_weight: Weight | None = None
+    stall_weight: Weight | None = None
+    slowdown_weight: Weight | None = None
+    coalesce_weight: Weight | None = None
+    overflow_weight: Weight | None = None
+    spread_weight: Weight | None = None
 
 
 class HoldSpec(Resource):

@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.run import simulate
@@ -130,7 +131,12 @@ def free(rule: Rule) -> CompiledPolicy:
 
 def gated(rule: Rule, imposed: float = 0.25) -> CompiledPolicy:
     """A rule behind the KV gate."""
-    return CompiledPolicy(rule=rule, weights=(imposed, 2.0, 1.0), max_requests=None, kv_fraction=1.0)
+    return CompiledPolicy(
+        rule=rule,
+        weights=ObjectiveWeights(stall=imposed, slowdown=imposed).in_order,
+        max_requests=None,
+        kv_fraction=1.0,
+    )
 
 
 GATED: tuple[tuple[str, CompiledPolicy | Decider], ...] = (

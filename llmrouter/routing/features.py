@@ -24,6 +24,7 @@ __all__ = [
     "FeatureTail",
     "check_score_shapes",
     "feature_row",
+    "feature_rows",
     "features_of",
     "profile_features",
     "weights_of",
@@ -31,11 +32,11 @@ __all__ = [
 
 
 FeatureTail = tuple[float, float, float, float, float, float, float, float]
-"""The features that an engine profile alone decides: ``kv_tokens`` and all after it."""
+"""The features that an engine profile alone decides: ``kv_tokens`` to ``prefill_first``."""
 
 
 def profile_features(profile: EngineProfile) -> FeatureTail:
-    """The last features of every row of an instance with this profile."""
+    """The same features in every row of an instance with this profile."""
     return (
         profile.kv_tokens,
         profile.max_sequences,
@@ -48,7 +49,7 @@ def profile_features(profile: EngineProfile) -> FeatureTail:
     )
 
 
-def feature_row(request: Request, load: Load, tail: FeatureTail) -> tuple[float, ...]:
+def feature_row(request: Request, load: Load, tail: FeatureTail, cached_tokens: int = 0) -> tuple[float, ...]:
     """Features of one instance for one request, in the order of ``FEATURE_NAMES``, SI units."""
     return (
         load.requests,
@@ -58,7 +59,18 @@ def feature_row(request: Request, load: Load, tail: FeatureTail) -> tuple[float,
         request.prompt_tokens,
         request.predicted_output_tokens,
         *tail,
+        cached_tokens,
     )
+
+
+def feature_rows(
+    request: Request, views: Sequence[InstanceView], tail_of: Callable[[InstanceView], FeatureTail]
+) -> list[tuple[float, ...]]:
+    """``feature_row`` of every instance for one request."""
+    cached = request.cached_tokens
+    if not cached:
+        return [feature_row(request, view.total, tail_of(view)) for view in views]
+    return [feature_row(request, view.total, tail_of(view), cached.get(view.instance.instance_id, 0)) for view in views]
 
 
 def tail_of_view(view: InstanceView) -> FeatureTail:
@@ -75,13 +87,13 @@ def features_of(
 
     ``tail_of`` gives ``profile_features`` of an instance, and may remember them.
     """
-    rows = [feature_row(request, view.total, tail_of(view)) for view in views]
+    rows = feature_rows(request, views, tail_of)
     return np.array(rows, dtype=np.float32).reshape(len(rows), len(FEATURE_NAMES))
 
 
 def weights_of(weights: ObjectiveWeights) -> NDArray[np.float32]:
     """Objective weights as models take them: shape (W,), in the order of ``WEIGHT_NAMES``."""
-    return np.array(tuple(weights.as_mapping().values()), dtype=np.float32)
+    return np.array(weights.in_order, dtype=np.float32)
 
 
 def check_score_shapes(features_IF: NDArray[np.float32], weights_W: NDArray[np.float32]) -> None:

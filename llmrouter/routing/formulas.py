@@ -141,5 +141,4 @@ class WorkloadImpact(Ruled):
     rule = Rule.MARGINAL_COST
 
     def __init__(self, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None) -> None:
-        in_order = tuple((weights or ObjectiveWeights()).as_mapping().values())
-        super().__init__(room_rule, partial(marginal_cost_row, weights=in_order))
+        super().__init__(room_rule, partial(marginal_cost_row, weights=(weights or ObjectiveWeights()).in_order))

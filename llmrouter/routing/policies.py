@@ -11,7 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 from llmrouter.domain import Candidate, Decision, Hold, NoCandidate, Placement, Room
-from llmrouter.routing.features import feature_row, features_of, profile_features, weights_of
+from llmrouter.routing.features import feature_rows, features_of, profile_features, weights_of
 from llmrouter.routing.inflight import fits, kv_bound
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
 from llmrouter.routing.rules import FORMULAS, Rule
@@ -215,9 +215,8 @@ class Ruled(RoomyPolicy):
         self._tail_of = per_profile(profile_features)
 
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
-        score, tail_of = self._score, self._tail_of
-        scores = [score(feature_row(request, view.total, tail_of(view))) for view in views]
-        return ordered(scores, views, rng)
+        score = self._score
+        return ordered([score(row) for row in feature_rows(request, views, self._tail_of)], views, rng)
 
 
 class LeastInFlight(Ruled):

@@ -33,6 +33,7 @@ PREFILL_SQUARED = 10
 CONTEXT_S = 11
 SEQUENCE_S = 12
 PREFILL_FIRST = 13
+CACHED = 14
 
 TOKEN_LOAD_THRESHOLD = 4_194_304.0
 """Prompt tokens at which the token-load term is full: 128 requests of 32 Ki tokens, llm-d's default."""
@@ -43,8 +44,16 @@ MIXING_ALPHA = 0.5
 MIXING_EPSILON_S = 0.5
 """Constants of the mixing penalty for a V100 (arXiv 2408.13510); ε, which is not printed, is its heavy prompt."""
 
-OWN_ALONE = (0.0, 0.0, 0.0)
+OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Weights of the marginal cost that leave only the request's own seconds."""
+
+IMPOSED_ALONE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)
+"""Weights that leave only what the others lose: ``stall`` and ``slowdown``."""
+
+COALESCE_ALONE = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+
+LEAST_BASE_S = 1e-4
+"""The shortest step of an empty batch that ``spread`` is divided by."""
 
 
 class Rule(IntEnum):
@@ -192,21 +201,28 @@ def own_latency(x: Sequence[float]) -> float:
 def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
     """Seconds that a request takes on an instance, and costs everyone else there.
 
-    With weights (imposed, coalesce, overflow)::
+    With weights w in the order of ``WEIGHT_NAMES``, and c of the prompt's tokens in the instance's prefix cache::
 
-        step     = b + g3·n + g2·C
-        drain    = step · R / n                      seconds until the mean request in flight ends (0 if idle)
+        crowd    = g3·n + g2·C
+        drain    = (b + crowd) · R / n               seconds until the mean request in flight ends (0 if idle)
         overflow = drain · (max(0, C + p + r·(R + d) − K) / C + max(0, n + 1 − max) / n)
-        own      = overflow + g1·Q + d·(g3·n + g2·C) + d·(b + g3 + g2·p) + g1·p + g1b·p²
-        imposed  = n·(g1·p + g1b·p²) + n·v·(g3 + g2·(p + v/2)),    v = min(d, R/n)
+        prefill  = g1·(p − c) + g1b·(p² − c²)
+        wait     = overflow + g1·Q + prefill
+        decode   = d·(crowd + b + g3 + g2·p)
+        stall    = n·prefill
+        slowdown = n·v·(g3 + g2·(p + v/2)),          v = min(d, R/n)
         coalesce = n·b if the engine runs prefill-only steps and has no queued prefill, else 0
-        cost     = own + w_imposed·imposed + w_coalesce·coalesce + w_overflow·overflow
+        spread   = d·(crowd + g3 + g2·p)² / b
+        cost     = w_wait·wait + w_decode·decode + w_stall·stall + w_slowdown·slowdown
+                   + w_coalesce·coalesce + w_overflow·overflow + w_spread·spread
 
-    ``imposed`` is the slowdown of the n requests that share the batch: the prompt stalls each of them once, and for v
-    steps (while the mean one still runs) every step is longer by the new sequence and its growing context.
+    ``wait`` is the request's own time to its first token, ``decode`` its own time from there. ``stall`` and
+    ``slowdown`` are what the n requests that share the batch lose: the prompt stalls each of them once, and for v steps
+    (while the mean one still runs) every step is longer by the new sequence and its growing context. ``spread`` grows
+    with the square of a step's length beyond that of an empty batch: it keeps long contexts apart.
     """
     n, context, queued, remaining = x[REQUESTS], x[CONTEXT], x[QUEUED], x[REMAINING]
-    p, d = x[PROMPT], x[PREDICTED]
+    p, d, cached = x[PROMPT], x[PREDICTED], x[CACHED]
     b, g1, g2, g3 = x[BASE], x[PREFILL], x[CONTEXT_S], x[SEQUENCE_S]
     n_or_1 = max(n, 1.0)
     left = remaining / n_or_1
@@ -217,12 +233,23 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
     if kv_deficit > 0.0 or slot_deficit > 0.0:
         shares = max(0.0, kv_deficit) / max(context, 1.0) + max(0.0, slot_deficit) / n_or_1
         overflow_s = (b + crowd_s) * left * shares
-    own_prefill_s = g1 * p + x[PREFILL_SQUARED] * p * p
-    own_s = overflow_s + g1 * queued + d * (crowd_s + b + g3 + g2 * p) + own_prefill_s
+    prefill_s = g1 * (p - cached) + x[PREFILL_SQUARED] * (p * p - cached * cached)
+    wait_s = overflow_s + g1 * queued + prefill_s
+    crowded_s = crowd_s + g3 + g2 * p
+    decode_s = d * (crowded_s + b)
     overlap = min(d, left)
-    imposed_s = n * (own_prefill_s + overlap * (g3 + g2 * (p + 0.5 * overlap)))
+    slowdown_s = n * overlap * (g3 + g2 * (p + 0.5 * overlap))
     coalesce_s = n * b * x[PREFILL_FIRST] if queued <= 0.0 else 0.0
-    return own_s + weights[0] * imposed_s + weights[1] * coalesce_s + weights[2] * overflow_s
+    spread_s = d * crowded_s * crowded_s / max(b, LEAST_BASE_S)
+    return (
+        weights[0] * wait_s
+        + weights[1] * decode_s
+        + weights[2] * n * prefill_s
+        + weights[3] * slowdown_s
+        + weights[4] * coalesce_s
+        + weights[5] * overflow_s
+        + weights[6] * spread_s
+    )
 
 
 FORMULAS: Mapping[Rule, Callable[[Sequence[float]], float]] = MappingProxyType(

@@ -8,6 +8,7 @@ import numpy as np
 
 from llmrouter.domain import STEP_TIME_FIELDS, EngineMode
 from llmrouter.errors import InvalidInputError
+from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
 from llmrouter.routing.fairness import DEFAULT_WEIGHT
 from llmrouter.routing.orders import Order
 from llmrouter.sim.kernel import records
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from llmrouter.sim.workload import Workload
 
 MAX_REQUESTS = 20_000_000
-FEATURES = 14
-
 SCHEDULES = {
     Schedule.CHUNKED: records.CHUNKED,
     Schedule.PREFILL_FIRST: records.PREFILL_FIRST,
@@ -136,8 +135,8 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         event_order=np.zeros(events, np.int64),
         event_subject=np.zeros(events, np.int64),
         views=np.zeros(routers * instances * LOAD_FIELDS),
-        row=np.zeros(FEATURES),
-        weights=np.zeros(3),
+        row=np.zeros(len(FEATURE_NAMES)),
+        weights=np.zeros(len(WEIGHT_NAMES)),
         passed=np.zeros(instances, np.int64),
         asked_loads=np.zeros(instances * LOAD_FIELDS),
         bids=np.zeros(MAX_BIDS, np.int64),

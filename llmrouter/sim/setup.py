@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import DECODE_RESERVE_FRACTION
+from llmrouter.domain import DECODE_RESERVE_FRACTION, ObjectiveWeights
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.fairness import LEAST_WEIGHT, MOST_WEIGHT
 from llmrouter.routing.orders import DEFAULT_AGING_S, LONGEST_AGING_S, SHORTEST_AGING_S, Order
@@ -121,7 +121,7 @@ class CompiledPolicy:
     """
 
     rule: Rule
-    weights: tuple[float, float, float] = (0.25, 2.0, 1.0)
+    weights: tuple[float, ...] = ObjectiveWeights().in_order
     max_requests: int | None = 512
     kv_fraction: float | None = None
     decode_reserve_fraction: float = DECODE_RESERVE_FRACTION

@@ -70,10 +70,10 @@ def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
 
 def policy_of(config: RouterConfig) -> CompiledPolicy:
     """The policy of a configuration as a rule: what a router that runs it decides, compiled."""
-    policy, weights = config.policy, config.policy.weights
+    policy = config.policy
     return CompiledPolicy(
         rule=RULES[policy.type],
-        weights=(weights.imposed, weights.coalesce, weights.overflow),
+        weights=policy.weights.in_order,
         max_requests=None if policy.room_is_kv else config.limits.max_in_flight_per_instance,
         kv_fraction=policy.hold.kv_fraction if policy.room_is_kv else None,
         decode_reserve_fraction=policy.hold.decode_reserve_fraction,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmrouter.feature_set import WEIGHT_NAMES
 from llmrouter.training.length_forest import MAX_LEAVES, TREES, UNLABELLED_ROWS_PER_APPLICATION
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ of `llmrouter/routing/marginal_cost.py`, operator by operator, in double precisi
 | kind, version | policy, {model_version} |
 | input `features` | float32 (I, {width}), a row per instance, ordered as `manifest.json` says |
 | feature version | {feature_version} |
-| input `weights` | float32 ({weights}): imposed, coalesce, overflow |
+| input `weights` | float32 ({weights}): {weight_names} |
 | output `costs` | float32 (I,), seconds, lower is better; any I, also 0 |
 | sha256 | `{sha256}` |
 
@@ -41,9 +42,10 @@ ratio between two engine classes changes many), and a prediction of the request'
 **Checked at export**: {rows:.0f} rows of random pools over every shipped engine profile, idle, overcommitted and at the
 corners of the declared bounds; worst relative difference from the formula {worst:g} (rounded to 1e-6; limit 1e-5).
 
-**Weights**: `imposed` prices the slowdown of others; `coalesce` the stall of a running batch by a prompt, on engines
-that run prefill-only steps; `overflow` a request beyond the KV cache or the batch slots. All zero leaves the request's
-own seconds. A `RoutingPolicy` sets them in `spec.objective`.
+**Weights**: `wait` and `decode` price the request's own seconds, to its first token and from there; `stall` and
+`slowdown` what others lose by its prompt and by its part of every step; `coalesce` the stall of a running batch by a
+prompt, on engines that run prefill-only steps; `overflow` a request beyond the KV cache or the batch slots; `spread`
+long steps. A `RoutingPolicy` sets them in `spec.objective`.
 """
 
 _LENGTH = """\
@@ -104,6 +106,7 @@ def marginal_cost_card(manifest: Manifest) -> str:
         model_version=manifest.model_version,
         width=len(manifest.feature_names),
         weights=manifest.inputs[1].shape[0],
+        weight_names=", ".join(WEIGHT_NAMES),
         feature_version=manifest.feature_version,
         sha256=manifest.sha256,
         rows=manifest.scores["export/compared_rows"],

@@ -50,6 +50,7 @@ BOUNDS = {
     "context_s_per_token": (0, 1e-4),
     "sequence_s": (0, 0.1),
     "prefill_first": (0, 1),
+    "cached_prompt_tokens": (0, 1_000_000),
 }
 """The range of each feature that the model is meant for: wide around every engine class in ``llmrouter.profiles``."""
 
@@ -107,22 +108,25 @@ def probe_inputs(rng: np.random.Generator) -> Iterator[tuple[NDArray[np.float32]
 
 
 def _pool(rng: np.random.Generator, *, instances: int) -> NDArray[np.float32]:
+    prompt = int(np.ceil(rng.lognormal(6.0, 2.0)))
+    cached = {f"{place}": int(rng.integers(0, prompt + 1)) for place in range(instances) if rng.random() < 0.5}  # noqa: PLR2004
     request = Request(
         request_id="",
         model="",
-        prompt_tokens=int(np.ceil(rng.lognormal(6.0, 2.0))),
+        prompt_tokens=prompt,
         predicted_output_tokens=float(rng.lognormal(5.0, 1.5)),
         arrived_at_s=0.0,
+        cached_tokens=cached,
     )
     profiles = list(PROFILES.values())
     drawn = [profiles[index] for index in rng.integers(0, len(profiles), instances)]
-    return features_of(request, [_busy(rng, profile) for profile in drawn])
+    return features_of(request, [_busy(rng, profile, f"{place}") for place, profile in enumerate(drawn)])
 
 
-def _busy(rng: np.random.Generator, profile: EngineProfile) -> InstanceView:
+def _busy(rng: np.random.Generator, profile: EngineProfile, instance_id: str) -> InstanceView:
     requests = 0 if rng.random() < 0.2 else int(rng.integers(1, int(1.5 * profile.max_sequences)))  # noqa: PLR2004
     context = requests * int(np.ceil(rng.lognormal(6.0, 1.0)))
     queued = 0 if rng.random() < 0.5 else int(np.ceil(rng.random() * context))  # noqa: PLR2004
     remaining = requests * float(rng.lognormal(4.5, 1.0))
-    instance = Instance(instance_id="", endpoint="", pool="", profile=profile, models=frozenset())
+    instance = Instance(instance_id=instance_id, endpoint="", pool="", profile=profile, models=frozenset())
     return InstanceView(instance, Load(requests, context, queued, remaining))

@@ -7,6 +7,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_help
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
+from llmrouter.routing.rules import LEAST_BASE_S
 
 OPSET = 17
 IR_VERSION = 9
@@ -78,33 +79,37 @@ def marginal_cost_model() -> ModelProto:
     n_or_1 = graph.op("Max", n, 1.0)
     left = graph.op("Div", f["remaining_decode_tokens"], n_or_1)
     crowd_s = graph.add(graph.mul(f["sequence_s"], n), graph.mul(f["context_s_per_token"], f["context_tokens"]))
-    prefill_s = graph.add(
-        graph.mul(f["prefill_s_per_token"], p), graph.mul(f["prefill_s_per_token_squared"], graph.mul(p, p))
-    )
-
     overflow_s = _overflow(graph, f, left=left, n_or_1=n_or_1, crowd_s=crowd_s)
-    own_step_s = graph.add(f["base_s"], f["sequence_s"], graph.mul(f["context_s_per_token"], p))
-    own_s = graph.add(
-        overflow_s,
-        graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]),
-        graph.mul(d, graph.add(crowd_s, own_step_s)),
-        prefill_s,
-    )
+    prefill_s = _prefill(graph, f)
+    wait_s = graph.add(overflow_s, graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]), prefill_s)
+    crowded_s = graph.add(crowd_s, f["sequence_s"], graph.mul(f["context_s_per_token"], p))
     overlap = graph.op("Min", d, left)
     longer_step_s = graph.add(
         f["sequence_s"], graph.mul(f["context_s_per_token"], graph.add(p, graph.mul(overlap, 0.5)))
     )
-    imposed_s = graph.mul(n, graph.add(prefill_s, graph.mul(overlap, longer_step_s)))
     nothing_queued = graph.op("LessOrEqual", f["queued_prefill_tokens"], 0.0)
     coalesce_s = graph.op("Where", nothing_queued, graph.mul(n, graph.mul(f["base_s"], f["prefill_first"])), 0.0)
+    spread_s = graph.op("Div", graph.mul(d, crowded_s, crowded_s), graph.op("Max", f["base_s"], LEAST_BASE_S))
     cost_s = graph.add(
-        own_s,
-        graph.mul(imposed_s, w["imposed"]),
+        graph.mul(wait_s, w["wait"]),
+        graph.mul(d, graph.add(crowded_s, f["base_s"]), w["decode"]),
+        graph.mul(n, prefill_s, w["stall"]),
+        graph.mul(n, overlap, longer_step_s, w["slowdown"]),
         graph.mul(coalesce_s, w["coalesce"]),
         graph.mul(overflow_s, w["overflow"]),
+        graph.mul(spread_s, w["spread"]),
     )
     graph.finish(cost_s, "costs")
     return _model(graph)
+
+
+def _prefill(graph: _Graph, f: dict[str, str]) -> str:
+    p, cached = f["prompt_tokens"], f["cached_prompt_tokens"]
+    squares = graph.op("Sub", graph.mul(p, p), graph.mul(cached, cached))
+    return graph.add(
+        graph.mul(f["prefill_s_per_token"], graph.op("Sub", p, cached)),
+        graph.mul(f["prefill_s_per_token_squared"], squares),
+    )
 
 
 def _overflow(graph: _Graph, f: dict[str, str], *, left: str, n_or_1: str, crowd_s: str) -> str:

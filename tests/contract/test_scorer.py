@@ -20,7 +20,7 @@ from llmrouter.artefacts import builtin_model
 from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import ModelRejectedError
 from llmrouter.manifest import MAX_MODEL_BYTES, Bounds, Tensor
-from llmrouter.routing.features import FEATURE_NAMES, weights_of
+from llmrouter.routing.features import FEATURE_NAMES, FEATURE_VERSION, WEIGHT_NAMES, weights_of
 from llmrouter.routing.marginal_cost import FormulaScorer
 from llmrouter.training.marginal_cost_export import probe_inputs
 from router_grpc.adapters.onnx_model import cuda_usable, load_scorer
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from router_grpc.ports import Scorer
 
 WEIGHTS = weights_of(ObjectiveWeights())
+F, W = len(FEATURE_NAMES), len(WEIGHT_NAMES)
 MODEL, MANIFEST = builtin_model("policy", "marginal-cost")
 
 
@@ -78,7 +79,7 @@ class TestEveryScorer:
             want_I = FormulaScorer().score(features_IF, weights_W)
             np.testing.assert_allclose(scorer.score(features_IF, weights_W), want_I, rtol=1e-5, atol=0.0)
 
-    @pytest.mark.parametrize(("rows", "columns", "weights"), [(3, 15, 3), (3, 13, 3), (3, 14, 2)])
+    @pytest.mark.parametrize(("rows", "columns", "weights"), [(3, F + 1, W), (3, F - 1, W), (3, F, W - 1)])
     def test_refuses_a_wrong_shape(self, scorer: Scorer, rows: int, columns: int, weights: int) -> None:
         features_IF, weights_W = np.ones((rows, columns), np.float32), np.ones(weights, np.float32)
         with pytest.raises(ModelRejectedError) as caught:
@@ -104,7 +105,7 @@ class TestLoading:
     def test_takes_another_graph_of_the_same_shape(self) -> None:
         model = summing_scorer()
         scorer = load_scorer(model, manifest_for(model, shipped_manifest()), expected_sha256=None)
-        assert scorer.score(np.ones((2, 14), np.float32), WEIGHTS).tolist() == [14.0, 14.0]
+        assert scorer.score(np.ones((2, F), np.float32), WEIGHTS).tolist() == [F, F]
 
     def test_wrong_sha256(self) -> None:
         assert rejection(MODEL, MANIFEST, expected_sha256="0" * 64).reason == "DigestMismatch"
@@ -131,7 +132,7 @@ class TestLoading:
         assert rejection(model, manifest).reason == "ManifestInvalid"
 
     def test_another_feature_version(self) -> None:
-        manifest = manifest_for(MODEL, shipped_manifest(), feature_version=2)
+        manifest = manifest_for(MODEL, shipped_manifest(), feature_version=FEATURE_VERSION + 1)
         assert rejection(MODEL, manifest).reason == "FeatureVersionMismatch"
 
     def test_features_in_another_order(self) -> None:
@@ -140,18 +141,18 @@ class TestLoading:
         assert rejection(MODEL, manifest).reason == "FeatureVersionMismatch"
 
     def test_an_extra_feature_that_the_manifest_owns_up_to(self) -> None:
-        model, base = summing_scorer(features=15), shipped_manifest()
+        model, base = summing_scorer(features=F + 1), shipped_manifest()
         manifest = manifest_for(
             model,
             base,
             feature_names=(*FEATURE_NAMES, "temperature"),
             bounds={**base.bounds, "temperature": Bounds(min=0.0, max=1.0)},
-            inputs=(Tensor(name="features", dtype="float32", shape=(None, 15)), base.inputs[1]),
+            inputs=(Tensor(name="features", dtype="float32", shape=(None, F + 1)), base.inputs[1]),
         )
         assert rejection(model, manifest).reason == "ShapeMismatch"
 
     def test_an_extra_feature_that_the_manifest_hides(self) -> None:
-        model = summing_scorer(features=15)
+        model = summing_scorer(features=F + 1)
         assert rejection(model, manifest_for(model, shipped_manifest())).reason == "ShapeMismatch"
 
     @pytest.mark.parametrize("model", [two_column_scorer(), lying_scorer(), summing_scorer(rows=1)])
@@ -167,7 +168,7 @@ class TestLoading:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, absolute: bool
     ) -> None:
         secret = tmp_path / "secret.bin"
-        secret.write_bytes(np.arange(14, dtype=np.float32).tobytes())
+        secret.write_bytes(np.arange(F, dtype=np.float32).tobytes())
         monkeypatch.chdir(tmp_path)
         model = file_reading_scorer(str(secret) if absolute else "secret.bin")
         assert rejection(model, manifest_for(model, shipped_manifest())).reason == "ModelCorrupt"

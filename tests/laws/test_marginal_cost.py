@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     Row = dict[str, float]
 
 ROUNDING = 1e-5
-ZERO = weights_of(ObjectiveWeights(imposed=0.0, coalesce=0.0, overflow=0.0))
+ZERO = weights_of(ObjectiveWeights(stall=0.0, slowdown=0.0, coalesce=0.0, overflow=0.0, spread=0.0))
 LOADS = ("requests", "context_tokens", "queued_prefill_tokens", "remaining_decode_tokens")
 
 profiles = st.sampled_from(list(PROFILES.values()))
 weights = st.builds(
-    ObjectiveWeights, imposed=st.floats(0.0, 10.0), coalesce=st.floats(0.0, 10.0), overflow=st.floats(0.0, 10.0)
+    ObjectiveWeights,
+    stall=st.floats(0.0, 10.0),
+    slowdown=st.floats(0.0, 10.0),
+    coalesce=st.floats(0.0, 10.0),
+    overflow=st.floats(0.0, 10.0),
+    spread=st.floats(0.0, 10.0),
 ).map(weights_of)
 
 
@@ -48,6 +53,7 @@ def row_of(profile: EngineProfile, load: tuple[int, int, float, float], asked: t
         "context_s_per_token": profile.context_s_per_token,
         "sequence_s": profile.sequence_s,
         "prefill_first": 1.0 if profile.mode is EngineMode.PREFILL_FIRST else 0.0,
+        "cached_prompt_tokens": 0.0,
     }
 
 
@@ -136,7 +142,7 @@ def test_alone_it_costs_its_own_prefill_and_steps_whatever_the_weights(
     prefill_s = profile.prefill_s_per_token * p + profile.prefill_s_per_token_squared * p * p
     step_s = profile.base_decode_s + profile.sequence_s + profile.context_s_per_token * p
     np.testing.assert_allclose(own_s(row), prefill_s + d * step_s, rtol=1e-5)
-    assert own_s(row) == cost(row, weights_of(ObjectiveWeights(imposed=9.0, coalesce=9.0, overflow=9.0)))
+    assert own_s(row) == cost(row, weights_of(ObjectiveWeights(stall=9.0, slowdown=9.0, coalesce=9.0, overflow=9.0)))
 
 
 @given(rows)
@@ -155,7 +161,7 @@ def test_coalescing_never_raises_the_cost_of_an_engine_with_queued_prefill(
     row: Row, weights_W: NDArray[np.float32]
 ) -> None:
     queued = row | {"queued_prefill_tokens": max(1.0, row["queued_prefill_tokens"])}
-    without_W = weights_W * np.array([1, 0, 1], dtype=np.float32)
+    without_W = weights_W * np.array([1, 1, 1, 1, 0, 1, 1], dtype=np.float32)
     assert cost(queued, weights_W) == cost(queued, without_W)
 
 

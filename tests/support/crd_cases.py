@@ -212,8 +212,8 @@ BAD_POLICIES = [
     Case("no type", {}, "spec.type", "Required value"),
     Case(
         "a negative weight",
-        {"type": "RoundRobin", "objective": {"imposedWeight": -1}},
-        "spec.objective.imposedWeight",
+        {"type": "RoundRobin", "objective": {"stallWeight": -1}},
+        "spec.objective.stallWeight",
         "greater than or equal to 0",
     ),
     Case(
@@ -299,7 +299,7 @@ GOOD_POLICIES: list[Spec] = [
     {"type": "LeastInFlight"},
     onnx(builtin="marginal-cost"),
     onnx(configMap={"name": "m"}, sha256=SHA256),
-    {"type": "Random", "objective": {"imposedWeight": 0}, "hold": {"enabled": False}},
+    {"type": "Random", "objective": {"preset": "SLO", "stallWeight": 0}, "hold": {"enabled": False}},
     {"type": "WorkloadImpact", "guard": {"fallback": "LMetric"}, "hold": {"room": "Requests"}},
     {"type": "LeastKvTokens", "hold": {"room": "Kv", "kvFraction": 0.9}},
 ]

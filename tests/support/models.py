@@ -9,6 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from llmrouter.artefacts import builtin_model
+from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
 from llmrouter.manifest import Manifest, parse_manifest
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def manifest_for(model: bytes, base: Manifest, **changes: Any) -> bytes:  # noqa
 def scorer_graph(
     nodes: Sequence[NodeProto],
     *,
-    features: int = 14,
+    features: int = len(FEATURE_NAMES),
     output_shape: Sequence[int | str] = ("I",),
     constants: dict[str, NDArray[Any]] | None = None,
     rows: int | str = "I",
@@ -41,7 +42,7 @@ def scorer_graph(
         "test",
         [
             helper.make_tensor_value_info("features", TensorProto.FLOAT, [rows, features]),
-            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [3]),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [len(WEIGHT_NAMES)]),
         ],
         [helper.make_tensor_value_info("costs", TensorProto.FLOAT, list(output_shape))],
         [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
@@ -54,7 +55,7 @@ def serialised(model: ModelProto) -> bytes:
     return data
 
 
-def summing_scorer(*, features: int = 14, rows: int | str = "I") -> bytes:
+def summing_scorer(*, features: int = len(FEATURE_NAMES), rows: int | str = "I") -> bytes:
     """Costs are the sums of the features."""
     nodes = [helper.make_node("ReduceSum", ["features", "axis"], ["costs"], keepdims=0)]
     axis = {"axis": np.array([1], dtype=np.int64)}
@@ -95,16 +96,18 @@ def lying_scorer() -> bytes:
 
 def file_reading_scorer(location: str) -> bytes:
     """Keeps its weights in a file outside its bytes."""
-    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[14], data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", location), ("offset", "0"), ("length", "56")):
+    outside = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[len(FEATURE_NAMES)], data_location=TensorProto.EXTERNAL
+    )
+    for key, value in (("location", location), ("offset", "0"), ("length", str(4 * len(FEATURE_NAMES)))):
         entry = outside.external_data.add()
         entry.key, entry.value = key, value
     body = helper.make_graph(
         [helper.make_node("MatMul", ["features", "w"], ["costs"])],
         "test",
         [
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["I", 14]),
-            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [3]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["I", len(FEATURE_NAMES)]),
+            helper.make_tensor_value_info("weights", TensorProto.FLOAT, [len(WEIGHT_NAMES)]),
         ],
         [helper.make_tensor_value_info("costs", TensorProto.FLOAT, ["I"])],
         [outside],

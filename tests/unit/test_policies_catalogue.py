@@ -62,9 +62,9 @@ class TestRoom:
     def test_the_weights_reach_the_formula(self) -> None:
         seen = []
         for weight in (0.0, 100.0):
-            section = {"type": "WorkloadImpact", "objective": {"imposedWeight": weight}}
+            section = {"type": "WorkloadImpact", "objective": {"stallWeight": weight, "slowdownWeight": weight}}
             runtime = RuntimeBuilder(FakeClock()).build(bundle_of(config_of(policy=section)))
-            seen.append(runtime.guard.primary._score((5, 500, 0, 500.0, 100, 50.0, 1e5, 64, 0.01, 1e-4, 0, 0, 0, 0)))  # type: ignore[attr-defined]
+            seen.append(runtime.guard.primary._score((5, 500, 0, 500.0, 100, 50.0, 1e5, 64, 0.01, 1e-4, 0, 0, 0, 0, 0)))  # type: ignore[attr-defined]
         assert seen[1] == pytest.approx(seen[0] + 100 * 5 * 0.01)
 
 

@@ -206,7 +206,7 @@ class TestOwnLatency:
         assert choices("WorkloadImpact", self.VIEWS, self.LONG) == {"queue"}
 
     def test_and_without_the_charge_it_is_the_same(self) -> None:
-        free = WorkloadImpact(BOUND, ObjectiveWeights(imposed=0.0, coalesce=0.0, overflow=0.0))
+        free = WorkloadImpact(BOUND, ObjectiveWeights(stall=0.0, slowdown=0.0, coalesce=0.0, overflow=0.0))
         assert choices(free, self.VIEWS, self.LONG) == {"crowd"}
 
     def test_without_predictions_the_marginal_cost_is_blind_to_contexts(self) -> None:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrouter.domain import ObjectiveWeights
 from llmrouter.feature_set import FEATURE_NAMES
 from llmrouter.routing import rules
 from llmrouter.routing.catalogue import POLICIES
-from llmrouter.routing.rules import FORMULAS, Rule, bucket_bound, marginal_cost_row, score
+from llmrouter.routing.rules import FORMULAS, OWN_ALONE, Rule, bucket_bound, marginal_cost_row, score
 
-WEIGHTS = (0.25, 2.0, 1.0)
+WEIGHTS = ObjectiveWeights().in_order
 ROW = {
     "requests": 4.0,
     "context_tokens": 1_000.0,
@@ -30,6 +31,7 @@ ROW = {
     "context_s_per_token": 1e-6,
     "sequence_s": 1e-3,
     "prefill_first": 1.0,
+    "cached_prompt_tokens": 0.0,
 }
 
 BY_HAND = {
@@ -54,7 +56,7 @@ def row(**changes: float) -> list[float]:
 def test_the_columns_are_those_of_the_features() -> None:
     named = (
         *("REQUESTS", "CONTEXT", "QUEUED", "REMAINING", "PROMPT", "PREDICTED", "KV", "SLOTS", "BASE", "PREFILL"),
-        *("PREFILL_SQUARED", "CONTEXT_S", "SEQUENCE_S", "PREFILL_FIRST"),
+        *("PREFILL_SQUARED", "CONTEXT_S", "SEQUENCE_S", "PREFILL_FIRST", "CACHED"),
     )
     assert [getattr(rules, name) for name in named] == list(range(len(FEATURE_NAMES)))
     assert FEATURE_NAMES[rules.KV : rules.BASE + 1] == ("kv_tokens", "max_sequences", "base_s")
@@ -98,16 +100,30 @@ def test_the_marginal_cost_by_hand() -> None:
     assert marginal_cost_row(row(queued_prefill_tokens=0.0), WEIGHTS) == pytest.approx(lacking_none, rel=1e-12)
 
 
+def test_what_is_cached_is_not_computed() -> None:
+    spared = 1e-4 * 60 + 1e-8 * 60**2
+    whole, part = (marginal_cost_row(row(cached_prompt_tokens=cached), WEIGHTS) for cached in (0.0, 60.0))
+    assert whole - part == pytest.approx(spared + 0.25 * 4 * spared, rel=1e-9)
+
+
+def test_the_spread_by_hand() -> None:
+    crowded = 1e-3 * 5 + 1e-6 * 1_100
+    alone = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0)
+    assert marginal_cost_row(row(), alone) == pytest.approx(2 * 50 * crowded**2 / 0.02, rel=1e-12)
+
+
 def test_the_wait_for_kv_by_hand() -> None:
     deficit = 1_000 + 100 + 0.15 * 250 - 1_000
     waits = (0.02 + 1e-3 * 4 + 1e-6 * 1_000) * 50 * (deficit / 1_000)
-    full, free = (marginal_cost_row(row(kv_tokens=kv), (0.0, 0.0, 3.0)) for kv in (1_000.0, 20_000.0))
+    full, free = (
+        marginal_cost_row(row(kv_tokens=kv), (1.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0)) for kv in (1_000.0, 20_000.0)
+    )
     assert full - free == pytest.approx((1 + 3.0) * waits, rel=1e-9)
 
 
 def test_the_wait_for_a_batch_slot_by_hand() -> None:
     waits = (0.02 + 1e-3 * 4 + 1e-6 * 1_000) * 50 * (1 / 4)
-    full, free = (marginal_cost_row(row(max_sequences=slots), (0.0, 0.0, 0.0)) for slots in (4.0, 5.0))
+    full, free = (marginal_cost_row(row(max_sequences=slots), OWN_ALONE) for slots in (4.0, 5.0))
     assert full - free == pytest.approx(waits, rel=1e-9)
 
 
@@ -128,7 +144,12 @@ def test_buckets(tokens: float, bound: float) -> None:
 
 counts = st.floats(0.0, 1e6)
 rows = st.tuples(
-    *[counts] * 6, st.floats(16.0, 1e7), st.floats(1.0, 1e4), *[st.floats(0.0, 1.0)] * 5, st.sampled_from([0.0, 1.0])
+    *[counts] * 6,
+    st.floats(16.0, 1e7),
+    st.floats(1.0, 1e4),
+    *[st.floats(0.0, 1.0)] * 5,
+    st.sampled_from([0.0, 1.0]),
+    counts,
 )
 
 

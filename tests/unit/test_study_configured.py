@@ -9,6 +9,7 @@ import pytest
 from support.pools import view
 
 from llmrouter.config import canonical_json
+from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import InvalidInputError
 from llmrouter.resources import PolicyType
 from llmrouter.routing.rules import Rule
@@ -153,8 +154,8 @@ def test_the_room_is_that_of_the_router(tmp_path: Path, policy_type: str, hold: 
 
 
 def test_the_objective_of_the_file_weighs_the_cost(tmp_path: Path) -> None:
-    path = write(tmp_path, type="WorkloadImpact", policy="objective: {imposedWeight: 0.7, coalesceWeight: 0}")
+    path = write(tmp_path, type="WorkloadImpact", policy="objective: {stallWeight: 0.7, coalesceWeight: 0}")
     rule = read_configured(path, {}).contender.make()
     assert isinstance(rule, CompiledPolicy)
     assert rule.rule is Rule.MARGINAL_COST
-    assert rule.weights == (0.7, 0.0, 1.0)
+    assert rule.weights == ObjectiveWeights(stall=0.7, coalesce=0.0).in_order

@@ -163,3 +163,4 @@ def fill_idle_row(world: World, e: int, s: int) -> None:
     world.row[11] = engine.context_s_per_token
     world.row[12] = engine.sequence_s
     world.row[13] = engine.prefill_first
+    world.row[14] = 0.0

@@ -38,6 +38,7 @@ import numpy as np
 
 from llmrouter.arrivals import predictions
 from llmrouter.arrivals.cells import Cell, cell
+from llmrouter.feature_set import FEATURE_NAMES
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out, structured
 from llmrouter.sim.kernel.records import NONE
@@ -216,7 +217,7 @@ def _agent(decider: Decider, environment: Environment, seed: int, *, cut_at_s: f
         costs=np.zeros(rollout.COSTS * instances),
         scores=np.zeros(instances + 1),
         allowed=np.zeros(instances + 1, np.int64),
-        row=np.zeros(14),
+        row=np.zeros(len(FEATURE_NAMES)),
         log_state=np.zeros((steps, size), np.float32),
         log_shared=np.zeros((steps, shared), np.float32),
         log_costs=np.zeros((steps, rollout.COSTS * instances)),

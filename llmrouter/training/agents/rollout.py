@@ -10,7 +10,13 @@ import math
 from typing import Any, NamedTuple
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION
-from llmrouter.routing.rules import marginal_cost_row, mixing_penalty_scaled, own_latency
+from llmrouter.routing.rules import (
+    COALESCE_ALONE,
+    IMPOSED_ALONE,
+    marginal_cost_row,
+    mixing_penalty_scaled,
+    own_latency,
+)
 from llmrouter.sim.kernel.decisions import eligible, has_room
 from llmrouter.sim.kernel.events import schedule
 from llmrouter.sim.kernel.ledger import generated
@@ -225,6 +231,7 @@ def fill(world: World, agent: Agent, e: int, s: int) -> None:
     agent.row[11] = engine.context_s_per_token
     agent.row[12] = engine.sequence_s
     agent.row[13] = engine.prefill_first
+    agent.row[14] = 0.0
 
 
 def price(world: World, agent: Agent, s: int) -> None:
@@ -233,8 +240,8 @@ def price(world: World, agent: Agent, s: int) -> None:
         fill(world, agent, e, s)
         own_s = own_latency(agent.row)
         agent.costs[COSTS * e] = own_s
-        agent.costs[COSTS * e + 1] = marginal_cost_row(agent.row, (1.0, 0.0, 0.0)) - own_s
-        agent.costs[COSTS * e + 2] = marginal_cost_row(agent.row, (0.0, 1.0, 0.0)) - own_s
+        agent.costs[COSTS * e + 1] = marginal_cost_row(agent.row, IMPOSED_ALONE)
+        agent.costs[COSTS * e + 2] = marginal_cost_row(agent.row, COALESCE_ALONE)
         agent.costs[COSTS * e + 3] = mixing_penalty_scaled(agent.row)
 
 
