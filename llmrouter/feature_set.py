@@ -30,6 +30,19 @@ FEATURE_NAMES = (
 
 WEIGHT_NAMES = tuple(ObjectiveWeights().as_mapping())
 
+PAPER_STATE_VERSION = 101
+"""Of agents that see the state of arXiv 2408.13510; ``llmrouter.routing.paper_state`` computes it."""
+
+PAPER_PER_INSTANCE = ("prompt_phase", "decode_short", "decode_medium", "decode_long", "capacity", "earliest_completion")
+PAPER_QUEUE = ("queue/length", "queue/head_prompt_tokens", "queue/head_bucket")
+
+
+def paper_state_names(instances: int) -> tuple[str, ...]:
+    """The paper's state by name, in its order: 6·I + 3 numbers, 27 where there are four instances."""
+    each = tuple(f"instance={e}/{name}" for e in range(instances) for name in PAPER_PER_INSTANCE)
+    return (*each, *PAPER_QUEUE)
+
+
 LENGTH_FEATURE_VERSION = 1
 """Part of every output-length manifest."""
 

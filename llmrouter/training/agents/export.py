@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.feature_set import PAPER_STATE_VERSION, paper_state_names
 from llmrouter.manifest import Bounds, Manifest, ModelKind, Tensor, TrainingData
 from llmrouter.training.agents import rollout
 from llmrouter.training.agents.card import card_of
@@ -32,13 +33,10 @@ if TYPE_CHECKING:
     from llmrouter.training.agents.environment import Environment, Steps
     from llmrouter.training.agents.learning import Learned
 
-PAPER_STATE_VERSION = 101
 SHARED_STATE_VERSION = 102
 TOLERANCE = 1e-4
 """Largest difference of a value, relative to the larger of 1 and the value."""
 
-_PAPER_INSTANCE = ("prompt_phase", "decode_short", "decode_medium", "decode_long", "capacity", "earliest_completion")
-_PAPER_QUEUE = ("queue/length", "queue/head_prompt_tokens", "queue/head_bucket")
 _SHARED_INSTANCE = (
     *("requests_by_slots", "context_by_kv", "queued_prefill_s", "remaining_by_kv", "room", "step_s", "mean_left"),
     *("own_s", "imposed_s", "coalesce_s", "prefilling", "own_above_least", "imposed_above_least", "cost_above_least"),
@@ -58,12 +56,6 @@ class _Form:
     names: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-
-
-def paper_feature_names(instances: int) -> tuple[str, ...]:
-    """The paper's state by name, in its order."""
-    each = tuple(f"instance={e}/{name}" for e in range(instances) for name in _PAPER_INSTANCE)
-    return (*each, *_PAPER_QUEUE)
 
 
 def export(learned: Learned, environment: Environment) -> Artefact:
@@ -115,7 +107,7 @@ def export(learned: Learned, environment: Environment) -> Artefact:
 
 
 def _paper_form(instances: int) -> _Form:
-    names = paper_feature_names(instances)
+    names = paper_state_names(instances)
     return _Form(
         version=PAPER_STATE_VERSION,
         names=names,

@@ -10,6 +10,16 @@ import math
 from typing import Any, NamedTuple
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION
+from llmrouter.routing.paper_state import (
+    DECODES,
+    PROMPT_TOKENS,
+    PROMPTS,
+    bucket_of,
+    capacity,
+    completion,
+    queue_length,
+    tokens_left,
+)
 from llmrouter.routing.rules import (
     COALESCE_ALONE,
     IMPOSED_ALONE,
@@ -32,9 +42,6 @@ HIDDEN = 64
 SHARED_HIDDEN, HOLD_HIDDEN = 16, 8
 COSTS = 4
 """Of an instance, in seconds: own, imposed, coalesce, and the paper's penalty of mixing."""
-
-BUCKET_ENDS = (250.0, 1_000.0)
-"""Predicted output tokens at which the second and the third bucket begin."""
 
 SETTINGS: dict[str, str] = {
     "kind": "i8",
@@ -245,13 +252,6 @@ def price(world: World, agent: Agent, s: int) -> None:
         agent.costs[COSTS * e + 3] = mixing_penalty_scaled(agent.row)
 
 
-def bucket_of(tokens: float) -> int:
-    """The bucket of a predicted output length: 0, 1 or 2."""
-    if tokens < BUCKET_ENDS[0]:
-        return 0
-    return 1 if tokens < BUCKET_ENDS[1] else 2
-
-
 def see_paper(world: World, agent: Agent, s: int) -> None:
     """Writes the paper's state, scaled; also ``unfinished``."""
     run, it, pool = world.run[0], agent.it[0], world.pool
@@ -265,23 +265,26 @@ def see_paper(world: World, agent: Agent, s: int) -> None:
         while j >= 0:
             sequence = pool.sequences[j]
             tokens = generated(pool, e, j)
-            left = max(1.0, sequence.predicted - tokens)
+            left = tokens_left(sequence.predicted, tokens)
             it.unfinished += 1.0 - min(1.0, tokens / max(sequence.predicted, 1.0))
             if tokens == 0:
-                agent.state[at] += 0.1
+                agent.state[at] += 1.0 / PROMPTS
             else:
-                agent.state[at + 1 + bucket_of(sequence.predicted)] += 0.02
+                agent.state[at + 1 + bucket_of(sequence.predicted)] += 1.0 / DECODES
             if least < 0.0 or left < least:
                 least = left
             j = sequence.ledger_next
-        requests, context = engine.ledger_requests, engine.ledger_context
-        agent.state[at + 4] = math.floor(100.0 * (1.0 - context / engine.kv_tokens) + 0.5) / 100.0
-        if least > 0.0:
-            step_s = engine.base_decode_s + engine.sequence_s * requests + engine.context_s_per_token * context
-            agent.state[at + 5] = least * step_s / 10.0
+        context = float(engine.ledger_context)
+        agent.state[at + 4] = capacity(context, engine.kv_tokens)
+        agent.state[at + 5] = completion(
+            least,
+            engine.base_decode_s,
+            engine.sequence_s * engine.ledger_requests,
+            engine.context_s_per_token * context,
+        )
     at = PAPER_PER_INSTANCE * run.instances
-    agent.state[at] = min(held(world), 512) / 100.0
-    agent.state[at + 1] = pool.sequences[s].prompt / 500.0
+    agent.state[at] = queue_length(held(world))
+    agent.state[at + 1] = pool.sequences[s].prompt / PROMPT_TOKENS
     agent.state[at + 2] = bucket_of(pool.sequences[s].predicted) / 2.0
 
 
