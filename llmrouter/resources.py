@@ -43,7 +43,10 @@ PredictingPolicyType = Literal[
 ]
 """Policies that are a formula over predicted output lengths."""
 
-PolicyType = Literal["Onnx", PlainPolicyType, PredictingPolicyType]
+PolicyType = Literal["Onnx", "Learned", PlainPolicyType, PredictingPolicyType]
+
+MODEL_TYPES = {"Onnx": "marginal-cost", "Learned": "learned"}
+"""Types that a model decides for, and the model of each that is shipped."""
 
 PredictorType = Literal["Text", "RandomForest", "Applications", "Constant"]
 """Who says how long an answer will be; the first two are models."""
@@ -305,7 +308,7 @@ class LLMRouterSpec(Resource):
 class PolicyModelSpec(Resource):
     """Where the ONNX model of a policy comes from."""
 
-    builtin: Literal["marginal-cost"] | None = None
+    builtin: Literal["marginal-cost", "learned"] | None = None
     config_map: ConfigMapModelRef | None = None
     sha256: Sha256 | None = None
 
@@ -321,6 +324,18 @@ class PolicyModelSpec(Resource):
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
+Preference = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class PreferencesSpec(Resource):
+    """What a learned policy is to care for, each beside the others; what is not given is the preset's."""
+
+    ttft: Preference | None = None
+    tpot: Preference | None = None
+    e2e: Preference | None = Field(default=None, alias="e2e")
+    fairness: Preference | None = None
+
+
 class ObjectiveSpec(Resource):
     """What a policy by cost is for: a preset, and weights of the cost's terms (seconds) in place of the preset's."""
 
@@ -332,6 +347,7 @@ class ObjectiveSpec(Resource):
     coalesce_weight: Weight | None = None
     overflow_weight: Weight | None = None
     spread_weight: Weight | None = None
+    preferences: PreferencesSpec = PreferencesSpec()
 
 
 class HoldSpec(Resource):
@@ -392,6 +408,8 @@ class RoutingPolicySpec(Resource):
 
     @model_validator(mode="after")
     def _model_for_onnx(self) -> Self:
-        if (self.type == "Onnx") != (self.model is not None):
-            raise ValueError("model must be set for type Onnx, and only for it")
+        if (self.type in MODEL_TYPES) != (self.model is not None):
+            raise ValueError("model must be set for types Onnx and Learned, and only for them")
+        if self.model is not None and self.model.builtin not in {None, MODEL_TYPES[self.type]}:
+            raise ValueError(f"model.builtin of type {self.type} is {MODEL_TYPES[self.type]}")
         return self

@@ -71,6 +71,10 @@ def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
 def policy_of(config: RouterConfig) -> CompiledPolicy:
     """The policy of a configuration as a rule: what a router that runs it decides, compiled."""
     policy = config.policy
+    if policy.type not in RULES:
+        raise InvalidConfigError(
+            f"policy {policy.name}: type {policy.type} is simulated by python -m bench.learned alone"
+        )
     return CompiledPolicy(
         rule=RULES[policy.type],
         weights=policy.weights.in_order,

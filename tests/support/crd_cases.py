@@ -222,9 +222,20 @@ BAD_POLICIES = [
         "spec.objective.overflowWeight",
         "less than or equal to 100",
     ),
-    Case("Onnx without a model", {"type": "Onnx"}, "model", "must be set for type Onnx"),
+    Case("Onnx without a model", {"type": "Onnx"}, "model", "must be set for types Onnx and Learned"),
+    Case("Learned without a model", {"type": "Learned"}, "model", "must be set for types Onnx and Learned"),
+    Case("costs for an agent", {"type": "Learned", "model": {"builtin": "marginal-cost"}}, "model.builtin", "learned"),
     Case(
-        "a model of a plain type", {"type": "Random", "model": {"builtin": "marginal-cost"}}, "model", "and only for it"
+        "a preference above 1",
+        {"type": "RoundRobin", "objective": {"preferences": {"ttft": 2}}},
+        "spec.objective.preferences.ttft",
+        "less than or equal to 1",
+    ),
+    Case(
+        "a model of a plain type",
+        {"type": "Random", "model": {"builtin": "marginal-cost"}},
+        "model",
+        "and only for them",
     ),
     Case("a model from nowhere", onnx(), "spec.model", "exactly one of builtin and configMap"),
     Case(

@@ -122,7 +122,14 @@ def test_a_file_that_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> 
 
 
 def test_every_type_of_policy_has_a_rule() -> None:
-    assert set(RULES) == {name for part in get_args(PolicyType) for name in (get_args(part) or (part,))}
+    every = {name for part in get_args(PolicyType) for name in (get_args(part) or (part,))}
+    assert set(RULES) == every - {"Learned"}
+
+
+def test_a_learned_policy_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, type="Learned", policy="model: {builtin: learned}")
+    with pytest.raises(InvalidInputError, match="type Learned is simulated by"):
+        read_configured(path, {})
 
 
 @pytest.mark.parametrize(
