@@ -159,7 +159,7 @@ class PoolSnapshot:
     """All instances at one moment of one router; ``load_age_s`` is how old its replica of the ledger is.
 
     ``held`` counts the requests that wait in the request's line, itself included; ``head_since_s`` is since when the
-    request has been the first of them, ``None`` where it has just come.
+    request, or one that it overtook there, has been the first of them, ``None`` where it has just come.
     """
 
     views: tuple[InstanceView, ...]
@@ -187,11 +187,15 @@ class Placement:
     load_sensitive: bool = True
 
 
+SHORTEST_HOLD_S = 0.001
+"""A hold *until* an instant that is nearer than this lasts this long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """The answer *wait at the router*, and why.
 
-    Whoever goes first tries again when the state changes; with ``until_s`` also at that instant.
+    Whoever goes first tries again when the state changes; with ``until_s`` also at that instant, if it is to come.
     """
 
     reason: str
@@ -235,6 +239,25 @@ class Reservation:
     predicted_output_tokens: float
     prefilled: bool = False
     generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What matters, as a learned policy is told: parts of any size, each at least 0; only their proportions count."""
+
+    ttft: float = 1.0
+    tpot: float = 1.0
+    e2e: float = 1.0
+    fairness: float = 1.0
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """The parts in the order of the fields, scaled to a sum of 1; all alike where every one is 0."""
+        parts = self.ttft, self.tpot, self.e2e, self.fairness
+        whole = sum(parts)
+        if whole <= 0.0:
+            return (0.25, 0.25, 0.25, 0.25)
+        return parts[0] / whole, parts[1] / whole, parts[2] / whole, parts[3] / whole
 
 
 @dataclass(frozen=True, slots=True)

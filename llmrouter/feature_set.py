@@ -43,6 +43,21 @@ def paper_state_names(instances: int) -> tuple[str, ...]:
     return (*each, *PAPER_QUEUE)
 
 
+LEARNED_FEATURE_VERSION = 201
+"""Of the learned networks that serve any number of instances; ``llmrouter.routing.sight`` has their signature."""
+
+LEARNED_INSTANCE_NAMES = (*FEATURE_NAMES, "has_room")
+"""Of each row of ``instances``; ``has_room`` is 1 where the KV gate would let the request in, else 0."""
+
+LEARNED_LINE_NAMES = (
+    "line/held",  # requests that wait in the line, the head included
+    "line/head_age_s",  # since when the request is the head; 0 where it has just come
+    "line/prefer_ttft",  # what matters: four shares that sum to 1
+    "line/prefer_tpot",
+    "line/prefer_e2e",
+    "line/prefer_fairness",
+)
+
 LENGTH_FEATURE_VERSION = 1
 """Part of every output-length manifest."""
 

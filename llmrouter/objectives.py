@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import ObjectiveWeights
+from llmrouter.domain import ObjectiveWeights, Preferences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,3 +20,12 @@ PRESETS: Mapping[str, ObjectiveWeights] = MappingProxyType(
     }
 )
 """Weights by preset: short tails of TTFT and TPOT, a bit of all, the least mean E2E."""
+
+PREFERENCES: Mapping[str, Preferences] = MappingProxyType(
+    {
+        "SLO": Preferences(ttft=1.0, tpot=1.0, e2e=0.0, fairness=0.0),
+        "Balanced": Preferences(ttft=1.0, tpot=1.0, e2e=1.0, fairness=1.0),
+        "E2E": Preferences(ttft=0.0, tpot=0.0, e2e=1.0, fairness=0.0),
+    }
+)
+"""What a preset says to a learned policy."""
