@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from llmrouter.config import PoolConfig, RouterConfig
-    from llmrouter.resources import LLMRouterSpec
+    from llmrouter.config import PolicyConfig, PoolConfig, RouterConfig
+    from llmrouter.config_file import Declared
+    from llmrouter.resources import RoutingPolicySpec
 
 SHED_AT_ONCE_S = 1e-9
 """The longest hold where requests may not be held."""
@@ -40,6 +41,8 @@ class Configured:
         contender: the file's policy, by its own name.
         routers: replicas, their state and how long they hold.
         constant_tokens: what every answer is expected to have, where the file says so.
+        policy: the RoutingPolicy as it is declared …
+        config: … and compiled, with all the rest.
     """
 
     engines: tuple[EngineModel, ...]
@@ -48,6 +51,8 @@ class Configured:
     contender: Contender
     routers: RouterSide
     constant_tokens: float | None
+    policy: RoutingPolicySpec
+    config: RouterConfig
 
 
 def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
@@ -62,8 +67,7 @@ def read_configured(path: Path, instances: Mapping[str, int]) -> Configured:
     """
     text = read_text(path)
     try:
-        spec, config = _compiled(text)
-        return _configured(spec, config, instances)
+        return _configured(*_compiled(text), instances)
     except InvalidConfigError as error:
         raise InvalidConfigError(f"{path}: {error}", reason=error.reason) from error
 
@@ -84,7 +88,21 @@ def policy_of(config: RouterConfig) -> CompiledPolicy:
     )
 
 
-def _configured(spec: LLMRouterSpec, config: RouterConfig, instances: Mapping[str, int]) -> Configured:
+def router_side_of(policy: PolicyConfig, replicas: int) -> RouterSide:
+    """The router side of a policy: how long and in which order it holds, by so many routers."""
+    holds = policy.hold.enabled and policy.hold.max_wait_seconds > 0
+    return RouterSide(
+        routers=max(1, replicas),
+        max_wait_s=policy.hold.max_wait_seconds if holds else SHED_AT_ONCE_S,
+        max_held=policy.queue.max_depth,
+        order=ORDERS[policy.queue.order],
+        aging_s=policy.queue.aging_seconds,
+        fair=policy.queue.fairness.enabled,
+        tenant_weights=tuple((one.tenant, one.weight) for one in policy.queue.fairness.weights),
+    )
+
+
+def _configured(declared: Declared, config: RouterConfig, instances: Mapping[str, int]) -> Configured:
     unknown = sorted(set(instances) - {pool.name for pool in config.pools})
     if unknown:
         raise InvalidConfigError(f"--instances names the pool {unknown[0]!r}, which the file does not have")
@@ -100,23 +118,13 @@ def _configured(spec: LLMRouterSpec, config: RouterConfig, instances: Mapping[st
     return Configured(
         engines=tuple(engines),
         serves=tuple(serves),
-        models=tuple(model.name for model in spec.models),
+        models=tuple(model.name for model in declared.router.models),
         contender=Contender(config.policy.name, Kind.OURS, description, lambda: rule),
-        routers=RouterSide(
-            routers=max(1, spec.router.replicas),
-            max_wait_s=config.policy.hold.max_wait_seconds if _holds(config) else SHED_AT_ONCE_S,
-            max_held=config.policy.queue.max_depth,
-            order=ORDERS[config.policy.queue.order],
-            aging_s=config.policy.queue.aging_seconds,
-            fair=config.policy.queue.fairness.enabled,
-            tenant_weights=tuple((one.tenant, one.weight) for one in config.policy.queue.fairness.weights),
-        ),
+        routers=router_side_of(config.policy, declared.router.router.replicas),
         constant_tokens=constant,
+        policy=declared.policy,
+        config=config,
     )
-
-
-def _holds(config: RouterConfig) -> bool:
-    return config.policy.hold.enabled and config.policy.hold.max_wait_seconds > 0
 
 
 def _count(pool: PoolConfig, instances: Mapping[str, int]) -> int:
@@ -128,7 +136,7 @@ def _count(pool: PoolConfig, instances: Mapping[str, int]) -> int:
     return count
 
 
-def _compiled(text: str) -> tuple[LLMRouterSpec, RouterConfig]:
+def _compiled(text: str) -> tuple[Declared, RouterConfig]:
     declared = parse(text)
     model = declared.policy.model
     if model is not None and model.builtin is None:
@@ -137,4 +145,4 @@ def _compiled(text: str) -> tuple[LLMRouterSpec, RouterConfig]:
         )
     section = compile_policy(declared.policy_name, declared.policy, model_sha256=None)
     config = compile_router(declared.router, name=declared.name, namespace="", generation=0, policy=section)
-    return declared.router, config
+    return declared, config
