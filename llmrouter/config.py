@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
-from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights
+from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights, Preferences
 from llmrouter.errors import InvalidConfigError
 from llmrouter.feature_set import LENGTH_FEATURE_VERSION
-from llmrouter.objectives import PRESETS
+from llmrouter.objectives import PREFERENCES, PRESETS
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import (
+    Calibrate,
     GuardSpec,
     HoldSpec,
     HostPort,
@@ -59,12 +60,12 @@ MAX_CONFIG_BYTES = 1_000_000
 TOKENIZERS_FOLDER = "/var/lib/llmrouter/tokenizers"
 """Where router pods mount ``spec.router.tokenizers``."""
 
-POLICIES_BY_COST = frozenset({"Onnx", "WorkloadImpact"})
+POLICIES_BY_COST = frozenset({"Onnx", "Learned", "WorkloadImpact"})
 """Types whose room is KV where ``hold.room`` does not say and requests may be held."""
 
 
 class PolicyConfig(Resource):
-    """A RoutingPolicy as routers run it; ``model_*`` are set for type Onnx only."""
+    """A RoutingPolicy as routers run it; ``model_*`` are set for types Onnx and Learned only."""
 
     name: str
     type: PolicyType
@@ -86,6 +87,12 @@ class PolicyConfig(Resource):
         preset = PRESETS[self.objective.preset]
         given = {name: getattr(self.objective, f"{name}_weight") for name in preset.as_mapping()}
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def preferences(self) -> Preferences:
+        """What a learned policy is to care for: the preset's preferences, and those that are given in their place."""
+        given = self.objective.preferences.model_dump(exclude_none=True)
+        return replace(PREFERENCES[self.objective.preset], **given)
 
     @property
     def room_is_kv(self) -> bool:
@@ -111,6 +118,7 @@ class PoolConfig(Resource):
     target_port: Port = 8000
     profile_name: str
     profile: InlineProfile
+    calibrate: Calibrate = "Full"
 
     def engine_profile(self) -> EngineProfile:
         """The profile as policies take it."""
@@ -255,6 +263,7 @@ def _compile_pool(pool: PoolSpec, served: tuple[str, ...]) -> PoolConfig:
         target_port=pool.target_port,
         profile_name=profile_name,
         profile=profile,
+        calibrate=pool.profile.calibrate,
     )
 
 

@@ -182,6 +182,11 @@ class CalibrationMetrics:
         self.frozen = gauge(
             "calibration_frozen", "1 while coefficients do not follow what is observed.", ["pool", "reason"]
         )
+        self.in_use = gauge(
+            "calibration_in_use",
+            "1 while decisions use learned coefficients, or instances' slowness, in place of the profile.",
+            ["pool", "part"],
+        )
         self.slowness = gauge(
             "calibration_instance_slowness", "Step time against the pool's median instance.", ["pool", "instance"]
         )

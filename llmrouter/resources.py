@@ -117,11 +117,16 @@ class InlineProfile(Resource):
     mode: Literal["Chunked", "PrefillFirst"] = "Chunked"
 
 
+Calibrate = Literal["Off", "Slowness", "Full"]
+"""What of the learned step times decisions use: see ``routing/calibration_use.py``."""
+
+
 class ProfileRef(Resource):
     """The step-time model of a pool's engines: a shipped one by name, or coefficients of one's own."""
 
     name: ObjectName | None = None
     inline: InlineProfile | None = None
+    calibrate: Calibrate = "Full"
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from llmrouter.config import digest_of
-from llmrouter.errors import InvalidConfigError, LLMRouterError, ModelRejectedError
+from llmrouter.errors import InvalidConfigError, LedgerUnavailableError, LLMRouterError, ModelRejectedError
+from llmrouter.routing.calibration_use import Calibrate
 from router_grpc.gauges import Gauges
 from router_grpc.listeners.native import NativeListener, RouterServicer
 from router_grpc.readiness import Readiness
@@ -171,6 +172,7 @@ class RouterApp:
     def _put_in_force(self, runtime: Runtime) -> None:
         self.service.swap(runtime)
         self._outside.directory.apply(runtime.config)
+        self.world.calibrating.follow({pool.name: Calibrate(pool.calibrate) for pool in runtime.config.pools})
         logging.getLogger().setLevel(runtime.config.log_level)
         self._show_policy(runtime)
         _log.info(
@@ -215,6 +217,7 @@ class RouterApp:
         if runtime is None:
             return
         if not self.listener.is_ready and self._outside.directory.synced:
+            await self._take_up()
             await self.listener.set_ready()
         if runtime.deciding != self._deciding:
             self._show_policy(runtime)
@@ -223,11 +226,27 @@ class RouterApp:
     async def _show(self) -> None:
         self.service.reorder()
         self._gauges.show()
+        self._believe()
         world = self.world
         world.calibrating.show(world.metrics.calibration, (one.instance_id for one in world.instances.current()))
 
     async def _calibrate(self) -> None:
         await self.world.calibrating.keep(self.world.clock())
+
+    def _believe(self) -> None:
+        """Decisions see instances as they are believed to be."""
+        world = self.world
+        world.replica.believe(world.calibrating.believed(world.instances.current(), now_s=world.clock()))
+
+    async def _take_up(self) -> None:
+        """The first decision is made with what was learned before this router was there, if it can be had."""
+        self._believe()
+        try:
+            await self._calibrate()
+        except LedgerUnavailableError as error:  # tried again by its own loop; until then the profile decides
+            self.world.metrics.errors.labels("calibration").inc()
+            _log.warning("saved step times are not known yet", extra={"error": str(error)[:500]})
+        self._believe()
 
     async def _beat(self) -> None:
         world, runtime = self.world, self.service.runtime

@@ -1,6 +1,7 @@
 """Learns the step times of every pool from what passes through this router, and keeps them for its successors.
 
-It observes only: no decision reads what is learned here. It is shown in metrics, beside the profile that decisions use.
+Decisions see profiles that are corrected by what is learned, as far as each pool's ``profile.calibrate`` lets them:
+``believed`` makes them, once a second, and the replica's views carry them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,9 +17,10 @@ from llmrouter.errors import InvalidInputError
 from llmrouter.metrics import MAX_INSTANCE_LABELS
 from llmrouter.routing.calibration import COEFFICIENTS, Calibration, ClassCalibration, Frozen, Refusal
 from llmrouter.routing.calibration_intervals import Intervals
+from llmrouter.routing.calibration_use import Calibrate, UsedProfiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from llmrouter.domain import Instance, Reservation
     from llmrouter.metrics import CalibrationMetrics
@@ -58,6 +61,10 @@ class Calibrating:
         self._saved: dict[str, int] = {}
         self._saved_at_s: float | None = None
         self._shown: set[tuple[str, str]] = set()
+        self._calibrate: dict[str, Calibrate] = {}
+        self._used: dict[str, UsedProfiles] = {}
+        self._believed: dict[str, tuple[Instance, Instance]] = {}
+        self._believed_at_s: float | None = None
 
     def __len__(self) -> int:
         """Requests that are watched now."""
@@ -67,6 +74,43 @@ class Calibrating:
         """What is known of a pool's engines; ``None`` before its first request."""
         known = self._pools.get(pool)
         return None if known is None else known.calibration
+
+    def calibrate_of(self, pool: str) -> Calibrate:
+        """What decisions use of what is learned of a pool."""
+        return self._calibrate.get(pool, Calibrate.OFF)
+
+    def follow(self, calibrate: Mapping[str, Calibrate]) -> None:
+        """What decisions use of each pool from now on; nothing of a pool that is not named."""
+        self._calibrate = dict(calibrate)
+
+    def believed(self, instances: Iterable[Instance], *, now_s: float) -> Mapping[str, tuple[Instance, Instance]]:
+        """Instances that decisions see with another profile than the declared one: by id, as declared and as seen.
+
+        To be asked once a second. An instance stays the same object until what was learned of it moved.
+        """
+        for known in self._pools.values():
+            known.rest(0.0 if self._believed_at_s is None else now_s - self._believed_at_s)
+        self._believed_at_s = now_s
+        current = tuple(instances)
+        for instance in {one.pool: one for one in current}.values():
+            known, used = self._pool(instance), self._used.get(instance.pool)
+            if used is None or used.profile != instance.profile:
+                used = self._used[instance.pool] = UsedProfiles(instance.profile)
+            used.follow(known.belief, self.calibrate_of(instance.pool))
+        self._believed = {one.instance_id: pair for one in current if (pair := self._pair(one)) is not None}
+        return self._believed
+
+    def _pair(self, instance: Instance) -> tuple[Instance, Instance] | None:
+        used = self._used.get(instance.pool)
+        if used is None or used.profile != instance.profile:
+            return None
+        profile = used.of(instance.instance_id)
+        if profile is used.profile:
+            return None
+        before = self._believed.get(instance.instance_id)
+        if before is not None and before[0] == instance and before[1].profile is profile:
+            return before
+        return instance, replace(instance, profile=profile)
 
     def dispatched(self, reservation: Reservation, instance: Instance, replica: LoadReplica, *, now_s: float) -> None:
         """This router answered with a reservation, which the replica counts."""
@@ -101,6 +145,9 @@ class Calibrating:
         for pool, known in self._pools.items():
             calibration = known.calibration
             _show(metrics, pool, calibration)
+            used = self._used.get(pool)
+            metrics.in_use.labels(pool, "coefficients").set(used is not None and used.uses_coefficients)
+            metrics.in_use.labels(pool, "slowness").set(used is not None and used.uses_slowness)
             for instance_id in current & calibration.slowness.keys():
                 metrics.slowness.labels(pool, instance_id).set(calibration.slowness[instance_id])
                 shown.add((pool, instance_id))
@@ -126,7 +173,7 @@ class Calibrating:
             return
         self._saved_at_s = now_s
         for pool, known in list(self._pools.items()):
-            observations = known.calibration.observations
+            observations = known.observations
             if observations > self._saved.get(pool, 0):
                 await self._store.save(pool, json.dumps(known.state()).encode())
                 self._saved[pool] = observations
@@ -136,6 +183,7 @@ class Calibrating:
             return
         try:
             if known.restore(_object(json.loads(raw))):
+                self._saved[pool] = known.observations
                 _log.info("calibration taken up", extra={"pool": pool})
         except (InvalidInputError, ValueError) as error:  # it begins with the profile, and is saved over
             _log.warning("saved calibration is not used", extra={"pool": pool, "error": str(error)[:500]})
@@ -144,7 +192,9 @@ class Calibrating:
         known = self._pools.get(instance.pool)
         if known is None or known.profile != instance.profile:
             if known is None and len(self._pools) >= MAX_POOLS:
-                del self._pools[next(iter(self._pools))]
+                gone = next(iter(self._pools))
+                del self._pools[gone]
+                self._used.pop(gone, None)
             known = self._pools[instance.pool] = ClassCalibration(instance.profile)
             self._saved.pop(instance.pool, None)
         return known

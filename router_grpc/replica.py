@@ -32,8 +32,15 @@ class LoadReplica:
         self._refreshed_at_s: float | None = None
         self._signals: dict[str, EngineSignal] = {}
         self._foreign: dict[str, deque[Load]] = {}
-        self._views: dict[str, InstanceView] = {}
+        self._views: dict[str, tuple[Instance, InstanceView]] = {}
         """Views made since the last whole refresh, by instance id; dropped where a part of them changes."""
+        self._believed: dict[str, tuple[Instance, Instance]] = {}
+
+    def believe(self, believed: Mapping[str, tuple[Instance, Instance]]) -> None:
+        """Instances that policies see with another profile than the declared one: by id, as declared and as seen."""
+        if believed != self._believed:
+            self._believed = dict(believed)
+            self._views.clear()
 
     def replace(self, loads: Mapping[str, Load], *, now_s: float) -> bool:
         """Takes the whole ledger's loads; returns whether anything changed."""
@@ -107,9 +114,14 @@ class LoadReplica:
     def view(self, instance: Instance, *, now_s: float) -> InstanceView:
         """One instance as policies see it."""
         known = self._views.get(instance.instance_id)
-        if known is None or known.instance is not instance:
-            known = self._views[instance.instance_id] = self._view(instance, now_s)
-        return known
+        if known is None or known[0] is not instance:
+            known = self._views[instance.instance_id] = instance, self._view(self._seen(instance), now_s)
+        return known[1]
+
+    def _seen(self, instance: Instance) -> Instance:
+        """The instance with the profile that policies are to see; its own where it is declared anew."""
+        believed = self._believed.get(instance.instance_id)
+        return instance if believed is None or believed[0] != instance else believed[1]
 
     def _view(self, instance: Instance, now_s: float) -> InstanceView:
         signal = self._signals.get(instance.instance_id)

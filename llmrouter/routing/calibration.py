@@ -16,8 +16,8 @@ The sums that fade are kept in information form, which is what recursive least s
 
 from __future__ import annotations
 
+import copy
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.errors import InvalidInputError
+from llmrouter.routing.calibration_slowness import Slowness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,8 +75,6 @@ TRUSTED, REJECTED = 2.0, 4.0
 LEAST_MEDIAN = 0.02
 """… where the median is taken for this at least."""
 
-MAX_INSTANCES = 256
-LARGEST_SLOWNESS = 4.0
 _KEPT_AT_FREEZE = 0.05
 _EAGER, _SPELL = 64, 8
 _MEDIAN_STEP = 0.05
@@ -140,6 +139,14 @@ class Calibration:
     slowness: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What decisions may use: coefficients divided by the profile's, and slowness of instances that have one."""
+
+    ratios: Mapping[str, float]
+    slowness: Mapping[str, float]
+
+
 class ClassCalibration:
     """Learns the coefficients of one engine class; bounded memory, no clock.
 
@@ -159,6 +166,7 @@ class ClassCalibration:
         self._residual = Median()
         self._profile_residual = Median()
         self._instances = Slowness()
+        self._good_instances: Slowness | None = None
         self._frozen: Frozen | None = None
         self._good_in_a_row = 0
 
@@ -204,6 +212,28 @@ class ClassCalibration:
         slowness = self._instances.of(observation.instance_id)
         return float(self._prior_C * _amounts(observation) @ self._believed()) * slowness
 
+    @property
+    def belief(self) -> Belief:
+        """What decisions may use now."""
+        ratios = dict(zip(COEFFICIENTS, self._believed().tolist(), strict=True))
+        if self._frozen is Frozen.WORSE_THAN_PROFILE or self._is_new:
+            return Belief(ratios, {})
+        return Belief(ratios, (self._good_instances or self._instances).all())
+
+    @property
+    def observations(self) -> int:
+        """How many were learned from."""
+        return self._observations
+
+    def rest(self, seconds: float) -> None:
+        """So many seconds passed since the last call: see ``Slowness.rest``.
+
+        What was slow when bad residuals froze everything comes nearer to the others too: nobody measures it.
+        """
+        self._instances.rest(seconds)
+        if self._good_instances is not None:
+            self._good_instances.rest(seconds)
+
     def _believed(self) -> Floats:
         if self._frozen is Frozen.BAD_RESIDUALS:
             return self._good_C
@@ -247,9 +277,10 @@ class ClassCalibration:
         self._good_in_a_row = self._good_in_a_row + 1 if good else 0
         if self._frozen is not None:
             if self._good_in_a_row >= THAW_AFTER:
-                self._frozen = None
+                self._frozen = self._good_instances = None
         elif residual > FROZEN_ABOVE or worse:
             self._frozen = Frozen.BAD_RESIDUALS if residual > FROZEN_ABOVE else Frozen.WORSE_THAN_PROFILE
+            self._good_instances = copy.deepcopy(self._instances)
             self._squares_CC *= _KEPT_AT_FREEZE
             self._products_C *= _KEPT_AT_FREEZE
             self._weight *= _KEPT_AT_FREEZE
@@ -267,10 +298,11 @@ class ClassCalibration:
             "observations": self._observations,
             "residuals": [self._residual.value, self._profile_residual.value],
             "frozen": self._frozen,
+            "slowness": (self._good_instances or self._instances).state(),
         }
 
     def restore(self, state: Mapping[str, object]) -> bool:
-        """Takes up what ``state`` gave; returns whether it is of this profile. Slowness is learned anew.
+        """Takes up what ``state`` gave; returns whether it is of this profile.
 
         Raises:
             InvalidInputError: it is no such state.
@@ -286,11 +318,16 @@ class ClassCalibration:
             raise InvalidInputError("calibration state: squares, weight and observations must not be below 0")
         if good_C.min() < 1.0 / LARGEST_FACTOR - _TOLERANCE or good_C.max() > LARGEST_FACTOR + _TOLERANCE:
             raise InvalidInputError(f"calibration state: good must be within a factor {LARGEST_FACTOR:g} of 1")
+        instances = Slowness()
+        instances.restore(state.get("slowness"))
+        self._instances, self._good_instances = instances, None
         self._frozen = next((reason for reason in Frozen if reason == state.get("frozen")), None)
         self._squares_CC, self._products_C, self._good_C = squares_CC, products_C, good_C
         self._weight, self._observations = float(weight), int(observations)
         self._residual, self._profile_residual = Median(residuals_2[0]), Median(residuals_2[1])
         self._factors_C = solved(squares_CC, products_C, self._prior_weight)
+        if self._frozen is not None:
+            self._good_instances = copy.deepcopy(instances)
         return True
 
 
@@ -306,39 +343,6 @@ class Median:
         """Takes note of one."""
         step = 1.0 + _MEDIAN_STEP if number > self.value else 1.0 / (1.0 + _MEDIAN_STEP)
         self.value = min(max(self.value * step, self.LEAST), self.MOST)
-
-
-class Slowness:
-    """How much slower each instance is than the median one of its class; of at most ``MAX_INSTANCES``."""
-
-    SLOWEST_RATE, LARGEST_MOVE = 0.01, 0.3
-
-    def __init__(self) -> None:
-        self._logs: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        self._median = 0.0
-
-    def of(self, instance_id: str) -> float:
-        """1 where nothing is known of it."""
-        log, _ = self._logs.get(instance_id, (self._median, 0))
-        bound = math.log(LARGEST_SLOWNESS)
-        return math.exp(min(max(log - self._median, -bound), bound))
-
-    def all(self) -> dict[str, float]:
-        """Of every instance that is known."""
-        return {instance_id: self.of(instance_id) for instance_id in self._logs}
-
-    def note(self, instance_id: str, log_error: float) -> None:
-        """Takes note of ln(observed ÷ foretold); old errors fade, and an outlier counts as ``LARGEST_MOVE``."""
-        log, seen = self._logs.pop(instance_id, (self._median, 0))
-        move = min(max(log_error, -self.LARGEST_MOVE), self.LARGEST_MOVE)
-        bound = 2.0 * math.log(LARGEST_SLOWNESS)
-        log = min(max(log + max(1.0 / (seen + 16.0), self.SLOWEST_RATE) * move, -bound), bound)
-        self._logs[instance_id] = (log, seen + 1)
-        if len(self._logs) > MAX_INSTANCES:
-            self._logs.popitem(last=False)
-        ordered = sorted(known for known, _ in self._logs.values())
-        half = len(ordered) // 2
-        self._median = ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 def prior_of(profile: EngineProfile) -> Floats:

@@ -111,6 +111,12 @@ BAD_ROUTERS = [
         "a pool of an unknown model", pool(models=["other"]), "pools[].models", "must name only models of spec.models"
     ),
     Case("neither profile", pool(profile={}), "spec.pools[0].profile", "exactly one of name and inline"),
+    Case(
+        "an unknown calibration",
+        pool(profile={"name": "llama-3.1-8b-rtx4090", "calibrate": "Maybe"}),
+        "profile.calibrate",
+        'supported values: "Off", "Slowness", "Full"',
+    ),
     Case("a step of no time", inline(baseDecodeSeconds=0), "baseDecodeSeconds", "greater than 0"),
     Case("a negative coefficient", inline(sequenceSeconds=-1), "sequenceSeconds", "greater than or equal to 0"),
     Case("no room for KV", inline(kvTokens=1), "kvTokens", "greater than or equal to 16"),

@@ -19,7 +19,6 @@ from llmrouter.routing.calibration import (
     COEFFICIENTS,
     JUDGED,
     LARGEST_FACTOR,
-    MAX_INSTANCES,
     THAW_AFTER,
     WARM_UP,
     ClassCalibration,
@@ -28,6 +27,7 @@ from llmrouter.routing.calibration import (
     Refusal,
     prior_of,
 )
+from llmrouter.routing.calibration_slowness import MAX_INSTANCES
 
 TRUE: dict[str, float] = dict(zip(COEFFICIENTS, prior_of(H100_MIX).tolist(), strict=True))
 
