@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class EngineMode(StrEnum):
@@ -65,8 +65,8 @@ class Request:
     A lower ``predicted_rank`` is expected to be done sooner; ``None`` where nobody said. A higher ``priority`` leaves
     the hold queue first. ``deadline_at_s`` is when the answer should be whole. ``cached_tokens`` says how many
     of its prompt tokens an instance probably has in its prefix cache, by instance id; none where it is not listed.
-    ``prefix_hashes`` name the beginnings of its prompt, shortest first; empty where the prompt is not known. A
-    ``batch`` request waits for gaps that others leave.
+    ``prefix_hashes`` name the beginnings of its prompt, shortest first, each ``prefix_block_tokens`` longer than the
+    one before it; empty where the prompt is not known. A ``batch`` request waits for gaps that others leave.
     """
 
     request_id: str
@@ -83,6 +83,7 @@ class Request:
     deadline_at_s: float | None = None
     cached_tokens: Mapping[str, int] = field(default_factory=dict, hash=False)
     prefix_hashes: tuple[int, ...] = ()
+    prefix_block_tokens: float = 0.0
     batch: bool = False
 
 
@@ -160,6 +161,7 @@ class PoolSnapshot:
 
     ``held`` counts the requests that wait in the request's line, itself included; ``head_since_s`` is since when the
     request, or one that it overtook there, has been the first of them, ``None`` where it has just come.
+    ``reservations`` lists all requests in flight, where this router alone knows them.
     """
 
     views: tuple[InstanceView, ...]
@@ -167,6 +169,7 @@ class PoolSnapshot:
     load_age_s: float = 0.0
     held: int = 1
     head_since_s: float | None = None
+    reservations: Callable[[], Sequence[Reservation]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,10 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The entry that a dispatch creates in the ledger: findable by request id, owned by one router."""
+    """The entry that a dispatch creates in the ledger: findable by request id, owned by one router.
+
+    ``cached_tokens`` of the prompt were taken to be in the instance's prefix cache: they are not waited for.
+    """
 
     request_id: str
     router_id: str
@@ -239,6 +245,7 @@ class Reservation:
     predicted_output_tokens: float
     prefilled: bool = False
     generated_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

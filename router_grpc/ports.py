@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bid:
-    """One candidate of a reserve call: the requests in flight that its score was made on, and its room."""
+    """One candidate of a reserve call: the requests in flight that its score was made on, and its room.
+
+    ``cached_tokens`` of the prompt are taken to be in its prefix cache.
+    """
 
     instance_id: str
     seen_requests: int
     room: Room
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

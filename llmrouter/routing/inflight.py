@@ -19,11 +19,15 @@ UNBOUNDED = -1
 
 
 def contribution(reservation: Reservation) -> Load:
-    """What a reservation adds to the load of its instance (tokens)."""
+    """What a reservation adds to the load of its instance (tokens).
+
+    Cached prompt tokens are not computed, so that nobody waits for them; but they are context, and fill KV, as others.
+    """
+    uncached_tokens = max(0, reservation.prompt_tokens - reservation.cached_tokens)
     return Load(
         requests=1,
         context_tokens=reservation.prompt_tokens + reservation.generated_tokens,
-        queued_prefill_tokens=0 if reservation.prefilled else reservation.prompt_tokens,
+        queued_prefill_tokens=0 if reservation.prefilled else uncached_tokens,
         remaining_decode_tokens=max(0.0, reservation.predicted_output_tokens - reservation.generated_tokens),
     )
 

@@ -137,6 +137,8 @@ class MemoryLedger:
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
         milli = milli_tokens(ask.predicted_output_tokens)
+        for bid in ask.bids:
+            whole_tokens(bid.cached_tokens)
         ask = replace(ask, prompt_tokens=whole_tokens(ask.prompt_tokens), predicted_output_tokens=milli / MILLI)
         existing = self._book.reservations.get(ask.request_id)
         if existing is not None:
@@ -151,6 +153,7 @@ class MemoryLedger:
             instance_id=chosen.instance_id,
             prompt_tokens=ask.prompt_tokens,
             predicted_output_tokens=ask.predicted_output_tokens,
+            cached_tokens=chosen.cached_tokens,
         )
         return self._result(ReserveOutcome.COMMITTED, ask, self._adopted(reservation))
 

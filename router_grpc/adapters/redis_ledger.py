@@ -227,6 +227,7 @@ def _bids_json(bids: Sequence[Bid]) -> str:
             [bid.room.max_requests for bid in bids],
             [False if bid.room.kv_limit_tokens is None else bid.room.kv_limit_tokens for bid in bids],
             [float(bid.room.decode_reserve_fraction) for bid in bids],
+            [whole_tokens(bid.cached_tokens) for bid in bids],
         )
     )
 
@@ -239,6 +240,7 @@ def _reservation_args(reservation: Reservation) -> tuple[str | int, ...]:
         milli_tokens(reservation.predicted_output_tokens),
         int(reservation.prefilled),
         whole_tokens(reservation.generated_tokens),
+        whole_tokens(reservation.cached_tokens),
     )
 
 
@@ -255,7 +257,7 @@ def _load(packed: str | bytes) -> Load:
 def _reservation(row: Sequence[str | bytes]) -> Reservation | None:
     if not row:
         return None
-    request_id, router_id, instance_id, prompt, predicted, prefilled, generated = map(_text, row)
+    request_id, router_id, instance_id, prompt, predicted, prefilled, generated, cached = map(_text, row)
     return Reservation(
         request_id=request_id,
         router_id=router_id,
@@ -264,4 +266,5 @@ def _reservation(row: Sequence[str | bytes]) -> Reservation | None:
         predicted_output_tokens=int(predicted) / MILLI,
         prefilled=prefilled == "1",
         generated_tokens=int(generated),
+        cached_tokens=int(cached),
     )

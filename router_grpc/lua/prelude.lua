@@ -6,7 +6,8 @@
 --
 --   <prefix>loads               hash    instance id -> "requests context queued remaining" (milli-tokens for the last)
 --   <prefix>routers             zset    router id -> when its heartbeat lapses (ms of this server's clock)
---   <prefix>reservation:<id>    hash    router, instance, prompt, predicted (milli-tokens), prefilled (0|1), generated
+--   <prefix>reservation:<id>    hash    router, instance, prompt, predicted (milli-tokens), prefilled (0|1), generated,
+--                                       cached
 --   <prefix>owned:<router>      set     request ids of the router's reservations
 --   <prefix>taken:<router>      zset    request ids that another router took over, or released, from this one -> when (ms)
 --
@@ -65,7 +66,7 @@ local function contribution(entry)
   return {
     requests = 1,
     context = entry.prompt + entry.generated,
-    queued = entry.prefilled and 0 or entry.prompt,
+    queued = entry.prefilled and 0 or math.max(0, entry.prompt - entry.cached),
     remaining = math.max(0, entry.predicted - 1000 * entry.generated),
   }
 end
@@ -83,7 +84,8 @@ local function count(entry, sign)
 end
 
 local function read_reservation(id)
-  local row = redis.call('HMGET', reservation_key(id), 'router', 'instance', 'prompt', 'predicted', 'prefilled', 'generated')
+  local row = redis.call('HMGET', reservation_key(id), 'router', 'instance', 'prompt', 'predicted', 'prefilled', 'generated',
+    'cached')
   if not row[1] then
     return nil
   end
@@ -95,6 +97,7 @@ local function read_reservation(id)
     predicted = tonumber(row[4]),
     prefilled = row[5] == '1',
     generated = tonumber(row[6]),
+    cached = tonumber(row[7]),
   }
 end
 
@@ -110,13 +113,15 @@ local function answer(entry)
     integer(entry.predicted),
     entry.prefilled and '1' or '0',
     integer(entry.generated),
+    integer(entry.cached),
   }
 end
 
 local function write_reservation(entry)
   redis.call('HSET', reservation_key(entry.id), 'router', entry.router, 'instance', entry.instance,
     'prompt', integer(entry.prompt), 'predicted', integer(entry.predicted),
-    'prefilled', entry.prefilled and '1' or '0', 'generated', integer(entry.generated))
+    'prefilled', entry.prefilled and '1' or '0', 'generated', integer(entry.generated),
+    'cached', integer(entry.cached))
 end
 
 -- A router that holds something is always among the routers, so that what it holds can lapse.

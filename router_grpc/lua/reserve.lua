@@ -1,9 +1,9 @@
 -- ARGV: 3 request id, 4 prompt tokens, 5 predicted output (milli-tokens), 6 tolerance or '', 7 final (0|1), 8 the bids
 -- as JSON, a list per field: instance ids, seen requests, max requests, KV limits in tokens or false, decode reserve
--- fractions. Returns {outcome, reservation, packed load of each bid}.
+-- fractions, cached tokens. Returns {outcome, reservation, packed load of each bid}.
 local REQUEST, PROMPT, PREDICTED = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local TOLERANCE, FINAL = tonumber(ARGV[6]), ARGV[7] == '1'
-local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS = unpack(cjson.decode(ARGV[8]))
+local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS, CACHED = unpack(cjson.decode(ARGV[8]))
 
 -- llmrouter.routing.inflight.has_room, operation by operation.
 local function has_room(load, max_requests, kv_limit, fraction)
@@ -42,11 +42,11 @@ for i, instance in ipairs(INSTANCES) do
   if has_room(load, MAX_REQUESTS[i], KV_LIMITS[i], FRACTIONS[i]) then
     local gain = load.requests - SEEN[i]
     if not TOLERANCE or gain <= TOLERANCE then
-      first = instance
+      first = i
       break
     end
     if not least or gain < least_gain then
-      least, least_gain = instance, gain
+      least, least_gain = i, gain
     end
   end
 end
@@ -55,11 +55,19 @@ local chosen = first or (FINAL and least)
 if not chosen then
   return { least and 'Moved' or 'Full', {}, loads }
 end
-local entry = { id = REQUEST, instance = chosen, prompt = PROMPT, predicted = PREDICTED, prefilled = false, generated = 0 }
+local entry = {
+  id = REQUEST,
+  instance = INSTANCES[chosen],
+  prompt = PROMPT,
+  predicted = PREDICTED,
+  prefilled = false,
+  generated = 0,
+  cached = CACHED[chosen],
+}
 add(entry)
-local fresh = pack_load(read_load(chosen))
+local fresh = pack_load(read_load(entry.instance))
 for i, instance in ipairs(INSTANCES) do
-  if instance == chosen then
+  if instance == entry.instance then
     loads[i] = fresh
   end
 end

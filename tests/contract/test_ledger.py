@@ -155,6 +155,28 @@ async def test_progress_moves_work_from_prefill_to_decode(fleet: Fleet) -> None:
     assert (await ledger.loads())["i"] == Load(1, 120, 0, 0.0)
 
 
+async def test_cached_tokens_are_context_that_nobody_waits_for(fleet: Fleet) -> None:
+    ledger = fleet.router("a")
+    full = Room(max_requests=1)
+    await ledger.reserve(ask("r0", bid("i", room=full)))
+    await ledger.reserve(ask("r1", bid("i", room=full, cached=10), bid("j", cached=64)))
+    assert (await ledger.loads())["j"] == Load(1, 100, 36, 50.0)
+    (reserved,) = await known(ledger, ["r1"])
+    assert reserved.cached_tokens == 64
+    await ledger.progress("r1", prefilled=True, generated_tokens=1)
+    assert (await ledger.loads())["j"] == Load(1, 101, 0, 49.0)
+    await ledger.reconcile([reserved])
+    assert (await known(ledger, ["r1"])) == [replace(reserved, prefilled=True, generated_tokens=1)]
+    await ledger.release("r1")
+    assert "j" not in await ledger.loads()
+
+
+async def test_more_cached_than_there_is_waits_for_nothing(fleet: Fleet) -> None:
+    ledger = fleet.router("a")
+    await ledger.reserve(ask("r", bid("i", cached=500)))
+    assert (await ledger.loads())["i"] == Load(1, 100, 0, 50.0)
+
+
 async def test_progress_never_goes_back(fleet: Fleet) -> None:
     ledger = fleet.router("a")
     await ledger.reserve(ask("r", bid("i")))

@@ -49,10 +49,11 @@ rooms = st.builds(
     decode_reserve_fraction=st.floats(0, 1),
 )
 bids = st.builds(
-    lambda instance_id, seen, room: bid(instance_id, seen=seen, room=room),
+    lambda instance_id, seen, room, cached: bid(instance_id, seen=seen, room=room, cached=cached),
     st.sampled_from(INSTANCES),
     st.integers(0, 3),
     rooms,
+    st.integers(0, 1_200),
 )
 asks = st.builds(
     ReserveAsk,
@@ -113,6 +114,7 @@ reservations = st.builds(
     predicted_output_tokens=st.floats(0, 2_000),
     prefilled=st.booleans(),
     generated_tokens=st.integers(0, 2_500),
+    cached_tokens=st.integers(0, 1_200),
 )
 operations = st.one_of(
     st.builds(reserve, routers, asks),

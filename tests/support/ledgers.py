@@ -15,8 +15,8 @@ TIMEOUT_S = 5.0
 WIDE = Room(max_requests=1_000)
 
 
-def bid(instance_id: str, *, seen: int = 0, room: Room = WIDE) -> Bid:
-    return Bid(instance_id=instance_id, seen_requests=seen, room=room)
+def bid(instance_id: str, *, seen: int = 0, room: Room = WIDE, cached: int = 0) -> Bid:
+    return Bid(instance_id=instance_id, seen_requests=seen, room=room, cached_tokens=cached)
 
 
 def ask(
