@@ -15,9 +15,16 @@ from llmrouter.errors import ModelRejectedError
 from llmrouter.feature_set import (
     FEATURE_NAMES,
     FEATURE_VERSION,
+    LEARNED_FEATURE_VERSION,
+    LEARNED_INSTANCE_NAMES,
+    LEARNED_LINE_NAMES,
     LENGTH_FEATURE_VERSION,
+    PAPER_PER_INSTANCE,
+    PAPER_QUEUE,
+    PAPER_STATE_VERSION,
     WEIGHT_NAMES,
     length_feature_names,
+    paper_state_names,
 )
 
 MAX_MANIFEST_BYTES = 256 * 1024
@@ -33,7 +40,16 @@ class Rejection(StrEnum):
     FEATURE_VERSION_MISMATCH = "FeatureVersionMismatch"
     SHAPE_MISMATCH = "ShapeMismatch"
     MODEL_CORRUPT = "ModelCorrupt"  # the bytes are not those the manifest describes, or no runtime can read them
+    SINGLE_ROUTER_ONLY = "SingleRouterOnly"  # the model must know every request in flight one by one
     NOT_FINITE = "NotFinite"  # the model answered a probe with NaN or infinity
+
+
+class PolicyForm(StrEnum):
+    """What a policy model answers: costs of instances, or values of placing and holding, an agent's."""
+
+    COSTS = "Costs"
+    PAPER_AGENT = "PaperAgent"  # sees the state of arXiv 2408.13510, of a fixed number of instances
+    SHARED_AGENT = "SharedAgent"  # sees any number of instances: ``llmrouter.routing.sight``
 
 
 class ModelKind(StrEnum):
@@ -153,8 +169,7 @@ def check_manifest(
             Rejection.MANIFEST_INVALID, f"kind: the model is a {manifest.kind} model, not {expected_kind}"
         )
     if manifest.kind is ModelKind.POLICY:
-        _check_features(manifest, FEATURE_VERSION, FEATURE_NAMES)
-        _check_tensors(manifest, inputs={"features": (None, len(FEATURE_NAMES)), "weights": (len(WEIGHT_NAMES),)})
+        _check_policy(manifest)
     elif manifest.feature_version > LENGTH_FEATURE_VERSION:
         _check_text(manifest)
     else:
@@ -165,6 +180,38 @@ def check_manifest(
         raise ModelRejectedError(
             Rejection.MODEL_CORRUPT, f"the model's sha256 is {model_sha256}, its manifest says {manifest.sha256}"
         )
+
+
+def form_of(manifest: Manifest) -> PolicyForm:
+    """What a policy model answers, by its feature version; that of a cost model where the version is none we know."""
+    versions = {PAPER_STATE_VERSION: PolicyForm.PAPER_AGENT, LEARNED_FEATURE_VERSION: PolicyForm.SHARED_AGENT}
+    return versions.get(manifest.feature_version, PolicyForm.COSTS)
+
+
+def check_type(manifest: Manifest, policy_type: str) -> None:
+    """Raises ModelRejectedError (``FeatureVersionMismatch``) unless a policy of this type runs such a model."""
+    if (form_of(manifest) is PolicyForm.COSTS) != (policy_type == "Onnx"):
+        other = "Learned" if policy_type == "Onnx" else "Onnx"
+        raise ModelRejectedError(
+            Rejection.FEATURE_VERSION_MISMATCH,
+            f"a model of feature version {manifest.feature_version} is for a policy of type {other}, not {policy_type}",
+        )
+
+
+def _check_policy(manifest: Manifest) -> None:
+    form = form_of(manifest)
+    if form is PolicyForm.PAPER_AGENT:
+        instances = max(1, (len(manifest.feature_names) - len(PAPER_QUEUE)) // len(PAPER_PER_INSTANCE))
+        names = paper_state_names(instances)
+        _check_features(manifest, PAPER_STATE_VERSION, names)
+        _check_tensors(manifest, inputs={"state": (None, len(names))}, outputs={"values": (None, instances + 1)})
+    elif form is PolicyForm.SHARED_AGENT:
+        _check_features(manifest, LEARNED_FEATURE_VERSION, (*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES))
+        inputs = {"instances": (None, len(LEARNED_INSTANCE_NAMES)), "line": (len(LEARNED_LINE_NAMES),)}
+        _check_tensors(manifest, inputs=inputs, outputs={"scores": (None,)})
+    else:
+        _check_features(manifest, FEATURE_VERSION, FEATURE_NAMES)
+        _check_tensors(manifest, inputs={"features": (None, len(FEATURE_NAMES)), "weights": (len(WEIGHT_NAMES),)})
 
 
 def _check_text(manifest: Manifest) -> None:
@@ -182,7 +229,7 @@ def _check_text(manifest: Manifest) -> None:
 
 
 def output_name(kind: ModelKind) -> str:
-    """Name of the one output, shape (rows,), that models of a kind have; text models have others."""
+    """Name of the one output, shape (rows,), that models of a kind have; text models and agents have others."""
     return "costs" if kind is ModelKind.POLICY else "output_tokens"
 
 

@@ -118,6 +118,7 @@ def compose(
         clock=time.monotonic,
         rng=rng,
         mix=MixMeter(time.monotonic()),
+        is_alone=redis is None,
         calibrating=Calibrating(None if redis is None else _calibrations(settings, redis)),
     )
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))

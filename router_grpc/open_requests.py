@@ -53,6 +53,10 @@ class OpenRequests:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
 
+    def reservations(self) -> list[Reservation]:
+        """Those of all open requests."""
+        return [one.reservation for one in self._open.values()]
+
     def get(self, request_id: str) -> OpenRequest | None:
         """The entry of a request."""
         return self._open.get(request_id)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from llmrouter.artefacts import builtin_model
 from llmrouter.config import digest_of, parse_router_config
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
+from llmrouter.manifest import Rejection
+from llmrouter.resources import MODEL_TYPES
 from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.guard import Guard
+from llmrouter.routing.learned import Learned, PaperAgent, SharedAgent
 from llmrouter.routing.policies import PowerOfTwo, Scored
 from llmrouter.routing.rooms import kv_gate, request_bound
-from router_grpc.adapters.onnx_model import load_scorer
+from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network, load_scorer
 from router_grpc.adapters.tokenizers import load_tokenizers
 from router_grpc.length_plans import length_plan
 from router_grpc.readiness import Readiness
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from llmrouter.config import PolicyConfig, RouterConfig
     from llmrouter.domain import InstanceView, Room
+    from llmrouter.routing.learned import Agent
     from llmrouter.routing.policies import Policy
     from router_grpc.length_plans import Tokenizers
     from router_grpc.length_service import LengthPlan
@@ -112,9 +116,11 @@ class RuntimeBuilder:
 
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
         policy = config.policy
-        if policy.type != "Onnx":
+        if policy.type not in MODEL_TYPES:
             return make_policy(policy.type, _room_rule(config), policy.weights), ""
         model, manifest = self._model_bytes(policy, bundle)
+        if policy.type == "Learned":
+            return _learned(config, model, manifest)
         scorer = load_scorer(model, manifest, expected_sha256=policy.model_sha256)
         return Scored(_room_rule(config), scorer, policy.weights), scorer.provider
 
@@ -165,6 +171,22 @@ def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:
             reason="DigestMismatch",
         )
     return parse_router_config(bundle.content), digest
+
+
+def _learned(config: RouterConfig, model: bytes, manifest: bytes) -> tuple[Policy, str]:
+    policy = config.policy
+    network, loaded = load_network(model, manifest, expected_sha256=policy.model_sha256)
+    agent: Agent
+    if isinstance(network, OnnxSharedNetwork):
+        agent = SharedAgent(network, policy.preferences)
+    elif config.state.redis is not None:
+        raise ModelRejectedError(
+            Rejection.SINGLE_ROUTER_ONLY,
+            "an agent of the paper's state sees every request in flight: it needs the only router, without state.redis",
+        )
+    else:
+        agent = PaperAgent(network)
+    return Learned(_room_rule(config), agent), loaded.provider
 
 
 def _fallback(config: RouterConfig) -> Policy:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The shared parts of a router; one event loop's."""
+    """The shared parts of a router; one event loop's.
+
+    ``is_alone`` says that no other router dispatches to its instances, so that its book has all requests in flight.
+    """
 
     ledger: Ledger
     is_degraded: Callable[[], bool]
@@ -38,6 +41,7 @@ class World:
     unbroken: Unbroken = field(default_factory=Unbroken)
     mix: MixMeter = field(default_factory=MixMeter)
     calibrating: Calibrating = field(default_factory=Calibrating)
+    is_alone: bool = False
 
     async def release(self, request_id: str) -> Reservation | None:
         """Takes a reservation out of the ledger, the replica and the book; ``None`` where the ledger knows none."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_CANDIDATES",
     "LeastInFlight",
+    "MissingFeatureError",
     "NonFiniteScoreError",
     "Policy",
     "PowerOfTwo",
@@ -70,6 +71,10 @@ class Policy(Protocol):
 
 class NonFiniteScoreError(ValueError):
     """A score is NaN or infinite."""
+
+
+class MissingFeatureError(ValueError):
+    """The policy cannot see what it needs."""
 
 
 class RoomyPolicy:

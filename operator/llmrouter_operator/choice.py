@@ -19,8 +19,8 @@ from llmrouter.config import (
     parse_router_config,
 )
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
-from llmrouter.manifest import ModelKind, check_manifest, parse_manifest
-from llmrouter.resources import RoutingPolicySpec
+from llmrouter.manifest import ModelKind, check_manifest, check_type, parse_manifest
+from llmrouter.resources import MODEL_TYPES, RoutingPolicySpec
 from llmrouter_operator.model_files import files_in_force, read_model
 from llmrouter_operator.models import PolicyChoice, Problem
 
@@ -80,7 +80,7 @@ def read_last_good(config_map: Object | None) -> LastGood | None:
 
 
 def _files_in_force(policy: PolicyConfig, config_map: Object) -> ModelFiles | None:
-    if policy.type != "Onnx" or policy.model_builtin is not None:
+    if policy.type not in MODEL_TYPES or policy.model_builtin is not None:
         return None
     return files_in_force(config_map, model_key=MODEL_KEY, manifest_key=MANIFEST_KEY, sha256=policy.model_sha256)
 
@@ -96,7 +96,10 @@ def _compile(name: str, policy: Object | None, model: Object | None) -> PolicyCh
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=None))
     if spec.model.config_map is None:
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=_builtin_sha256(spec.model)))
-    files, _ = read_model(spec.model.config_map, model, kind=ModelKind.POLICY, expected_sha256=spec.model.sha256 or "")
+    files, manifest = read_model(
+        spec.model.config_map, model, kind=ModelKind.POLICY, expected_sha256=spec.model.sha256 or ""
+    )
+    check_type(manifest, spec.type)
     return PolicyChoice(config=compile_policy(name, spec, model_sha256=spec.model.sha256), files=files)
 
 

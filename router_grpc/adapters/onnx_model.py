@@ -13,9 +13,19 @@ import onnxruntime
 
 from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import ModelRejectedError
+from llmrouter.feature_set import LEARNED_INSTANCE_NAMES
 from llmrouter.lengths.artefact import reads_prompts
 from llmrouter.lengths.text import DENSE, HASH_BUCKETS, IDS
-from llmrouter.manifest import MAX_MODEL_BYTES, ModelKind, Rejection, check_manifest, parse_manifest
+from llmrouter.manifest import (
+    MAX_MODEL_BYTES,
+    ModelKind,
+    PolicyForm,
+    Rejection,
+    check_manifest,
+    check_type,
+    form_of,
+    parse_manifest,
+)
 from llmrouter.routing.features import check_score_shapes, weights_of
 
 if TYPE_CHECKING:
@@ -66,6 +76,41 @@ class OnnxScorer:
         return self._model.run({"features": features_IF, "weights": weights_W})[0]
 
 
+class OnnxSharedNetwork:
+    """An agent's network for any number of instances: see ``llmrouter.routing.learned.SharedNetwork``."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+
+    def scores(self, instances_IF: NDArray[np.float32], line_H: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores (I + 1,), hold's last."""
+        return self._model.run({"instances": instances_IF, "line": line_H})[0]
+
+
+class OnnxPaperNetwork:
+    """An agent's network for the paper's state: see ``llmrouter.routing.learned.PaperNetwork``."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self.instances = (model.manifest.outputs[0].shape[1] or 1) - 1
+
+    def values(self, state_S: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Action values (I + 1,), hold's last."""
+        values_A: NDArray[np.float32] = self._model.run({"state": state_S[None, :]})[0][0]
+        return values_A
+
+
+def load_network(
+    model: bytes, manifest: bytes, *, expected_sha256: str | None
+) -> tuple[OnnxSharedNetwork | OnnxPaperNetwork, OnnxModel]:
+    """Checks and loads an agent's network; raises as ``load_scorer`` does."""
+    loaded = load_model(model, manifest, kind=ModelKind.POLICY, expected_sha256=expected_sha256)
+    check_type(loaded.manifest, "Learned")
+    if form_of(loaded.manifest) is PolicyForm.SHARED_AGENT:
+        return OnnxSharedNetwork(loaded), loaded
+    return OnnxPaperNetwork(loaded), loaded
+
+
 def load_scorer(model: bytes, manifest: bytes, *, expected_sha256: str | None) -> OnnxScorer:
     """Checks and loads a policy model.
 
@@ -77,7 +122,9 @@ def load_scorer(model: bytes, manifest: bytes, *, expected_sha256: str | None) -
     Raises:
         ModelRejectedError: with the reason, one of ``llmrouter.manifest.Rejection``.
     """
-    return OnnxScorer(load_model(model, manifest, kind=ModelKind.POLICY, expected_sha256=expected_sha256))
+    loaded = load_model(model, manifest, kind=ModelKind.POLICY, expected_sha256=expected_sha256)
+    check_type(loaded.manifest, "Onnx")
+    return OnnxScorer(loaded)
 
 
 def load_model(model: bytes, manifest: bytes, *, kind: ModelKind, expected_sha256: str | None) -> OnnxModel:
@@ -165,7 +212,8 @@ def _probe(model: OnnxModel) -> None:
         except Exception as error:
             raise ModelRejectedError(Rejection.SHAPE_MISMATCH, f"the model fails on {rows} rows: {error}") from error
         for tensor, output in zip(model.manifest.outputs, outputs, strict=True):
-            shape = tuple(rows if size is None else size for size in tensor.shape)
+            free = rows + 1 if tensor.name == "scores" else rows  # an agent's: hold beside the instances
+            shape = tuple(free if size is None else size for size in tensor.shape)
             if output.shape != shape:
                 raise ModelRejectedError(
                     Rejection.SHAPE_MISMATCH, f"the model answers {output.shape} to {rows} rows, not {shape}"
@@ -181,6 +229,12 @@ def _probe_inputs(manifest: Manifest, rows: int) -> dict[str, NDArray[np.float32
     low_F, high_F = np.array([one.min for one in bounds]), np.array([one.max for one in bounds])
     features_RF: NDArray[np.float32] = (low_F + place_R1 * (high_F - low_F)).astype(np.float32)
     if manifest.kind is ModelKind.POLICY:
+        form = form_of(manifest)
+        if form is PolicyForm.PAPER_AGENT:
+            return {"state": features_RF}
+        if form is PolicyForm.SHARED_AGENT:
+            cut = len(LEARNED_INSTANCE_NAMES)
+            return {"instances": features_RF[:, :cut], "line": features_RF[rows // 2, cut:]}
         return {"features": features_RF, "weights": weights_of(ObjectiveWeights())}
     if not reads_prompts(manifest):
         return {"features": features_RF}
