@@ -5,9 +5,9 @@ its weight. The tenant with the least counter has the next turn. A tenant that c
 least counter of those that have held requests there, or where there are none to that of the one who was served last, so
 that absence earns no credit.
 
-The paper charges each generated token as it comes; here the predicted ones are charged with the dispatch, and what the
-answer turned out to be is not settled afterwards: a tenant whose answers are longer than predicted gets more than its
-share by as much. Counters are each router's own, per model.
+The paper charges each generated token as it comes; here the predicted ones are charged with the dispatch and settled
+when the answer has ended: who causes longer answers than were predicted pays for them, whoever causes shorter ones gets
+the difference back. Counters are each router's own, per model.
 
 The formulas are numbers only: the router calls them as they stand, the simulator compiles them.
 """
@@ -28,10 +28,18 @@ DEFAULT_WEIGHT = 1.0
 LEAST_WEIGHT = 0.001
 MOST_WEIGHT = 1000.0
 
+_MOST_STALE = 64
+"""Filed counters that have changed since are cleared out once they are so many and half of all."""
+
 
 def charged(served: float, prompt_tokens: float, predicted_output_tokens: float, weight: float) -> float:
     """A tenant's counter after one more dispatch."""
     return served + (PROMPT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * predicted_output_tokens) / weight
+
+
+def settled(served: float, predicted_output_tokens: float, output_tokens: float, weight: float) -> float:
+    """A tenant's counter once an answer has ended that was charged as predicted; at least 0."""
+    return max(0.0, served + OUTPUT_WEIGHT * (output_tokens - predicted_output_tokens) / weight)
 
 
 def lifted(served: float, least_active: float) -> float:
@@ -61,7 +69,6 @@ class TokenCounters:
         self._held: dict[str, int] = {}
         self._served_last = 0.0
         self._active: list[tuple[float, str]] = []
-        self._filed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._served)
@@ -77,10 +84,8 @@ class TokenCounters:
     def came(self, tenant: str) -> None:
         """A request of a tenant is held from now on."""
         if tenant not in self._held:
-            self._served[tenant] = lifted(self.served(tenant), self._floor())
-            if tenant not in self._filed:
-                self._filed.add(tenant)
-                heapq.heappush(self._active, (self._served[tenant], tenant))
+            self._set(tenant, lifted(self.served(tenant), self._floor()))
+            heapq.heappush(self._active, (self._served[tenant], tenant))
             if len(self._served) > self._max_tenants + len(self._held):
                 self._forget()
         self._held[tenant] = self.held_by(tenant) + 1
@@ -96,23 +101,34 @@ class TokenCounters:
     def charge(self, tenant: str, prompt_tokens: float, predicted_output_tokens: float) -> None:
         """A request of a tenant is served."""
         weight = self._weights.get(tenant, DEFAULT_WEIGHT)
-        self._served[tenant] = charged(self.served(tenant), prompt_tokens, predicted_output_tokens, weight)
+        self._set(tenant, charged(self.served(tenant), prompt_tokens, predicted_output_tokens, weight))
+
+    def settle(self, tenant: str, predicted_output_tokens: float, output_tokens: float) -> None:
+        """An answer has ended that was charged as predicted; nothing where the tenant is forgotten."""
+        if tenant in self._served:
+            weight = self._weights.get(tenant, DEFAULT_WEIGHT)
+            self._set(tenant, settled(self.served(tenant), predicted_output_tokens, output_tokens, weight))
 
     def reweigh(self, weights: Mapping[str, float]) -> None:
         """Other weights, from the next charge on."""
         self._weights = weights
 
+    def _set(self, tenant: str, served: float) -> None:
+        """Another counter; of a tenant with held requests also among those that ``_floor`` looks through."""
+        self._served[tenant] = served
+        if tenant in self._held:
+            heapq.heappush(self._active, (served, tenant))
+            if len(self._active) > 2 * len(self._held) + _MOST_STALE:
+                self._active = [(self._served[name], name) for name in self._held]
+                heapq.heapify(self._active)
+
     def _floor(self) -> float:
         """The least counter of those with held requests, or of the one that was served last."""
         while self._active:
             served, tenant = self._active[0]
-            if tenant not in self._held:
-                heapq.heappop(self._active)
-                self._filed.discard(tenant)
-            elif served < self._served[tenant]:
-                heapq.heapreplace(self._active, (self._served[tenant], tenant))
-            else:
+            if tenant in self._held and served == self._served[tenant]:
                 return served
+            heapq.heappop(self._active)
         return self._served_last
 
     def _forget(self) -> None:

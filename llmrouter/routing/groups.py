@@ -1,4 +1,4 @@
-"""Held requests of one priority, found by their keys: heaps where keys stand once made, arrays where they do not."""
+"""Held requests of one standing, found by their keys: heaps where keys stand once made, arrays where they do not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from llmrouter.routing.batch import marks
 from llmrouter.routing.held import GONE, LATE, WAITING
 from llmrouter.routing.orders import Order, aged_size, response_key
 
 if TYPE_CHECKING:
+    from llmrouter.routing.batch import Kinship
     from llmrouter.routing.fairness import TokenCounters
     from llmrouter.routing.held import Held, QueueRules
 
@@ -19,20 +21,21 @@ _MOST_DEAD = 64
 
 
 class Level:
-    """Held requests of one priority: groups that take turns, or one."""
+    """Held requests of one standing: groups that take turns, or one. ``kinship`` is that of the batch class."""
 
-    def __init__(self, rules: QueueRules, counters: TokenCounters) -> None:
+    def __init__(self, rules: QueueRules, counters: TokenCounters, kinship: Kinship | None = None) -> None:
         self._rules = rules
         self._counters = counters
+        self._kinship = kinship
         self._turns: list[tuple[float, int, str]] = []
         self.groups: dict[str, _Group] = {}
 
     def add(self, held: Held) -> None:
-        """Files a request of this priority."""
+        """Files a request of this standing."""
         name = self._name(held)
         group = self.groups.get(name)
         if group is None:
-            group = self.groups[name] = _Group(self._rules)
+            group = self.groups[name] = _Group(self._rules, self._kinship)
         group.add(held)
         if len(group) == 1:
             self.refresh(name)
@@ -41,7 +44,7 @@ class Level:
         """Drops a request whose stage says already that it is gone."""
         name = self._name(held)
         group = self.groups[name]
-        group.forget()
+        group.forget(held)
         if len(group) == 0:
             del self.groups[name]
         else:
@@ -82,19 +85,23 @@ class _Searched(Protocol):
 
     def best(self, now_s: float) -> Held: ...
 
+    def forget(self, held: Held) -> None: ...
+
 
 class _Group:
     """Requests that are told apart by their keys alone."""
 
-    def __init__(self, rules: QueueRules) -> None:
+    def __init__(self, rules: QueueRules, kinship: Kinship | None) -> None:
         self._searched: _Searched
-        if rules.order is Order.HIGHEST_RESPONSE_RATIO:
+        if kinship is not None:
+            self._searched = _Kin(rules, kinship)
+        elif rules.order is Order.HIGHEST_RESPONSE_RATIO:
             self._searched = _Ratios()
         elif rules.order is Order.MODIFIED_DUE_DATE:
             self._searched = _DueDates(rules)
         else:
             self._searched = _Keys(rules)
-        self._by_age = _Heap(WAITING, LATE)
+        self._by_age = ByAge()
         self._size = 0
         self.turn: tuple[float, int, str] = (-1.0, -1, "")
 
@@ -106,9 +113,10 @@ class _Group:
         self._by_age.push(float(held.number), held)
         self._searched.add(held)
 
-    def forget(self) -> None:
+    def forget(self, held: Held) -> None:
         """One of them is gone."""
         self._size -= 1
+        self._searched.forget(held)
 
     def oldest(self) -> int:
         """The number of the one that came first."""
@@ -143,7 +151,21 @@ class _Heap:
         return None
 
 
-class _Keys:
+class _Lazy:
+    """Who is gone is dropped when it is met."""
+
+    def forget(self, held: Held) -> None:
+        """Nothing to do now."""
+
+
+class ByAge(_Heap):
+    """Held requests by their numbers, whatever their stage."""
+
+    def __init__(self) -> None:
+        super().__init__(WAITING, LATE)
+
+
+class _Keys(_Lazy):
     """Orders whose keys stand once made."""
 
     def __init__(self, rules: QueueRules) -> None:
@@ -158,7 +180,39 @@ class _Keys:
         return _some(self._heap.first())
 
 
-class _DueDates:
+class _Kin:
+    """The batch class: the nearest kin of whoever was dispatched last, else whoever came first.
+
+    ``_by_mark`` has for every mark of a held prompt those that have it, and how many they are.
+    """
+
+    def __init__(self, rules: QueueRules, kinship: Kinship) -> None:
+        self._kinship = kinship
+        self._keys = _Keys(rules)
+        self._by_mark: dict[int, tuple[_Heap, list[int]]] = {}
+
+    def add(self, held: Held) -> None:
+        self._keys.add(held)
+        for mark in marks(held.request.prefix_hashes):
+            heap, count = self._by_mark.setdefault(mark, (_Heap(WAITING), [0]))
+            heap.push(held.request.arrived_at_s, held)
+            count[0] += 1
+
+    def forget(self, held: Held) -> None:
+        for mark in marks(held.request.prefix_hashes):
+            _, count = self._by_mark[mark]
+            count[0] -= 1
+            if count[0] == 0:
+                del self._by_mark[mark]
+
+    def best(self, now_s: float) -> Held:
+        for mark in self._kinship.nearest():
+            if mark in self._by_mark:
+                return _some(self._by_mark[mark][0].first())
+        return self._keys.best(now_s)
+
+
+class _DueDates(_Lazy):
     """ModifiedDueDate: those that are in time by their due dates, late ones by their aged work."""
 
     def __init__(self, rules: QueueRules) -> None:
@@ -182,7 +236,7 @@ class _DueDates:
         return late if keys[0] < keys[1] else in_time
 
 
-class _Ratios:
+class _Ratios(_Lazy):
     """HighestResponseRatio: arrivals and sizes as arrays, those of who has left cleared out as they grow."""
 
     def __init__(self) -> None:

@@ -1,10 +1,11 @@
 """One line of held requests: who goes first, found without a look at all of them.
 
-The line answers what ``orders.py`` and ``fairness.py`` define: the highest priority; in it the tenant that was served
-least (of equal ones the one whose oldest request came first), where fairness counts; and of that tenant's requests, or
-of all, the one with the least key, of equal ones the one that came first.
+The line answers what ``orders.py``, ``fairness.py`` and ``batch.py`` define: the batch request whose turn it is; else
+the highest standing; in it the tenant that was served least (of equal ones the one whose oldest request came first),
+where fairness counts; and of that tenant's requests, or of all, the nearest kin in the batch class, else the one with
+the least key, of equal ones the one that came first.
 
-With n requests held by t tenants in p priorities, ``add``, ``remove`` and ``best`` take O(log n + log t + p): keys that
+With n requests held by t tenants in p standings, ``add``, ``remove`` and ``best`` take O(log n + log t + p): keys that
 stand once made lie in heaps, those of ModifiedDueDate in two, before and after a request is late. Under
 HighestResponseRatio the order changes with every instant: ``best`` computes the n ratios of the tenant whose turn it is
 as one array.
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.routing.batch import Kinship, has_turn
 from llmrouter.routing.fairness import TokenCounters
-from llmrouter.routing.groups import Level
+from llmrouter.routing.groups import ByAge, Level
 from llmrouter.routing.held import GONE, WAITING, Held, QueueRules, least_work_s
 from llmrouter.routing.orders import Order, bounded_size, due_at_s
 
 if TYPE_CHECKING:
     from llmrouter.domain import Request
+    from llmrouter.routing.claims import Claim
 
 __all__ = ["Held", "HeldLine", "QueueRules", "least_work_s"]
 
@@ -36,9 +39,18 @@ class HeldLine:
         self._held: dict[int, Held] = {}
         self._levels: dict[int, Level] = {}
         self._next = 0
+        self._kinship = Kinship()
+        self._batch = ByAge()
+        self._batch_held = 0
+        self._since_batch = 0
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def batch_held(self) -> int:
+        """How many of them are of the batch class."""
+        return self._batch_held
 
     def held_by(self, tenant: str) -> int:
         """How many requests a tenant has here."""
@@ -55,6 +67,9 @@ class HeldLine:
         self._held[held.number] = held
         self._counters.came(request.tenant)
         self._file(held)
+        if request.batch:
+            self._batch_held += 1
+            self._batch.push(held.number, held)
         return held
 
     def remove(self, held: Held) -> None:
@@ -62,16 +77,26 @@ class HeldLine:
         del self._held[held.number]
         held.stage = GONE
         self._counters.left(held.request.tenant)
-        level = self._levels[held.request.priority]
+        self._batch_held -= held.request.batch
+        level = self._levels[held.standing]
         level.forget(held)
         if not level.groups:
-            del self._levels[held.request.priority]
+            del self._levels[held.standing]
 
     def charge(self, request: Request) -> None:
-        """Charges a request's tenant for its dispatch."""
+        """A request is dispatched: its tenant is charged, and of a batch request is noted what it begins with."""
         self._counters.charge(request.tenant, request.prompt_tokens, request.predicted_output_tokens)
-        for level in self._levels.values():
-            level.refresh(request.tenant)
+        self._refresh(request.tenant)
+        if request.batch:
+            self._since_batch = 0
+            self._kinship.dispatched(request.prefix_hashes)
+        else:
+            self._since_batch += 1
+
+    def settle(self, tenant: str, predicted_output_tokens: float, output_tokens: float) -> None:
+        """An answer has ended: its tenant, charged as predicted, pays for what there was."""
+        self._counters.settle(tenant, predicted_output_tokens, output_tokens)
+        self._refresh(tenant)
 
     def pass_by(self, request: Request) -> None:
         """A request was dispatched without being held: its tenant pays as if it had come and gone."""
@@ -83,13 +108,21 @@ class HeldLine:
         """Who goes first now; ``None`` in an empty line."""
         if not self._held:
             return None
-        return self._levels[max(self._levels)].best(now_s)
+        return self._whose_turn(now_s) or self._levels[max(self._levels)].best(now_s)
+
+    def fills_gap(self, held: Held, now_s: float) -> bool:
+        """Whether a request may go only where it leaves head-room: of the batch class, and it has not its turn."""
+        return held.request.batch and self._whose_turn(now_s) is not held
+
+    def claim(self, held: Held, now_s: float) -> Claim:
+        """What other routers are told of a request that goes first."""
+        return held.claim(self._rules, now_s)
 
     def goes_before(self, held: Held, other: Held, now_s: float) -> bool:
         """Whether one would go before another that came earlier."""
         mine, theirs = held.request, other.request
-        if mine.priority != theirs.priority:
-            return mine.priority > theirs.priority
+        if held.standing != other.standing:
+            return held.standing > other.standing
         if self._rules.fair and mine.tenant != theirs.tenant:
             return self.served(mine.tenant) < self.served(theirs.tenant)
         return held.key(self._rules, now_s) < other.key(self._rules, now_s)
@@ -104,6 +137,18 @@ class HeldLine:
         for held in self._held.values():
             self._file(held)
 
+    def _whose_turn(self, now_s: float) -> Held | None:
+        """The oldest batch request, where it has waited for so long that it goes first."""
+        oldest, rules = self._batch.first(), self._rules.batch
+        if oldest is None:
+            return None
+        waited_s = now_s - oldest.request.arrived_at_s
+        return oldest if has_turn(waited_s, rules.patience_s, self._since_batch, rules.least_share) else None
+
+    def _refresh(self, tenant: str) -> None:
+        for level in self._levels.values():
+            level.refresh(tenant)
+
     def _file(self, held: Held) -> None:
         rules, request = self._rules, held.request
         held.stage = WAITING
@@ -113,7 +158,8 @@ class HeldLine:
             held.size = bounded_size(rank if rank is not None and rank > 0 else request.predicted_output_tokens)
         deadline_s = np.inf if request.deadline_at_s is None else request.deadline_at_s
         held.due_at_s = due_at_s(deadline_s, request.arrived_at_s, held.size, rules.aging_s)
-        level = self._levels.get(request.priority)
+        level = self._levels.get(held.standing)
         if level is None:
-            level = self._levels[request.priority] = Level(rules, self._counters)
+            kinship = self._kinship if request.batch else None
+            level = self._levels[held.standing] = Level(rules, self._counters, kinship)
         level.add(held)

@@ -1,7 +1,8 @@
 """The order of held requests: which of them tries next for a place.
 
-A higher priority goes first whatever the order; ``fairness.py`` says whose turn it is among tenants. Within that the
-request with the least ``order_key`` goes first, and of equal ones the one that came first.
+The highest ``standing`` goes first whatever the order: a higher priority, and every request before the batch class.
+``fairness.py`` says whose turn it is among tenants. Within that the request with the least ``order_key`` goes first,
+and of equal ones the one that came first; in the batch class ``batch.py`` has a say before that.
 
 Every formula is written once, over numbers: the router calls it as it stands, the simulator compiles it.
 
@@ -67,6 +68,12 @@ ORDERS: Mapping[str, Order] = MappingProxyType(
 LEAST_SIZE = 1e-6
 MOST_SIZE = 1e6
 """Bounds of a size: of seconds of work, or of a predicted rank."""
+
+BATCH_BELOW = 1_000
+"""How far the batch class stands below: no priority reaches across."""
+
+HEAD_START_S = 0.5
+"""How much earlier a request must have come elsewhere for a router to leave a place to it; see ``yields_to``."""
 
 DEFAULT_AGING_S = 10.0
 SHORTEST_AGING_S = 0.1
@@ -137,3 +144,26 @@ def response_key(now_s: float, arrived_at_s: float, size: float) -> float:
 def is_timeless(order: int) -> bool:
     """Whether the order of two requests is the same at every instant, so that keys stand once made."""
     return order != _RATIO and order != _DUE_DATE  # noqa: PLR1714 - machine code compares numbers
+
+
+def standing(priority: int, batch: int) -> int:
+    """What goes before every order: the priority, and all who are waited for before the batch class."""
+    return priority - BATCH_BELOW * batch
+
+
+def patient_key(  # noqa: PLR0917 - machine code has no keywords
+    order: int, now_s: float, arrived_at_s: float, size: float, due_s: float, aging_s: float
+) -> float:
+    """The key that a request would have if it had come ``HEAD_START_S`` earlier; arguments as of ``order_key``."""
+    return order_key(order, now_s, arrived_at_s - HEAD_START_S, size, due_s - HEAD_START_S, aging_s)
+
+
+def yields_to(own_standing: float, own_patient_key: float, standing_there: float, key_there: float) -> bool:
+    """Whether whoever goes first at one router leaves a place to whoever goes first at another.
+
+    To a higher standing always; to its own only where that one goes first by more than ``HEAD_START_S`` of waiting. So
+    places are not left empty while routers tell each other which of two that came together goes first.
+    """
+    if standing_there != own_standing:
+        return standing_there > own_standing
+    return key_there < own_patient_key

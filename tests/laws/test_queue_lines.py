@@ -14,7 +14,8 @@ from support.sim_books import check_books
 from support.sim_worlds import ONE_AT_A_TIME, Case, interpret
 
 from llmrouter.domain import Request
-from llmrouter.routing.fairness import charged
+from llmrouter.routing.batch import MOST_IN_A_ROW, BatchRules, has_turn, kinship
+from llmrouter.routing.fairness import charged, settled
 from llmrouter.routing.lines import Held, HeldLine, QueueRules, least_work_s
 from llmrouter.routing.orders import Order
 from llmrouter.routing.rules import Rule
@@ -44,6 +45,9 @@ class Plain:
     held: list[Held] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=dict)
     served_last: float = 0.0
+    last: tuple[int, ...] = ()
+    in_a_row: int = 0
+    since_batch: int = 0
 
     def came(self, held: Held) -> None:
         tenant = held.request.tenant
@@ -60,6 +64,16 @@ class Plain:
             asked.predicted_output_tokens,
             self.rules.weights.get(asked.tenant, 1.0),
         )
+        self.since_batch += 1
+        if asked.batch:
+            is_kin = self.in_a_row < MOST_IN_A_ROW and near(asked, self.last) > 0
+            self.last, self.since_batch = asked.prefix_hashes, 0
+            self.in_a_row = self.in_a_row + 1 if is_kin else 0
+
+    def settle(self, asked: Request, output_tokens: float) -> None:
+        weight = self.rules.weights.get(asked.tenant, 1.0)
+        served = self.served[asked.tenant]
+        self.served[asked.tenant] = settled(served, asked.predicted_output_tokens, output_tokens, weight)
 
     def left(self, held: Held) -> None:
         self.held.remove(held)
@@ -68,23 +82,42 @@ class Plain:
     def best(self, now_s: float) -> Held | None:
         if not self.held:
             return None
-        top = max(one.request.priority for one in self.held)
-        level = [one for one in self.held if one.request.priority == top]
+        batch = [one for one in self.held if one.request.batch]
+        if batch:
+            rule, waited_s = self.rules.batch, now_s - batch[0].request.arrived_at_s
+            if has_turn(waited_s, rule.patience_s, self.since_batch, rule.least_share):
+                return batch[0]
+        top = max((not one.request.batch, one.request.priority) for one in self.held)
+        level = [one for one in self.held if (not one.request.batch, one.request.priority) == top]
         if self.rules.fair:
             turn = min(level, key=lambda one: (self.served[one.request.tenant], one.number))
             level = [one for one in level if one.request.tenant == turn.request.tenant]
+        if not top[0]:
+            last = self.last if self.in_a_row < MOST_IN_A_ROW else ()
+            return min(level, key=lambda one: (-near(one.request, last), one.request.arrived_at_s, one.number))
         return min(level, key=lambda one: (one.key(self.rules, now_s), one.number))
 
 
+def near(asked: Request, last: tuple[int, ...]) -> int:
+    common = 0
+    for mine, theirs in zip(asked.prefix_hashes, last, strict=False):
+        if mine != theirs:
+            break
+        common += 1
+    return kinship(common)
+
+
+BEGINNINGS = st.sampled_from([(), (), (1,), (1, 2, 3), (1, 2, 3, 4, 5), (1, 2, 9, 8), (7, 6), (7,)])
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "add", "serve", "serve", "leave", "follow"]),
+        st.sampled_from(["add", "add", "add", "serve", "serve", "leave", "follow", "settle"]),
         st.sampled_from([0.0, 0.0, 0.01, 0.5, 3.0, 40.0]),
         st.integers(0, 10**6),
         st.sampled_from(["a", "b", "c"]),
         st.sampled_from([0, 0, 0, 5, -100]),
         st.sampled_from([0.01, 0.4, 0.4, 2.0, 30.0]),
         st.sampled_from([None, -5.0, 1.0, 20.0, 1e9]),
+        st.one_of(st.none(), BEGINNINGS),
     ),
     max_size=120,
 )
@@ -94,6 +127,7 @@ RULES = st.builds(
     aging_s=st.sampled_from([0.5, 10.0]),
     fair=st.booleans(),
     weights=st.just(WEIGHTS),
+    batch=st.builds(BatchRules, patience_s=st.sampled_from([0.0, 1.0, 60.0]), least_share=st.sampled_from([0.0, 0.3])),
 )
 
 
@@ -104,23 +138,32 @@ def test_a_line_finds_who_a_search_of_all_finds(
 ) -> None:
     """Requests come, are served, leave and meet other rules: who goes first is who the definition says."""
     line, plain, now_s = HeldLine(rules), Plain(rules), 0.0
-    for number, (what, gap_s, pick, tenant, priority, work_s, deadline_s) in enumerate(steps):
+    paying: list[Request] = []
+    for number, (what, gap_s, pick, tenant, priority, work_s, deadline_s, begins) in enumerate(steps):
         now_s += gap_s  # type: ignore[operator]
         best = line.best(now_s)
         assert best is plain.best(now_s)
         if what == "add":
             due_s = None if deadline_s is None else now_s + deadline_s  # type: ignore[operator]
-            asked = request(number, now_s, tenant=tenant, priority=priority, deadline_at_s=due_s)
+            said = {} if begins is None else {"batch": True, "prefix_hashes": begins}
+            asked = request(number, now_s, tenant=tenant, priority=priority, deadline_at_s=due_s, **said)
             plain.came(line.add(asked, work_s))  # type: ignore[arg-type]
         elif what == "follow":
             rules, other = other, rules
             line.follow(rules)
             plain.rules = rules
+        elif what == "settle":
+            if paying:
+                asked = paying.pop(pick % len(paying))  # type: ignore[operator]
+                output_tokens = float(pick % 200)  # type: ignore[operator]
+                line.settle(asked.tenant, asked.predicted_output_tokens, output_tokens)
+                plain.settle(asked, output_tokens)
         elif best is not None:
             chosen = best if what == "serve" else plain.held[pick % len(plain.held)]  # type: ignore[operator]
             if what == "serve":
                 line.charge(chosen.request)
                 plain.charge(chosen.request)
+                paying.append(chosen.request)
             line.remove(chosen)
             plain.left(chosen)
         assert len(line) == len(plain.held)
