@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
         help="output-length model of one's own, as `llmrouter predictor fit` writes it (default: the shipped one)",
     )
     serve.add_argument(
+        "--policy-model",
+        type=Path,
+        metavar="DIR",
+        help="model of types Onnx and Learned of one's own, as `llmrouter train` writes it (default: the shipped one)",
+    )
+    serve.add_argument(
         "--tokenizers",
         type=Path,
         metavar="DIR",
@@ -54,6 +60,7 @@ FORWARDED = {
     "engine": "run simulated engines with vLLM's HTTP API",
     "simulate": "run one policy on one workload, simulated",
     "bench": "compare policies, paired and with intervals, over cells and loads",
+    "tune": "find better numbers for the default policy on your traffic, or keep the ones you have",
     "validate-engine": "hold the engine model against measured engines, or fit it to one's own",
     "train": "learn a routing agent in simulation, and export it",
     "predictor": "train what foretells the length of answers, and score it against every baseline",
@@ -65,6 +72,7 @@ MODULES = {
     "engine": "llmrouter.testbed.engine_server",
     "simulate": "llmrouter.study.simulate_command",
     "bench": "llmrouter.study.bench_command",
+    "tune": "llmrouter.tuning.command",
     "validate-engine": "llmrouter.validation.command",
     "train": "llmrouter.training.train_command",
     "predictor": "llmrouter.training.predictor_command",
@@ -90,7 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from router_grpc.standalone import serve
 
-    serve(options.config, host=options.host, predictor=options.predictor, tokenizers=options.tokenizers)
+    serve(
+        options.config,
+        host=options.host,
+        predictor=options.predictor,
+        tokenizers=options.tokenizers,
+        policy_model=options.policy_model,
+    )
     return 0
 
 

@@ -23,14 +23,16 @@ def serve(
     router_id: str = "standalone",
     predictor: Path | None = None,
     tokenizers: Path | None = None,
+    policy_model: Path | None = None,
 ) -> None:
     """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin.
 
-    ``predictor`` is the folder of a model of one's own, ``tokenizers`` that of the models' tokenizers.
+    ``predictor`` and ``policy_model`` are folders of models of one's own, ``tokenizers`` that of the models'
+    tokenizers.
     """
     if tokenizers is not None and not tokenizers.is_dir():
         raise InvalidConfigError(f"--tokenizers {tokenizers}: no such folder")
-    source = FileSource(path, predictor=predictor)
+    source = FileSource(path, predictor=predictor, policy_model=policy_model)
     config = source.read()
     configure_logging(config.log_level)
     settings = Settings(

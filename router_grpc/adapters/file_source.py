@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter.config import canonical_json, compile_policy, compile_router, digest_of, predictor_type_of
 from llmrouter.config_file import parse, read_text
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
-from llmrouter.manifest import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, ModelKind, check_manifest, parse_manifest
+from llmrouter.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_MODEL_BYTES,
+    ModelKind,
+    check_manifest,
+    check_type,
+    parse_manifest,
+)
+from llmrouter.resources import MODEL_TYPES
 from router_grpc.runtime import ConfigBundle
 
 if TYPE_CHECKING:
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmrouter.config import RouterConfig
+    from llmrouter.manifest import Manifest
 
 POLL_S = 0.25
 
@@ -34,7 +44,8 @@ def compile_file(text: str) -> RouterConfig:
     model = declared.policy.model
     if model is not None and model.config_map is not None:
         raise InvalidConfigError(
-            f"RoutingPolicy {declared.policy_name}: model.configMap needs Kubernetes: standalone has builtin"
+            f"RoutingPolicy {declared.policy_name}: model.configMap needs Kubernetes: standalone has builtin, and "
+            "--policy-model DIR in its place"
         )
     section = compile_policy(declared.policy_name, declared.policy, model_sha256=model.sha256 if model else None)
     return compile_router(declared.router, name=declared.name, namespace="", generation=0, policy=section)
@@ -43,12 +54,14 @@ def compile_file(text: str) -> RouterConfig:
 class FileSource:
     """Follows one file. A version that cannot be used changes nothing.
 
-    ``predictor`` is the folder of an output-length model of one's own, read again with every version of the file.
+    ``predictor`` is the folder of an output-length model of one's own, ``policy_model`` that of a policy model in place
+    of the file's ``model.builtin``; they are read again with every version of the file.
     """
 
-    def __init__(self, path: Path, *, predictor: Path | None = None) -> None:
+    def __init__(self, path: Path, *, predictor: Path | None = None, policy_model: Path | None = None) -> None:
         self._path = path
         self._predictor = predictor
+        self._policy_model = policy_model
 
     def read(self) -> RouterConfig:
         """The file as it is now; raises InvalidConfigError."""
@@ -78,30 +91,48 @@ class FileSource:
 
     def _compile(self, text: str) -> tuple[RouterConfig, ConfigBundle]:
         config = compile_file(text)
-        if self._predictor is None:
-            return config, ConfigBundle(content=canonical_json(config))
-        model, manifest = _read_predictor(self._predictor, config.predictor.type)
-        predictor = config.predictor.model_copy(update={"model_sha256": digest_of(model)})
-        config = config.model_copy(update={"predictor": predictor})
-        bundle = ConfigBundle(content=canonical_json(config), predictor_model=model, predictor_manifest=manifest)
-        return config, bundle
+        bundle = ConfigBundle(content=b"")
+        if self._predictor is not None:
+            model, manifest = _read_predictor(self._predictor, config.predictor.type)
+            predictor = config.predictor.model_copy(update={"model_sha256": digest_of(model)})
+            config = config.model_copy(update={"predictor": predictor})
+            bundle = replace(bundle, predictor_model=model, predictor_manifest=manifest)
+        if self._policy_model is not None and config.policy.type in MODEL_TYPES:
+            model, manifest = _read_policy_model(self._policy_model, config.policy.type)
+            policy = config.policy.model_copy(update={"model_builtin": None, "model_sha256": digest_of(model)})
+            config = config.model_copy(update={"policy": policy})
+            bundle = replace(bundle, model=model, manifest=manifest)
+        return config, replace(bundle, content=canonical_json(config))
+
+
+def _read_policy_model(folder: Path, policy_type: str) -> tuple[bytes, bytes]:
+    """Model and manifest of a folder that ``llmrouter train`` wrote; raises InvalidConfigError."""
+    model, raw, manifest = _read_model(folder, ModelKind.POLICY, "--policy-model")
+    try:
+        check_type(manifest, policy_type)
+    except ModelRejectedError as error:
+        raise InvalidConfigError(f"--policy-model {folder}: {error}") from error
+    return model, raw
 
 
 def _read_predictor(folder: Path, wanted: str) -> tuple[bytes, bytes]:
     """Model and manifest of a folder that ``llmrouter predictor fit`` wrote; raises InvalidConfigError."""
-    model = _read_bytes(folder / "model.onnx", MAX_MODEL_BYTES)
-    raw = _read_bytes(folder / "manifest.json", MAX_MANIFEST_BYTES)
-    try:
-        manifest = parse_manifest(raw)
-        check_manifest(
-            manifest, expected_kind=ModelKind.OUTPUT_LENGTH, model_sha256=digest_of(model), expected_sha256=None
-        )
-    except ModelRejectedError as error:
-        raise InvalidConfigError(f"--predictor {folder}: {error}") from error
+    model, raw, manifest = _read_model(folder, ModelKind.OUTPUT_LENGTH, "--predictor")
     made_for = predictor_type_of(manifest)
     if made_for != wanted:
         raise InvalidConfigError(f"--predictor {folder}: a model of predictor.type {made_for}, the file says {wanted}")
     return model, raw
+
+
+def _read_model(folder: Path, kind: ModelKind, option: str) -> tuple[bytes, bytes, Manifest]:
+    model = _read_bytes(folder / "model.onnx", MAX_MODEL_BYTES)
+    raw = _read_bytes(folder / "manifest.json", MAX_MANIFEST_BYTES)
+    try:
+        manifest = parse_manifest(raw)
+        check_manifest(manifest, expected_kind=kind, model_sha256=digest_of(model), expected_sha256=None)
+    except ModelRejectedError as error:
+        raise InvalidConfigError(f"{option} {folder}: {error}") from error
+    return model, raw, manifest
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.agents import shared_agent
 from support.router_world import bundle_of, config_of, until
 from support.tokenizer_files import write_tokenizer
 from tokenizers import Tokenizer
@@ -277,6 +278,25 @@ async def test_a_predictor_and_tokenizers_of_ones_own_stand_in_folders(written: 
             return counted == (len(tokenizer.encode(prompt)), digest_of(content))
 
         await until(foretold_in_time, what="foretold by the model, counted by the tokenizer")
+
+
+async def test_an_agent_of_ones_own_stands_in_a_folder(written: tuple[Path, str, int]) -> None:
+    """It holds the head for a third of a second, which nothing but a timer ends; a broken one changes nothing."""
+    path, text, port = written
+    path.write_text(text.replace("LeastInFlight", "Learned, model: {builtin: learned}"))
+    patient = shared_agent({"requests": -1.0}, {"line/head_age_s": -20.0}, hold=5.0)
+    for name, content in zip(("model.onnx", "manifest.json"), patient, strict=True):
+        (path.parent / name).write_bytes(content)
+    words = ["llmrouter.cli", "serve", "--config", str(path), f"--policy-model={path.parent}"]
+    async with running(words, path.with_suffix(".log"), port) as router:
+        first, second = await router.route("1"), await router.route("2")
+        assert await router.policy() == first.policy == second.policy == "Learned"
+        assert first.held_seconds == 0, "an idle instance is never left waiting"
+        assert second.held_seconds >= 0.2
+        (path.parent / "model.onnx").write_bytes(b"junk")
+        path.write_text(path.read_text() + "\n")
+        await until(lambda: "configuration refused" in router.process.log.read_text())
+        assert await router.policy() == "Learned"
 
 
 async def test_a_file_rewritten_while_serving_switches_the_policy(written: tuple[Path, str, int]) -> None:

@@ -29,7 +29,7 @@ def shared_agent(
 ) -> tuple[bytes, bytes]:
     """Model and manifest: an instance's score is a weighted sum of its row, hold's of the line and a constant."""
     rows, columns = len(LEARNED_INSTANCE_NAMES), len(LEARNED_LINE_NAMES)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "each": _column(LEARNED_INSTANCE_NAMES, instance),
         "line_weights": _column(LEARNED_LINE_NAMES, line),
         "constant": np.array([hold], np.float32),
@@ -119,7 +119,7 @@ def _manifest(
         feature_names=names,
         inputs=inputs,
         outputs=outputs,
-        bounds={one: Bounds(min=0.0, max=1.0) for one in names},
+        bounds={one: Bounds(min=0.0, max=1e9) for one in names},
         training_data=(),
         seed=0,
         scores={},

@@ -226,7 +226,7 @@ def built(model: tuple[bytes, bytes], **changes: object) -> Runtime:
 def paper_policy(values: dict[str, dict[str, float]]) -> Learned:
     network, _ = load_network(*paper_agent(values), expected_sha256=None)
     assert not hasattr(network, "scores")
-    return Learned(kv_gate(1.0), PaperAgent(network))  # type: ignore[arg-type]
+    return Learned(kv_gate(1.0), PaperAgent(network))
 
 
 def known(views: list[InstanceView]) -> PoolSnapshot:
