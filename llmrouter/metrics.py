@@ -15,6 +15,7 @@ DECISION_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 ERROR_FRACTION_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 MAX_INSTANCE_LABELS = 256
 """Instances beyond this many have no series of their own."""
@@ -61,6 +62,15 @@ class RouterMetrics:
             "queue_order_off", "1 while held requests go as they came, since predicted lengths order badly."
         )
         self.fallbacks = counter("policy_fallback_total", "Decisions of the fallback policy by reason.", ["reason"])
+        self.guard_actions = counter(
+            "guard_actions_total", "Answers of the policy that the guard changed, by reason.", ["reason"]
+        )
+        self.cost_ratio = histogram(
+            "cost_ratio",
+            "Seconds from dispatch to finish, of those foretold for the chosen instance at the decision.",
+            RATIO_BUCKETS,
+            ["policy"],
+        )
         self.reservations = counter(
             "reservations_total",
             "Reservations by event: committed, existing, moved, full, finished, failed, cancelled, orphaned, "

@@ -395,10 +395,15 @@ class QueueSpec(Resource):
 
 
 class GuardSpec(Resource):
-    """What decides where the policy cannot."""
+    """What decides where the policy cannot, and what the policy is held to."""
 
     fallback: PlainPolicyType = "LeastInFlight"
     decision_budget_milliseconds: float = Field(default=20.0, ge=0.1, le=1000)
+    force_fallback: bool = False
+    max_hold_seconds: float = Field(default=5.0, ge=0, le=60)
+    stale_after_seconds: float = Field(default=1.0, ge=0.1, le=60)
+    max_share_factor: float = Field(default=4.0, ge=1, le=1000)
+    max_clamped_fraction: float = Field(default=0.5, ge=0, le=1)
 
 
 class RoutingPolicySpec(Resource):

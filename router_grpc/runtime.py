@@ -11,7 +11,8 @@ from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.manifest import Rejection
 from llmrouter.resources import MODEL_TYPES
 from llmrouter.routing.catalogue import make_policy
-from llmrouter.routing.guard import Guard
+from llmrouter.routing.envelope import Envelope, Enveloped, EnvelopedNetwork, EnvelopedState
+from llmrouter.routing.guard import Guard, GuardRules, Why
 from llmrouter.routing.learned import Learned, PaperAgent, SharedAgent
 from llmrouter.routing.policies import PowerOfTwo, Scored
 from llmrouter.routing.rooms import kv_gate, request_bound
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from llmrouter.config import PolicyConfig, RouterConfig
     from llmrouter.domain import InstanceView, Room
+    from llmrouter.manifest import Manifest
     from llmrouter.routing.learned import Agent
     from llmrouter.routing.policies import Policy
     from router_grpc.length_plans import Tokenizers
@@ -63,18 +65,29 @@ class Runtime:
     @property
     def deciding(self) -> str:
         """Name of the policy that decides now."""
-        return self.guard.fallback.name if self.guard.resting else self.guard.primary.name
+        return self.guard.primary.name if self.guard.standing_in is None else self.guard.fallback.name
 
     @property
     def policy_now(self) -> Readiness:
         """Whether the policy decides as declared; it does not while it rests."""
-        if self.policy_readiness.ready and self.guard.resting:
-            return Readiness(ready=False, reason="TooSlow", message=f"{self.deciding} decides while the policy rests")
-        return self.policy_readiness
+        why = self.guard.standing_in
+        if why is None or not self.policy_readiness.ready:
+            return self.policy_readiness
+        reason = "TooSlow" if why is Why.LATE else str(why)
+        return Readiness(ready=False, reason=reason, message=f"{self.deciding} decides while the policy rests")
 
     def refusing(self, digest: str, readiness: Readiness) -> Runtime:
         """The same runtime, saying that a newer configuration was refused and why."""
         return replace(self, refused_digest=digest, policy_readiness=readiness)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A policy as it is to be served: what its model runs on, and the ranges that the model was made for."""
+
+    policy: Policy
+    provider: str = ""
+    envelope: Envelope | None = None
 
 
 class RuntimeBuilder:
@@ -105,24 +118,29 @@ class RuntimeBuilder:
             ModelRejectedError: its policy's model must not run.
         """
         config, _ = read_config(bundle)
-        primary, provider = self._policy(config, bundle)
-        return self._assemble(bundle, primary, provider, Readiness(ready=True, reason="Active"))
+        if config.policy.guard.force_fallback:
+            message = f"guard.forceFallback is set: {config.policy.guard.fallback} decides"
+            forced = Readiness(ready=False, reason=str(Why.FORCED), message=message)
+            return self._assemble(bundle, Served(_fallback(config)), forced)
+        return self._assemble(bundle, self._policy(config, bundle), Readiness(ready=True, reason="Active"))
 
     def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
         """A runtime whose declared fallback decides, for a router that never had a good policy."""
         config, _ = read_config(bundle)
-        primary = _fallback(config)
-        return self._assemble(bundle, primary, "", Readiness(ready=False, reason=why.reason, message=str(why)))
+        refused = Readiness(ready=False, reason=why.reason, message=str(why))
+        return self._assemble(bundle, Served(_fallback(config)), refused)
 
-    def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Policy, str]:
+    def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> Served:
         policy = config.policy
         if policy.type not in MODEL_TYPES:
-            return make_policy(policy.type, _room_rule(config), policy.weights), ""
+            return Served(make_policy(policy.type, _room_rule(config), policy.weights))
         model, manifest = self._model_bytes(policy, bundle)
         if policy.type == "Learned":
             return _learned(config, model, manifest)
         scorer = load_scorer(model, manifest, expected_sha256=policy.model_sha256)
-        return Scored(_room_rule(config), scorer, policy.weights), scorer.provider
+        envelope = _envelope(config, scorer.manifest)
+        primary = Scored(_room_rule(config), Enveloped(scorer, envelope), policy.weights)
+        return Served(primary, scorer.provider, envelope)
 
     def _model_bytes(self, policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:
         if policy.model_builtin is not None:
@@ -134,24 +152,38 @@ class RuntimeBuilder:
             raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest for its policy")
         return bundle.model, bundle.manifest
 
-    def _assemble(self, bundle: ConfigBundle, primary: Policy, provider: str, readiness: Readiness) -> Runtime:
+    def _assemble(self, bundle: ConfigBundle, served: Served, readiness: Readiness) -> Runtime:
         config, digest = read_config(bundle)
-        guard = config.policy.guard
-        budget_s = guard.decision_budget_milliseconds / 1000
-        fallback = _fallback(config)
         tokenizers = self._read_tokenizers(config)
         lengths, predictor_readiness = length_plan(config.predictor, bundle, self._find_model, tokenizers=tokenizers)
         return Runtime(
             config=config,
             digest=digest,
-            guard=Guard(primary, fallback, budget_s=budget_s, clock=self._clock),
-            degraded=Guard(PowerOfTwo(_bound(config)), fallback, budget_s=budget_s, clock=self._clock),
+            guard=self._guard(config, served),
+            degraded=self._guard(config, Served(PowerOfTwo(_bound(config)))),
             lengths=lengths,
             policy_readiness=readiness,
             predictor_readiness=predictor_readiness,
-            provider=provider,
+            provider=served.provider,
             policy_digest=config.policy.digest,
             models=config.models,
+        )
+
+    def _guard(self, config: RouterConfig, served: Served) -> Guard:
+        spec = config.policy.guard
+        rules = GuardRules(
+            forced=spec.force_fallback,
+            max_share_factor=spec.max_share_factor,
+            stale_after_s=spec.stale_after_seconds,
+            longest_hold_s=spec.max_hold_seconds,
+        )
+        return Guard(
+            served.policy,
+            _fallback(config),
+            budget_s=spec.decision_budget_milliseconds / 1000,
+            clock=self._clock,
+            rules=rules,
+            envelope=served.envelope,
         )
 
     def _read_tokenizers(self, config: RouterConfig) -> Tokenizers:
@@ -173,20 +205,26 @@ def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:
     return parse_router_config(bundle.content), digest
 
 
-def _learned(config: RouterConfig, model: bytes, manifest: bytes) -> tuple[Policy, str]:
+def _envelope(config: RouterConfig, manifest: Manifest) -> Envelope:
+    most = config.policy.guard.max_clamped_fraction
+    return Envelope.of(manifest.bounds, manifest.feature_names, max_clamped_fraction=most)
+
+
+def _learned(config: RouterConfig, model: bytes, manifest: bytes) -> Served:
     policy = config.policy
     network, loaded = load_network(model, manifest, expected_sha256=policy.model_sha256)
+    envelope = _envelope(config, loaded.manifest)
     agent: Agent
     if isinstance(network, OnnxSharedNetwork):
-        agent = SharedAgent(network, policy.preferences)
+        agent = SharedAgent(EnvelopedNetwork(network, envelope), policy.preferences)
     elif config.state.redis is not None:
         raise ModelRejectedError(
             Rejection.SINGLE_ROUTER_ONLY,
             "an agent of the paper's state sees every request in flight: it needs the only router, without state.redis",
         )
     else:
-        agent = PaperAgent(network)
-    return Learned(_room_rule(config), agent), loaded.provider
+        agent = PaperAgent(EnvelopedState(network, envelope))
+    return Served(Learned(_room_rule(config), agent), loaded.provider, envelope)
 
 
 def _fallback(config: RouterConfig) -> Policy:

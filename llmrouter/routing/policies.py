@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_CANDIDATES",
+    "CannotDecideError",
     "LeastInFlight",
     "MissingFeatureError",
     "NonFiniteScoreError",
@@ -69,12 +70,26 @@ class Policy(Protocol):
         ...
 
 
-class NonFiniteScoreError(ValueError):
+class CannotDecideError(ValueError):
+    """A policy has no answer to this question; ``reason`` is a CamelCase word fit for a metric label."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NonFiniteScoreError(CannotDecideError):
     """A score is NaN or infinite."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__("NotFinite", message)
 
-class MissingFeatureError(ValueError):
+
+class MissingFeatureError(CannotDecideError):
     """The policy cannot see what it needs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("MissingFeatures", message)
 
 
 class RoomyPolicy:

@@ -289,6 +289,10 @@ BAD_POLICIES = [
     fairness("a weight of everything", "weight", "less than or equal to 1000", {"tenant": "a", "weight": 10**12}),
     fairness("two weights of a tenant", "weights[1]", "Duplicate value", *[{"tenant": "a", "weight": 1}] * 2),
     Case("Onnx as fallback", {"type": "Random", "guard": {"fallback": "Onnx"}}, "guard.fallback", "supported values"),
+    Case("a share below its own", {"type": "Random", "guard": {"maxShareFactor": 0.5}}, "maxShareFactor", "equal to 1"),
+    Case("a hold of hours", {"type": "Random", "guard": {"maxHoldSeconds": 7200}}, "maxHoldSeconds", "equal to 60"),
+    Case("loads of no age", {"type": "Random", "guard": {"staleAfterSeconds": 0}}, "staleAfterSeconds", "equal to 0.1"),
+    Case("more than all", {"type": "Random", "guard": {"maxClampedFraction": 2}}, "maxClampedFraction", "equal to 1"),
     Case(
         "no time to decide",
         {"type": "Random", "guard": {"decisionBudgetMilliseconds": 0}},
@@ -318,5 +322,6 @@ GOOD_POLICIES: list[Spec] = [
     onnx(configMap={"name": "m"}, sha256=SHA256),
     {"type": "Random", "objective": {"preset": "SLO", "stallWeight": 0}, "hold": {"enabled": False}},
     {"type": "WorkloadImpact", "guard": {"fallback": "LMetric"}, "hold": {"room": "Requests"}},
+    {"type": "WorkloadImpact", "guard": {"forceFallback": True, "maxHoldSeconds": 0, "maxShareFactor": 1000}},
     {"type": "LeastKvTokens", "hold": {"room": "Kv", "kvFraction": 0.9}},
 ]

@@ -7,7 +7,7 @@ import pytest
 from support.pools import request, snapshot, view
 
 from llmrouter.domain import Candidate, Hold, Placement, Room
-from llmrouter.routing.guard import Guard
+from llmrouter.routing.guard import Guard, Why
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from llmrouter.routing.policies import NonFiniteScoreError, RoundRobin, request_bound
 
@@ -69,9 +69,11 @@ def test_the_primary_decides(guard: Guard, primary: Scripted) -> None:
     assert guarded.elapsed_s == pytest.approx(BUDGET_S / 2)
 
 
-def test_an_answer_that_is_no_placement_is_an_answer(guard: Guard, primary: Scripted) -> None:
+def test_a_hold_for_want_of_room_is_an_answer(guard: Guard, primary: Scripted) -> None:
     primary.answer = Hold("later")
-    assert decide(guard).decision == Hold("later")
+    full = snapshot([view("a", 77), view("b", 77)])
+    guarded = guard.decide(request(), full, random.Random(1))
+    assert (guarded.decision, guarded.policy, guarded.actions) == (Hold("later"), "Onnx", ())
 
 
 @pytest.mark.parametrize(
@@ -103,13 +105,13 @@ def test_a_failure_does_not_rest_the_primary(guard: Guard, primary: Scripted) ->
 def test_a_late_decision_is_used(guard: Guard, primary: Scripted) -> None:
     primary.takes_s = 2 * BUDGET_S
     assert decide(guard).policy == "Onnx"
-    assert not guard.resting
+    assert guard.standing_in is None
 
 
 def test_late_ones_in_a_row_rest_it_and_it_resumes(guard: Guard, primary: Scripted) -> None:
     primary.takes_s = 2 * BUDGET_S
     assert [decide(guard).policy for _ in range(LATE_IN_A_ROW)] == ["Onnx"] * LATE_IN_A_ROW
-    assert guard.resting
+    assert guard.standing_in is Why.LATE
 
     resting = decide(guard)
     assert (resting.policy, resting.fallback_reason) == ("RoundRobin", "Late")
@@ -120,7 +122,7 @@ def test_late_ones_in_a_row_rest_it_and_it_resumes(guard: Guard, primary: Script
     primary.now_s += 0.001
     primary.takes_s = 0.0
     assert decide(guard).policy == "Onnx"
-    assert not guard.resting
+    assert guard.standing_in is None
 
 
 def test_it_rests_again_only_after_as_many_late_ones(guard: Guard, primary: Scripted) -> None:
@@ -130,16 +132,16 @@ def test_it_rests_again_only_after_as_many_late_ones(guard: Guard, primary: Scri
     primary.now_s += REST_S
     for _ in range(LATE_IN_A_ROW - 1):
         decide(guard)
-    assert not guard.resting
+    assert guard.standing_in is None
     decide(guard)
-    assert guard.resting
+    assert guard.standing_in is Why.LATE
 
 
 def test_one_in_time_starts_the_count_anew(guard: Guard, primary: Scripted) -> None:
     for number in range(4 * LATE_IN_A_ROW):
         primary.takes_s = 0.0 if number % LATE_IN_A_ROW == 0 else 2 * BUDGET_S
         decide(guard)
-    assert not guard.resting
+    assert guard.standing_in is None
 
 
 def test_room_is_the_primary_s(guard: Guard) -> None:

@@ -166,6 +166,6 @@ def _bounds(names: tuple[str, ...], steps: Steps, *, shared: bool) -> dict[str, 
         low, high = steps.state.min(axis=0), steps.state.max(axis=0)
     apart = 0.5 * (high - low)
     return {
-        name: Bounds(min=round(float(a), 6), max=round(float(b), 6))
+        name: Bounds(min=float(f"{a:.9g}"), max=float(f"{b:.9g}"))
         for name, a, b in zip(names, low - apart, high + apart, strict=True)
     }

@@ -1,0 +1,78 @@
+"""Holds at will: a policy may keep a request waiting though there is room, but not for nothing and not for long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from llmrouter.routing.guard_shares import is_eligible
+from llmrouter.routing.lateness import Rest
+
+if TYPE_CHECKING:
+    from llmrouter.domain import Hold, PoolSnapshot, Request
+
+SHORTEST_HOLD_S = 0.005
+"""A hold ends so long from now at the earliest: one that ends at once would be asked again and again."""
+
+OVERRULED_IN_A_ROW = 5
+"""After so many holds in a row that were overruled the policy rests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The hold as it may be, or ``None``; ``detail`` says what was wrong with it, if anything was."""
+
+    hold: Hold | None
+    detail: str = ""
+    stale: bool = False
+
+
+class VoluntaryHolds:
+    """Judges holds at will by the snapshot.
+
+    None while an eligible instance idles, none on loads older than ``stale_after_s``, none once the request has gone
+    first for ``longest_s``; and each gets an end within that time, so that no request waits for an event that may never
+    come. A clock that went back, so that nobody can say how long it was, counts as too long.
+    """
+
+    def __init__(self, stale_after_s: float, longest_s: float) -> None:
+        self._stale_after_s = stale_after_s
+        self._longest_s = longest_s
+        self._overruled = 0
+        self._rest = Rest()
+
+    def resting(self, now_s: float) -> bool:
+        """Whether the policy rests now because it held as it may not, again and again."""
+        return self._rest.lasts(now_s)
+
+    def kept(self) -> None:
+        """The policy placed a request by itself, or held one as it may."""
+        self._overruled = 0
+
+    def judge(self, hold: Hold, request: Request, snapshot: PoolSnapshot) -> Verdict:
+        """The verdict on a hold while there is room."""
+        now_s, verdict = snapshot.taken_at_s, self._judge(hold, request, snapshot)
+        if verdict.hold is not None:
+            self.kept()
+        elif not verdict.stale:
+            self._overruled += 1
+            if self._overruled >= OVERRULED_IN_A_ROW:
+                self._overruled = 0
+                self._rest.begin(now_s)
+        return verdict
+
+    def _judge(self, hold: Hold, request: Request, snapshot: PoolSnapshot) -> Verdict:
+        now_s = snapshot.taken_at_s
+        if not snapshot.load_age_s <= self._stale_after_s:
+            detail = f"loads are {snapshot.load_age_s:.3g} s old, more than guard.staleAfterSeconds"
+            return Verdict(None, detail, stale=True)
+        for view in snapshot.views:
+            if view.total.requests <= 0 and is_eligible(view, request):
+                return Verdict(None, f"held while {view.instance.instance_id} is idle")
+        held_s = 0.0 if snapshot.head_since_s is None else now_s - snapshot.head_since_s
+        if not 0.0 <= held_s < self._longest_s:
+            return Verdict(None, f"first of its line for {held_s:.3g} s, guard.maxHoldSeconds is {self._longest_s:g}")
+        last_s, soonest_s = now_s + self._longest_s - held_s, now_s + SHORTEST_HOLD_S
+        if hold.until_s is None or not hold.until_s <= last_s:
+            return Verdict(replace(hold, until_s=max(last_s, soonest_s)), f"held until {hold.until_s}")
+        return Verdict(hold if hold.until_s >= soonest_s else replace(hold, until_s=soonest_s))
