@@ -102,7 +102,7 @@ def _choose(world: World, router: int, s: int) -> int:
     for e in range(run.instances):
         if not _may_take(world, router, e, s):
             continue
-        _fill_row(world, e, s)
+        fill_row(world, e, s)
         value = score(rule, world.row, world.weights)
         if best < 0 or value < best_score:
             best, best_score, ties = e, value, 1
@@ -141,7 +141,7 @@ def _draw_instance(world: World, router: int, s: int) -> int:
     return chosen
 
 
-def _fill_row(world: World, e: int, s: int) -> None:
+def fill_row(world: World, e: int, s: int) -> None:
     """The features of one instance for one request, in the order of ``FEATURE_NAMES``."""
     fill_idle_row(world, e, s)
     for k in range(LOAD_FIELDS):
