@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmrouter.domain import Reservation
     from llmrouter.planning.mix import Dispatched
+    from router_grpc.costing import ForetoldCost
     from router_grpc.length_service import Foretold
 
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class OpenRequest:
     """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke.
 
-    ``foretold`` is ``None`` where another router foretold its length; ``dispatched`` is what the traffic's mix counted.
+    ``foretold`` is ``None`` where another router foretold its length; ``dispatched`` is what the traffic's mix counted,
+    ``cost`` what its decision foretold.
     """
 
     reservation: Reservation
@@ -31,6 +33,7 @@ class OpenRequest:
     has_first_token: bool = False
     foretold: Foretold | None = None
     dispatched: Dispatched | None = None
+    cost: ForetoldCost | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
+from router_grpc.costing import observe_cost
 from router_grpc.mixing import note_finish
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ class ReportService:
     def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
         if entry is not None and entry.arrived_at_s is not None:
             self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
+        if entry is not None:
+            observe_cost(self._world, entry)
         if report.output_tokens is not None and entry is not None and entry.foretold is not None:
             self._world.lengths.finished(
                 entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens

@@ -80,7 +80,7 @@ def read_last_good(config_map: Object | None) -> LastGood | None:
 
 
 def _files_in_force(policy: PolicyConfig, config_map: Object) -> ModelFiles | None:
-    if policy.type not in MODEL_TYPES or policy.model_builtin is not None:
+    if policy.type not in MODEL_TYPES or policy.model_builtin is not None or policy.guard.force_fallback:
         return None
     return files_in_force(config_map, model_key=MODEL_KEY, manifest_key=MANIFEST_KEY, sha256=policy.model_sha256)
 
@@ -94,6 +94,8 @@ def _compile(name: str, policy: Object | None, model: Object | None) -> PolicyCh
         raise InvalidConfigError(f"RoutingPolicy {name!r}: {explain(error)}", reason="PolicyInvalid") from error
     if spec.model is None:
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=None))
+    if spec.guard.force_fallback:  # the kill switch works though the model is missing or bad: nobody will load it
+        return PolicyChoice(config=compile_policy(name, spec, model_sha256=spec.model.sha256))
     if spec.model.config_map is None:
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=_builtin_sha256(spec.model)))
     files, manifest = read_model(

@@ -97,7 +97,8 @@ class FileSource:
             predictor = config.predictor.model_copy(update={"model_sha256": digest_of(model)})
             config = config.model_copy(update={"predictor": predictor})
             bundle = replace(bundle, predictor_model=model, predictor_manifest=manifest)
-        if self._policy_model is not None and config.policy.type in MODEL_TYPES:
+        forced = config.policy.guard.force_fallback
+        if self._policy_model is not None and config.policy.type in MODEL_TYPES and not forced:
             model, manifest = _read_policy_model(self._policy_model, config.policy.type)
             policy = config.policy.model_copy(update={"model_builtin": None, "model_sha256": digest_of(model)})
             config = config.model_copy(update={"policy": policy})

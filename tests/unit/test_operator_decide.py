@@ -117,6 +117,22 @@ def test_a_model_in_force_stays_with_its_policy() -> None:
     assert config_map(kept) == config_map(good)
 
 
+def test_the_kill_switch_reaches_routers_though_the_model_is_missing() -> None:
+    own = {"type": "Onnx", "model": {"configMap": {"name": "gone"}, "sha256": "0" * 64}}
+    plan = decided(observed(policy(**own, guard={"forceFallback": True, "fallback": "LMetric"})))
+
+    assert plan.choice is not None
+    assert plan.choice.problem is None
+    config = parse_router_config(config_map(plan)["data"][CONFIG_KEY].encode())
+    assert (config.policy.name, config.policy.guard.force_fallback, config.policy.guard.fallback) == (
+        "p",
+        True,
+        "LMetric",
+    )
+    again = decided(observed(policy(**own, guard={"forceFallback": True, "fallback": "LMetric"}), owned=after(plan)))
+    assert config_map(again) == config_map(plan)
+
+
 def test_the_shipped_model_is_named_by_its_digest() -> None:
     plan = decided(observed(policy(type="Onnx", model={"builtin": "marginal-cost"})))
 

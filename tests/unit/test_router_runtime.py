@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.pools import view
 from support.router_world import FakeClock, bundle_of, config_of, said_of
 
 from llmrouter.artefacts import builtin_model
@@ -50,6 +51,16 @@ class TestRuntime:
         said = said_of(runtime)
         assert (said.policy_ready, said.policy_reason, said.deciding) == (False, "TooSlow", "LeastInFlight")
         assert (said.config_digest, said.instances_ready, said.state_backend_ready) == (runtime.digest, 1, None)
+
+    def test_the_kill_switch_needs_no_model_and_is_acknowledged(self) -> None:
+        """The fallback decides by its own room, though the policy's model is missing."""
+        policy = {"type": "Onnx", "model": {"configMap": {"name": "m"}, "sha256": self.sha256}}
+        guard = {"forceFallback": True, "fallback": "LMetric"}
+        runtime = self.builder.build(bundle_of(config_of(policy=policy | {"guard": guard}, model_sha256=self.sha256)))
+        said = said_of(runtime)
+        assert (said.policy_ready, said.policy_reason, said.deciding) == (False, "Forced", "LMetric")
+        assert "guard.forceFallback" in said.policy_message
+        assert runtime.guard.room_of(view("a")) == runtime.guard.fallback.room_of(view("a"))
 
     def test_a_length_model_that_rests_is_acknowledged_so(self) -> None:
         runtime = self.builder.build(bundle_of(config_of(predictor={"type": "RandomForest"})))

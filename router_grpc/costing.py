@@ -1,0 +1,48 @@
+"""What a decision promised and what came of it: seconds on the chosen instance, foretold and taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmrouter.routing.features import feature_rows, profile_features
+from llmrouter.routing.rules import own_latency
+
+if TYPE_CHECKING:
+    from llmrouter.domain import InstanceView, PoolSnapshot, Request
+    from router_grpc.calls import RouteAnswer
+    from router_grpc.open_requests import OpenRequest
+    from router_grpc.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class ForetoldCost:
+    """Seconds from dispatch to finish as the decision saw them, whoever made it."""
+
+    policy: str
+    seconds: float
+    dispatched_at_s: float
+
+
+def own_seconds(request: Request, view: InstanceView) -> float:
+    """Seconds that a request is expected to take on an instance: ``own`` of the marginal cost, on the loads seen."""
+    (row,) = feature_rows(request, [view], lambda one: profile_features(one.instance.profile))
+    return float(own_latency(row))
+
+
+def note_cost(world: World, request: Request, snapshot: PoolSnapshot, answer: RouteAnswer) -> None:
+    """Keeps what is foretold of a dispatch, by the snapshot that decided it; a repeated answer changes nothing."""
+    entry = world.open_requests.get(answer.request_id)
+    if entry is None or entry.cost is not None:
+        return
+    for view in snapshot.views:
+        if view.instance.instance_id == answer.instance_id:
+            entry.cost = ForetoldCost(answer.policy, own_seconds(request, view), world.clock())
+
+
+def observe_cost(world: World, entry: OpenRequest) -> None:
+    """Shows the seconds that a finished request took as a share of those foretold."""
+    cost = entry.cost
+    if cost is not None and cost.seconds > 0.0:
+        took_s = max(0.0, world.clock() - cost.dispatched_at_s)
+        world.metrics.cost_ratio.labels(cost.policy).observe(took_s / cost.seconds)
