@@ -18,12 +18,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import Hold
 from llmrouter.routing.inflight import fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llmrouter.domain import EngineProfile, Load, Request, Room
+    from llmrouter.domain import EngineProfile, Load, PoolSnapshot, Request, Room
 
 MOST_IN_A_ROW = 32
 """So many batch requests may follow one another for their common beginning before the oldest goes."""
@@ -105,6 +106,14 @@ class BatchRules:
             self.fraction,
             self.most_queued_tokens,
         )
+
+    def gaps(self, request: Request, snapshot: PoolSnapshot) -> PoolSnapshot | Hold:
+        """What a policy is shown of the pool for a request that fills a gap: the instances with head-room for it."""
+        serving = [view for view in snapshot.views if request.model in view.instance.models]
+        views = tuple(view for view in serving if self.headroom(request, view.total, view.instance.profile))
+        if serving and not views:
+            return Hold("no instance has head-room for a batch request")
+        return replace(snapshot, views=views)
 
     def tightened(self, room: Room, profile: EngineProfile) -> Room:
         """The bound that a reserve call holds a batch request to: head-room, but for the prompts that wait."""

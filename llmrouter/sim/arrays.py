@@ -26,12 +26,13 @@ from llmrouter.sim.kernel.records import (
 )
 from llmrouter.sim.kernel.world import INFINITY
 from llmrouter.sim.model import Admission, QueueOrder, Role, Schedule
+from llmrouter.sim.setup import PrefixView
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmrouter.sim.model import EngineModel
-    from llmrouter.sim.setup import Setup
+    from llmrouter.sim.setup import RouterSide, Setup
     from llmrouter.sim.workload import Workload
 
 MAX_REQUESTS = 20_000_000
@@ -52,6 +53,12 @@ ORDERS = {
     QueueOrder.BIN_PACKING: records.BIN_PACKING,
 }
 ROLES = {Role.MIXED: records.MIXED_ROLE, Role.PREFILL: records.PREFILL_ROLE, Role.DECODE: records.DECODE_ROLE}
+PREFIXES = {
+    PrefixView.UNKNOWN: records.PREFIXES_UNKNOWN,
+    PrefixView.INDEX: records.PREFIXES_INDEX,
+    PrefixView.SHARED: records.PREFIXES_SHARED,
+    PrefixView.EXACT: records.PREFIXES_EXACT,
+}
 
 EVENTS_PER_SEQUENCE = 4
 """A sequence can be preempted, complete its prefill, finish and be cancelled within one step, each once."""
@@ -106,14 +113,20 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
     side = setup.routers
     for name in ("refresh_s", "dispatch_s", "decision_every_s", "max_wait_s", "max_held", "routers", "aging_s"):
         run[name] = getattr(side, name)
+    _describe_batch(run, side)
     run["shared"], run["counts_own"] = int(side.shared), int(side.counts_own)
     run["checks"] = int(side.reserves and side.shared and side.refresh_s > 0)
     run["now"], run["ticked_at"], run["instances"], run["models"], run["asking"] = -1.0, -1.0, instances, models, NONE
     run["line_order"], run["fair"], run["tenants"] = int(side.order), int(side.fair), len(workload.tenants)
-    plain = side.order is Order.FIRST_COME_FIRST_SERVED and not side.fair
+    run["batches"] = int(workload.batch is not None and workload.batch.any())
+    run["even"] = int(side.even and side.routers > 1 and side.shared and (side.reserves or side.refresh_s == 0))
+    plain = side.order is Order.FIRST_COME_FIRST_SERVED and not side.fair and not run["batches"]
     run["in_line_order"] = int(plain and (workload.priority is None or len(np.unique(workload.priority)) == 1))
+    run["prefixes"] = PREFIXES[side.prefixes]
+    run["hold_until"] = run["wake_at"] = INFINITY
     run["random"] = (seed * 0x9E37_79B9_7F4A_7C15 >> 20) % 2_147_483_646 + 1
-    per_request = 1 + int(np.isfinite(side.max_wait_s)) + int(np.isfinite(workload.cancelled_after_s).any())
+    waits_s = (side.max_wait_s, side.batch_max_wait_s)
+    per_request = 1 + int(np.isfinite(waits_s).any()) + int(np.isfinite(workload.cancelled_after_s).any())
     events = per_request * len(workload) + routers + 8
     table = structured(ROUTER_FIELDS, routers)
     table["last_instance"] = NONE
@@ -126,6 +139,14 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         serves=serves,
         dirty=np.zeros(routers * models, np.int64),
         line_tried=np.full(routers * models, NONE, np.int64),
+        head_since=np.zeros(routers * models),
+        line_wake=np.full(routers * models, INFINITY),
+        told=np.full(routers * models, NONE, np.int64),
+        told_key=np.zeros(routers * models),
+        yielded=np.zeros(routers * models, np.int64),
+        batch_last=np.full(routers * models, NONE, np.int64),
+        batch_row=np.zeros(routers * models, np.int64),
+        since_batch=np.zeros(routers * models, np.int64),
         deadlines=_column(workload.deadline_s),
         ranks=_column(workload.predicted_rank),
         **_tenants(setup, workload),
@@ -140,8 +161,32 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         passed=np.zeros(instances, np.int64),
         asked_loads=np.zeros(instances * LOAD_FIELDS),
         bids=np.zeros(MAX_BIDS, np.int64),
+        asked_cached=np.zeros(instances, np.int64),
         bid_rooms=np.zeros(3 * MAX_BIDS),
+        **_known(setup, pool),
     )
+
+
+def _known(setup: Setup, pool: Pool) -> dict[str, NDArray[Any]]:
+    """The routers' prefix indexes, empty."""
+    indexes = {PrefixView.INDEX: setup.routers.routers, PrefixView.SHARED: 1}.get(setup.routers.prefixes, 0)
+    entries = indexes * len(pool.prefix_refs)
+    lists = np.full((indexes * len(setup.engines), 3), NONE, np.int64)
+    lists[:, 2] = 0
+    return {
+        "known_uses": np.zeros(entries, np.int64),
+        "known_prev": np.full(entries, NONE, np.int64),
+        "known_next": np.full(entries, NONE, np.int64),
+        "known_lists": lists.reshape(-1),
+        "known_sums": np.zeros(2 * indexes * len(setup.engines)),
+    }
+
+
+def _describe_batch(run: NDArray[np.void], side: RouterSide) -> None:
+    """Writes what a router side says of the batch class."""
+    run["batch_fraction"], run["batch_queued"] = side.batch.fraction, side.batch.most_queued_tokens
+    run["batch_patience_s"], run["batch_least_share"] = side.batch.patience_s, side.batch.least_share
+    run["batch_max_wait_s"], run["batch_max_held"] = side.batch_max_wait_s, side.batch_max_held
 
 
 def _column(values: NDArray[np.float64] | None) -> NDArray[np.float64]:
@@ -232,6 +277,7 @@ def _sequences(workload: Workload) -> NDArray[np.void]:
         "model": workload.model,
         "tenant": workload.tenant,
         "priority": 0 if workload.priority is None else workload.priority,
+        "batch": 0 if workload.batch is None else workload.batch,
         "prefix_at": workload.prefix_start[:-1],
         "prefix_count": np.diff(workload.prefix_start),
     }

@@ -6,7 +6,16 @@ import copy
 import random
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold, Instance, InstanceView, Load, Placement, PoolSnapshot, Request
+from llmrouter.domain import (
+    SHORTEST_HOLD_S,
+    Hold,
+    Instance,
+    InstanceView,
+    Load,
+    Placement,
+    PoolSnapshot,
+    Request,
+)
 from llmrouter.routing.inflight import kv_bound
 from llmrouter.sim.kernel.records import LOAD_FIELDS, MAX_BIDS, NO_CANDIDATE
 from llmrouter.sim.model import Role
@@ -48,15 +57,20 @@ class Asking:
         ]
         self._place_of = {instance.instance_id: place for place, (_, instance) in enumerate(self._instances)}
         self._rows = [at // LOAD_FIELDS for at, _ in self._instances]
+        self._refreshes = setup.routers.refresh_s, setup.routers.routers
         self._models, self._applications = workload.models, workload.applications
         self._checks = bool(world.run["checks"][0])
         self._loads, self._rooms = world.asked_loads, world.bid_rooms
+        self._cached, self._caches = world.asked_cached, bool(world.pool.engines["prefix_caching"].any())
         # Single numbers are read from memory views: several times as fast as from arrays.
         self._bids = world.bids.data
         run = world.run
         self._now, self._asking, self._router = (run[name].data for name in ("now", "asking", "asking_router"))
         self._answered, self._count = run["answered"].data, run["bids"].data
-        self._sensitive = run["load_sensitive"].data
+        self._sensitive, self._until = run["load_sensitive"].data, run["hold_until"].data
+        self._held, self._since = run["asking_held"].data, run["asking_since"].data
+        self._gap, self._batch = run["gap"].data, setup.routers.batch
+        self._is_batch = world.pool.sequences["batch"].data
         self._arrived_at = world.pool.sequences["arrived_at"].data
         self._prompt, self._predicted = workload.prompt_tokens.data, workload.predicted_output_tokens.data
         self._model, self._application = workload.model.data, workload.application.data
@@ -69,12 +83,22 @@ class Asking:
         """
         row, policy = self._asking[0], self._policies[self._router[0] if len(self._policies) > 1 else 0]
         snapshot = self._snapshot()
-        decision = policy.decide(self._request(row), snapshot, self._rng)
+        request = self._request(row)
+        seen = self._batch.gaps(request, snapshot) if self._gap[0] else snapshot
+        decision = seen if isinstance(seen, Hold) else policy.decide(request, seen, self._rng)
         self._answered[0] = 1
         if isinstance(decision, Placement):
             self._bid(decision, snapshot, policy)
+        elif isinstance(decision, Hold):
+            self._count[0] = 0
+            self._hold(decision)
         else:
-            self._count[0] = 0 if isinstance(decision, Hold) else NO_CANDIDATE
+            self._count[0] = NO_CANDIDATE
+
+    def _hold(self, hold: Hold) -> None:
+        """Says when the head tries again at the latest, as a router's line would; an instant that is over says nothing."""
+        if hold.until_s is not None and hold.until_s > self._now[0]:
+            self._until[0] = max(hold.until_s, self._now[0] + SHORTEST_HOLD_S)
 
     def _bid(self, decision: Placement, snapshot: PoolSnapshot, policy: Policy) -> None:
         """Writes the candidates; where they are checked again, also the bounds that the reserve call holds them to."""
@@ -84,7 +108,10 @@ class Asking:
             place = self._place_of[candidate.instance_id]
             self._bids[bid] = self._rows[place]
             if self._checks:
-                room = policy.room_of(snapshot.views[place])
+                view = snapshot.views[place]
+                room = policy.room_of(view)
+                if self._gap[0]:
+                    room = self._batch.tightened(room, view.instance.profile)
                 self._rooms[3 * bid : 3 * bid + 3] = room.max_requests, kv_bound(room), room.decode_reserve_fraction
         self._sensitive[0] = decision.load_sensitive
 
@@ -96,7 +123,15 @@ class Asking:
             predicted_output_tokens=self._predicted[row],
             arrived_at_s=self._arrived_at[row],
             application=self._applications[self._application[row]],
+            cached_tokens=self._cached_tokens(),
+            batch=bool(self._is_batch[row]),
         )
+
+    def _cached_tokens(self) -> dict[str, int]:
+        if not self._caches:
+            return {}
+        cached = self._cached.tolist()
+        return {one.instance_id: tokens for at, one in self._instances if (tokens := cached[at // LOAD_FIELDS])}
 
     def _snapshot(self) -> PoolSnapshot:
         loads = self._loads.tolist()
@@ -105,4 +140,19 @@ class Asking:
             requests, context, queued, remaining = loads[at : at + LOAD_FIELDS]
             load = Load(int(requests), int(context), int(queued), remaining)
             views.append(InstanceView(instance, load, _NOTHING))
-        return PoolSnapshot(tuple(views), self._now[0])
+        since_s = self._since[0]
+        return PoolSnapshot(
+            tuple(views),
+            self._now[0],
+            load_age_s=self._load_age_s(),
+            held=self._held[0],
+            head_since_s=since_s if since_s >= 0.0 else None,
+        )
+
+    def _load_age_s(self) -> float:
+        """Seconds since the router's view was refreshed as a whole; routers take turns, see ``run.play``."""
+        period_s, routers = self._refreshes
+        if period_s <= 0.0:
+            return 0.0
+        since_first_s = self._now[0] - period_s * self._router[0] / routers
+        return self._now[0] if since_first_s < 0.0 else since_first_s % period_s

@@ -113,7 +113,9 @@ def _configure(world: World, setup: Setup, policy: Policy | CompiledPolicy) -> N
     run = world.run
     if isinstance(policy, CompiledPolicy):
         run["rule"] = int(policy.rule)
-        run["needs_remaining"] = int(policy.kv_fraction is not None or policy.rule not in _COUNT_RULES)
+        run["needs_remaining"] = int(
+            policy.kv_fraction is not None or policy.rule not in _COUNT_RULES or bool(run["batches"][0])
+        )
         run["max_requests"] = NONE if policy.max_requests is None else policy.max_requests
         run["kv_fraction"] = -1.0 if policy.kv_fraction is None else policy.kv_fraction
         run["decode_reserve_fraction"] = policy.decode_reserve_fraction

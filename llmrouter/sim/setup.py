@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION, ObjectiveWeights
 from llmrouter.errors import InvalidInputError
+from llmrouter.routing.batch import BatchRules
 from llmrouter.routing.fairness import LEAST_WEIGHT, MOST_WEIGHT
 from llmrouter.routing.orders import DEFAULT_AGING_S, LONGEST_AGING_S, SHORTEST_AGING_S, Order
 from llmrouter.sim.model import Role
@@ -17,6 +19,21 @@ if TYPE_CHECKING:
     from llmrouter.sim.model import EngineModel
 
 MAX_ROUTERS = 1_000
+
+
+class PrefixView(StrEnum):
+    """What routers know of the prefix caches of engines that have one.
+
+    ``INDEX``: what each router's own index says (``routing/prefixes.py``). ``SHARED``: one index for all routers.
+    ``EXACT``: what the caches hold at the moment, as nobody can. ``UNKNOWN``: nothing.
+    """
+
+    UNKNOWN = "Unknown"
+    INDEX = "Index"
+    SHARED = "Shared"
+    EXACT = "Exact"
+
+
 SHORTEST_PERIOD_S = 1e-6
 
 
@@ -42,7 +59,13 @@ class RouterSide:
         aging_s: its τ.
         fair: whether the turn is that of the tenant who was served least, and each tenant may hold as many requests as
             there are free places; see ``routing/fairness.py``.
+        prefixes: what they know of the engines' prefix caches.
         tenant_weights: names and weights of tenants; others have a weight of 1.
+        batch: where and when requests of the batch class go; see ``routing/batch.py``.
+        batch_max_wait_s: their longest hold.
+        batch_max_held: how many of them one router holds at most.
+        even: whether a router leaves a place to another one's held request that goes before its own, as the ledger's
+            reserve call has it: where loads are shared, and either exact or compared by ``reserves``.
     """
 
     routers: int = 1
@@ -57,7 +80,12 @@ class RouterSide:
     order: Order = Order.FIRST_COME_FIRST_SERVED
     aging_s: float = DEFAULT_AGING_S
     fair: bool = False
+    prefixes: PrefixView = PrefixView.INDEX
     tenant_weights: tuple[tuple[str, float], ...] = ()
+    batch: BatchRules = field(default_factory=BatchRules)
+    batch_max_wait_s: float = math.inf
+    batch_max_held: int = 1_000_000
+    even: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.routers <= MAX_ROUTERS:
@@ -70,8 +98,9 @@ class RouterSide:
                 raise InvalidInputError(f"{name} must be 0 or at least {SHORTEST_PERIOD_S}, not {getattr(self, name)}")
         if self.max_held < 1:
             raise InvalidInputError(f"max_held must be at least 1, not {self.max_held}")
-        if not self.max_wait_s > 0:
-            raise InvalidInputError(f"max_wait_s must be above 0, not {self.max_wait_s}")
+        for name in ("max_wait_s", "batch_max_wait_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(f"{name} must be above 0, not {getattr(self, name)}")
         self._check_order()
 
     def _check_order(self) -> None:

@@ -34,6 +34,7 @@ class Workload:
         priority: a higher one leaves a router's queue first; ``None``: all alike.
         deadline_s: seconds from arrival within which the answer should be whole, infinite where nobody said; ``None``:
             nobody said of any.
+        batch: 1 where nobody waits for the answer and the request fills gaps, else 0; ``None``: nowhere.
         predicted_rank: lower is expected to be done sooner, above 0, NaN where nobody said; ``None``: nobody said of
             any.
         prefix_start: shape (N + 1,): where each prompt's blocks begin in ``prefix_blocks`` …
@@ -56,6 +57,7 @@ class Workload:
     priority: NDArray[np.int64] | None = None
     deadline_s: NDArray[np.float64] | None = None
     predicted_rank: NDArray[np.float64] | None = None
+    batch: NDArray[np.int64] | None = None
     prefix_block_tokens: int = 0
     applications: tuple[str, ...] = ("",)
     models: tuple[str, ...] = ("",)
@@ -139,10 +141,17 @@ _KINDS: dict[str, type] = {
     "prefix_start": np.int64,
     "prefix_blocks": np.int64,
 }
-SAID: Mapping[str, float] = MappingProxyType({"priority": 0, "deadline_s": np.inf, "predicted_rank": np.nan})
+SAID: Mapping[str, float] = MappingProxyType(
+    {"priority": 0, "deadline_s": np.inf, "predicted_rank": np.nan, "batch": 0}
+)
 """Columns that may be ``None``, and what says nothing in them."""
 
-_SAID_KINDS: dict[str, type] = {"priority": np.int64, "deadline_s": np.float64, "predicted_rank": np.float64}
+_SAID_KINDS: dict[str, type] = {
+    "priority": np.int64,
+    "deadline_s": np.float64,
+    "predicted_rank": np.float64,
+    "batch": np.int64,
+}
 
 MAX_PRIORITY = 100
 
@@ -184,6 +193,8 @@ def _check_said(workload: Workload) -> None:
     if workload.priority is not None:
         bound = f"{-MAX_PRIORITY} to {MAX_PRIORITY}"
         _refuse(workload.priority, np.abs(workload.priority) > MAX_PRIORITY, "priority", bound)
+    if workload.batch is not None:
+        _refuse(workload.batch, (workload.batch < 0) | (workload.batch > 1), "batch", "0 or 1")
     if workload.deadline_s is not None:
         _refuse(workload.deadline_s, np.isnan(workload.deadline_s), "deadline_s", "a number")
     if workload.predicted_rank is not None:

@@ -179,13 +179,18 @@ ONE_EACH = CompiledPolicy(rule=Rule.ROUND_ROBIN, max_requests=1)
 
 
 def crowd(seed: int, count: int = 50) -> Workload:
-    """Three tenants, priorities, deadlines and ranks, at twice what one engine can do."""
+    """Three tenants, priorities, deadlines, ranks and a batch class of prompts with common beginnings, far too much."""
     rng = np.random.default_rng(seed)
     output = rng.integers(1, 9, count)
+    begins = [[(), (1,), (1, 2, 3), (1, 2, 4, 5), (6, 7)][kind] for kind in rng.integers(0, 5, count)]
     return Workload.of(
         np.cumsum(rng.exponential(0.2, count)).round(3),
-        rng.integers(1, 900, count),
+        rng.integers(100, 900, count),
         output,
+        prefix_start=np.cumsum([0, *map(len, begins)]),
+        prefix_blocks=[block for one in begins for block in one],
+        prefix_block_tokens=16,
+        batch=rng.choice([0, 1], count),
         predicted_output_tokens=np.maximum(1, output + rng.integers(-3, 4, count)),
         tenant=rng.choice(3, count, p=[0.7, 0.2, 0.1]),
         tenants=("a", "b", "c"),
@@ -199,6 +204,7 @@ def as_request(workload: Workload, row: int) -> Request:
     assert workload.priority is not None
     assert workload.deadline_s is not None
     assert workload.predicted_rank is not None
+    assert workload.batch is not None
     arrived_s, within_s, rank = (
         float(column[row]) for column in (workload.arrived_at_s, workload.deadline_s, workload.predicted_rank)
     )
@@ -211,6 +217,8 @@ def as_request(workload: Workload, row: int) -> Request:
         priority=int(workload.priority[row]),
         deadline_at_s=arrived_s + within_s if math.isfinite(within_s) else None,
         predicted_rank=None if math.isnan(rank) else rank,
+        batch=bool(workload.batch[row]),
+        prefix_hashes=tuple(workload.prefix_blocks[slice(*workload.prefix_start[row : row + 2])].tolist()),
     )
 
 
@@ -219,21 +227,25 @@ def as_request(workload: Workload, row: int) -> Request:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_simulator_dispatches_in_the_order_of_the_routers_line(order: Order, seed: int, *, fair: bool) -> None:
     """At each dispatch of a simulated run the line that routers hold requests in names the very same request."""
-    workload = crowd(seed)
-    side = RouterSide(order=order, aging_s=2.0, fair=fair, tenant_weights=tuple(WEIGHTS.items()))
+    workload, batch = crowd(seed), BatchRules(patience_s=3.0, least_share=0.2)
+    side = RouterSide(order=order, aging_s=2.0, fair=fair, tenant_weights=tuple(WEIGHTS.items()), batch=batch)
     outcomes = interpret(Case(Setup(engines=(ONE,), routers=side), workload, lambda: ONE_EACH), check_books)
-    line = HeldLine(QueueRules(order, 2.0, fair, WEIGHTS))
+    line = HeldLine(QueueRules(order, 2.0, fair, WEIGHTS, batch))
     waiting: dict[int, Held] = {}
-    came = 0
-    for row in np.argsort(outcomes.dispatched_at_s, kind="stable").tolist():
-        at_s = outcomes.dispatched_at_s[row]
-        while came < len(workload) and workload.arrived_at_s[came] <= at_s:
-            asked = as_request(workload, came)
-            waiting[came] = line.add(asked, least_work_s(asked, [ONE.profile]))
-            came += 1
-        assert line.best(at_s) is waiting[row]
-        line.charge(waiting[row].request)
-        line.remove(waiting[row])
+    rows = range(len(workload))
+    happened = [(float(outcomes.finished_at_s[row]), 0, row) for row in rows]
+    happened += [(float(workload.arrived_at_s[row]), 1, row) for row in rows]
+    happened += [(float(outcomes.dispatched_at_s[row]), 2, row) for row in rows]
+    for at_s, what, row in sorted(happened):
+        asked = as_request(workload, row)
+        if what == 0:
+            line.settle(asked.tenant, asked.predicted_output_tokens, float(workload.output_tokens[row]))
+        elif what == 1:
+            waiting[row] = line.add(asked, least_work_s(asked, [ONE.profile]))
+        else:
+            assert line.best(at_s) is waiting[row]
+            line.charge(asked)
+            line.remove(waiting[row])
     assert (outcomes.wait_s > 1.0).sum() > 15
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from llmrouter.routing.batch import leaves_headroom
 from llmrouter.routing.inflight import fits
 from llmrouter.routing.rules import score
+from llmrouter.sim.kernel.known_prefixes import cached_tokens
 from llmrouter.sim.kernel.ledger import load_of
 from llmrouter.sim.kernel.records import DECODE_ROLE, LOAD_FIELDS, MAX_BIDS, NONE, World
 
@@ -52,6 +54,8 @@ def has_room(world: World, e: int, s: int, row: int) -> bool:
         limit = float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens)
         limit = max(limit, 0.0)
     most = run.max_requests if run.max_requests >= 0 else engine.max_sequences
+    if run.gap and not _leaves_headroom(world, e, s, at):
+        return False
     return fits(
         world.asked_loads[at],
         world.asked_loads[at + 1],
@@ -61,6 +65,23 @@ def has_room(world: World, e: int, s: int, row: int) -> bool:
         run.decode_reserve_fraction,
         float(sequence.prompt),
         sequence.predicted,
+    )
+
+
+def _leaves_headroom(world: World, e: int, s: int, at: int) -> bool:
+    """Whether a batch request fills a gap, on the load in ``asked_loads`` from ``at`` on."""
+    run, engine, sequence = world.run[0], world.pool.engines[e], world.pool.sequences[s]
+    return leaves_headroom(
+        world.asked_loads[at],
+        world.asked_loads[at + 1],
+        world.asked_loads[at + 2],
+        world.asked_loads[at + 3],
+        float(engine.kv_tokens),
+        float(engine.max_sequences),
+        float(sequence.prompt),
+        sequence.predicted,
+        run.batch_fraction,
+        run.batch_queued,
     )
 
 
@@ -146,6 +167,7 @@ def fill_row(world: World, e: int, s: int) -> None:
     fill_idle_row(world, e, s)
     for k in range(LOAD_FIELDS):
         world.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
+    world.row[14] = cached_tokens(world, world.pool.sequences[s].router, e, s)
 
 
 def fill_idle_row(world: World, e: int, s: int) -> None:

@@ -34,6 +34,7 @@ SEQUENCE_FIELDS: dict[str, str] = {
     "model": "i4",
     "tenant": "i4",
     "priority": "i4",
+    "batch": "i4",
     "prefix_at": "i8",
     "prefix_count": "i4",
     "next_turn": "i4",
@@ -48,6 +49,10 @@ SEQUENCE_FIELDS: dict[str, str] = {
     "preemptions": "i4",
     "recomputed": "i4",
     "cached": "i4",
+    # what its router took to be cached: by its index, and after the share of that which came true
+    "cached_expected": "i4",
+    "cached_believed": "i4",
+    "prefix_seen": "i8",
     # inside the engine; while a sequence decodes, its progress follows from finish_tick
     "phase": "i4",
     "produced": "i4",
@@ -231,9 +236,12 @@ RUN_FIELDS: dict[str, str] = {
     # the question to the caller, and its answer
     "asking": "i8",
     "asking_router": "i8",
+    "asking_held": "i8",
+    "asking_since": "f8",
     "answered": "i8",
     "bids": "i8",
     "load_sensitive": "i8",
+    "hold_until": "f8",
     "retried": "i8",
     # the setup
     "instances": "i8",
@@ -244,15 +252,26 @@ RUN_FIELDS: dict[str, str] = {
     "counts_own": "i8",
     "checks": "i8",
     "dispatch_s": "f8",
+    "prefixes": "i8",
     "decision_every_s": "f8",
     "max_wait_s": "f8",
     "max_held": "i8",
+    "batches": "i8",
+    "batch_fraction": "f8",
+    "batch_queued": "f8",
+    "batch_patience_s": "f8",
+    "batch_least_share": "f8",
+    "batch_max_wait_s": "f8",
+    "batch_max_held": "i8",
+    "gap": "i8",
+    "even": "i8",
     "line_order": "i8",
     "aging_s": "f8",
     "fair": "i8",
     "tenants": "i8",
     "in_line_order": "i8",
     "first_line": "i8",
+    "wake_at": "f8",
     "sample_every_s": "f8",
     "report_every": "i8",
     # the compiled policy; rule is NONE where the caller decides
@@ -264,16 +283,32 @@ RUN_FIELDS: dict[str, str] = {
 }
 """The one record of a run. ``checks`` says whether dispatches are compared with the loads of now; ``kv_fraction`` is
 below 0 where KV is not bounded, ``max_requests`` where the profile says. ``in_line_order`` says that whoever came first
-goes first: no other order, no priorities, no fairness. ``first_line`` is the one after that which was served last.
+goes first: no other order, no priorities, no fairness, no batch class. ``batches`` says whether there is one, ``gap``
+whether whoever tries now may go only where it leaves head-room, ``even`` whether lines yield. ``first_line`` is the one after that which was served last.
+``asking_held`` counts those in the line of the request in question, ``asking_since`` is since when it or one that it
+overtook has been the first there, below 0 where it has just come. ``hold_until`` is when a head that has to stay tries again without an event, ``wake_at`` the next such instant of any
+line; at least ``NEVER_S`` where there is none.
 """
 
-ROUTER_FIELDS: dict[str, str] = {"last_instance": "i8", "may_decide": "i8", "held": "i8"}
+ROUTER_FIELDS: dict[str, str] = {
+    "last_instance": "i8",
+    "may_decide": "i8",
+    "held": "i8",
+    "batch_held": "i8",
+    "prefix_uses": "i8",
+}
 
 # Answers of ``advance``: what the caller must do before it calls again.
 DONE, DECIDE, SAMPLE, REPORT = 0, 1, 2, 3
 
+NEVER_S = 1e300
+"""A time span that does not end, an instant that does not come."""
+
 NO_CANDIDATE = -1
 """The number of bids that says that there is nothing to choose from; 0 says hold."""
+
+# What routers know of prefix caches: nothing, what each index says, what one index of them all says, all.
+PREFIXES_UNKNOWN, PREFIXES_INDEX, PREFIXES_SHARED, PREFIXES_EXACT = 0, 1, 2, 3
 
 MAX_BIDS = 8
 """How many candidates a decision names at most, best first."""
@@ -296,10 +331,19 @@ class World(NamedTuple):
     ``bids`` (8) and their ``bid_rooms`` (8·3: most requests, KV limit, reserve fraction) pass between the simulator and
     a policy outside it.
 
+    ``asked_cached`` (I) is what the router takes to be cached of the prompt. ``known_uses``, ``known_prev`` and
+    ``known_next`` are the entries of the routers' prefix indexes (when used last, and a list by that), ``known_lists``
+    (R·I·3) head, tail and size of each list, ``known_sums`` (R·I·2) expected and reported tokens.
+
     ``deadlines`` and ``ranks`` are (N), or empty where no request has one. ``line_tried`` (R·M) is who tried last in a
-    line and had to stay. Where tenants are treated fairly, ``served`` and ``held_by`` (R·M·T) are their counters and
+    line and had to stay, ``head_since`` (R·M) since when nobody has left a line as its first, ``line_wake`` (R·M) when
+    whoever is the first tries again without an event. Where tenants are treated fairly, ``served`` and ``held_by`` (R·M·T) are their counters and
     held requests in each line, ``served_last`` (R·M) the counter of the one whose request left last, ``tenant_weights``
     (T) their weights; else they are empty.
+
+    ``told`` (R·M) is the held request that a line claims a place for, ``told_key`` (R·M) its key then, ``yielded``
+    (R·M) whether a line has left a place to another. Of the batch class of each line: ``batch_last`` (R·M) is who was
+    dispatched last, ``batch_row`` how many went for their kinship in a row, ``since_batch`` how many others since.
     """
 
     pool: Pool
@@ -310,6 +354,14 @@ class World(NamedTuple):
     serves: Any
     dirty: Any
     line_tried: Any
+    head_since: Any
+    line_wake: Any
+    told: Any
+    told_key: Any
+    yielded: Any
+    batch_last: Any
+    batch_row: Any
+    since_batch: Any
     deadlines: Any
     ranks: Any
     served: Any
@@ -326,5 +378,11 @@ class World(NamedTuple):
     weights: Any
     passed: Any
     asked_loads: Any
+    asked_cached: Any
     bids: Any
     bid_rooms: Any
+    known_uses: Any
+    known_prev: Any
+    known_next: Any
+    known_lists: Any
+    known_sums: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmrouter.sim.kernel.decisions import bid_has_room, eligible, name_bids
 from llmrouter.sim.kernel.events import schedule
+from llmrouter.sim.kernel.known_prefixes import cached_tokens, report_prefix, use_prefix
 from llmrouter.sim.kernel.ledger import (
     exact_load,
     load_of,
@@ -14,7 +15,16 @@ from llmrouter.sim.kernel.ledger import (
     remaining,
     reserve,
 )
-from llmrouter.sim.kernel.lines import best_of_line, join, leave, line_of, may_be_held, note_served
+from llmrouter.sim.kernel.lines import (
+    best_of_line,
+    claims_place,
+    join,
+    leave,
+    line_of,
+    may_be_held,
+    note_ended,
+    note_served,
+)
 from llmrouter.sim.kernel.records import (
     CANCEL,
     DECODE_ROLE,
@@ -25,6 +35,7 @@ from llmrouter.sim.kernel.records import (
     EXPIRE,
     HELD,
     LOAD_FIELDS,
+    NEVER_S,
     NO_CANDIDATE,
     NONE,
     OUTSIDE,
@@ -36,9 +47,6 @@ from llmrouter.sim.kernel.records import (
     World,
 )
 from llmrouter.sim.kernel.steps import add
-
-NEVER_S = 1e300
-"""A time span that does not end."""
 
 
 def arrive(world: World, s: int) -> None:
@@ -57,8 +65,9 @@ def arrive(world: World, s: int) -> None:
     join(world, s)
     if sequence.cancelled_after_s < NEVER_S:
         schedule(world, run.now + sequence.cancelled_after_s, CANCEL, s)
-    if run.max_wait_s < NEVER_S:
-        schedule(world, run.now + run.max_wait_s, EXPIRE, s)
+    wait_s = run.batch_max_wait_s if sequence.batch else run.max_wait_s
+    if wait_s < NEVER_S:
+        schedule(world, run.now + wait_s, EXPIRE, s)
     if run.decision_every_s > 0.0:
         arm_tick(world)
 
@@ -106,7 +115,9 @@ def next_head(world: World) -> int:
             continue
         head = best_of_line(world, line)
         if head >= 0:
-            return head
+            world.line_tried[line] = head
+            if claims_place(world, line, head):
+                return head
         world.dirty[line] = 0
     return NONE
 
@@ -129,8 +140,14 @@ def ask(world: World, s: int) -> None:
     run = world.run[0]
     run.asking = s
     run.asking_router = world.pool.sequences[s].router
+    line = line_of(world, s)
+    run.asking_held = world.pool.sizes[2 * run.instances + line]
+    run.asking_since = world.head_since[line]
+    if run.asking_since >= run.now and world.pool.sequences[s].arrived_at >= run.now:
+        run.asking_since = -1.0
     for e in range(run.instances):
         load_of(world, run.asking_router, e, e)
+        world.asked_cached[e] = cached_tokens(world, run.asking_router, e, s)
 
 
 def take_answer(world: World) -> bool:
@@ -188,19 +205,32 @@ def refresh_bids(world: World, router: int) -> None:
 
 def follow(world: World, router: int, s: int, chosen: int) -> None:
     """Dispatches a head, or leaves it in its line until there is reason to try again."""
-    run = world.run[0]
+    run, line = world.run[0], line_of(world, s)
     if chosen < 0:
-        line = line_of(world, s)
         world.dirty[line] = 0
-        world.line_tried[line] = s
+        world.line_wake[line] = run.hold_until
+        run.wake_at = min(run.wake_at, run.hold_until)
     else:
         world.routers[router].may_decide = 0
-        run.first_line = (line_of(world, s) + 1) % (run.routers * run.models)
+        run.first_line = (line + 1) % (run.routers * run.models)
         note_served(world, s)
         leave_line(world, s)
         dispatch(world, s, chosen)
+    run.hold_until = NEVER_S
     if run.checks and run.bids > 0:
         refresh_bids(world, router)
+
+
+def wake_lines(world: World) -> None:
+    """Lets lines try whose holds end now, and finds when the next one does."""
+    run = world.run[0]
+    next_at = NEVER_S
+    for line in range(run.routers * run.models):
+        if world.line_wake[line] <= run.now:
+            world.line_wake[line] = NEVER_S
+            world.dirty[line] = 1
+        next_at = min(next_at, world.line_wake[line])
+    run.wake_at = next_at
 
 
 def dispatch(world: World, s: int, e: int) -> None:
@@ -213,6 +243,7 @@ def dispatch(world: World, s: int, e: int) -> None:
     if not holds(world, e, s):
         end(world, s, ENDED_REFUSED)
         return
+    use_prefix(world, s, e)
     reserve(world.pool, e, s)
     note_dispatch(world, sequence.router, e, s)
     delay_s = run.dispatch_s + engine.front_s + engine.front_s_per_token * sequence.prompt
@@ -262,6 +293,7 @@ def end(world: World, s: int, status: int) -> None:
     run, sequence = world.run[0], world.pool.sequences[s]
     sequence.status = status
     sequence.phase = OUTSIDE
+    note_ended(world, s)
     run.ended += 1
     turn = sequence.next_turn
     while turn >= 0:
@@ -270,6 +302,7 @@ def end(world: World, s: int, status: int) -> None:
         turn = following.sibling
     if status == ENDED_FINISHED:
         sequence.finished_at = run.now
+        report_prefix(world, s)
 
 
 def refresh(world: World, router: int) -> None:

@@ -24,6 +24,7 @@ from llmrouter.sim.kernel.records import (
     FINISHED,
     FIRST_TOKEN,
     HELD,
+    NEVER_S,
     NONE,
     OUTSIDE,
     REFRESH,
@@ -51,6 +52,7 @@ from llmrouter.sim.kernel.routers import (
     refresh,
     take_answer,
     wake,
+    wake_lines,
 )
 from llmrouter.sim.kernel.steps import begin_step, cancel, finish_step, has_work, release_kv
 
@@ -58,7 +60,7 @@ INFINITY = 1e308
 """An instant that never comes."""
 
 _IDLE_TURNS = 20_000
-"""After so many refreshes or ticks with nothing else to come, held requests are taken never to be placed."""
+"""After so many refreshes, ticks or ends of holds with nothing else to come, held requests are never to be placed."""
 
 _OVER, _AGAIN, _ASK = 0, 1, 2
 
@@ -74,19 +76,22 @@ def advance(world: World) -> int:  # noqa: C901 - calls cost compile time
         arrival_at = INFINITY
         if run.position < len(world.order):
             arrival_at = pool.sequences[world.order[run.position]].arrived_at
-        at_s = min(step_at, event_at, arrival_at)
+        at_s = min(step_at, event_at, arrival_at, run.wake_at)
         if at_s > run.now:
             code = _end_instant(world)
             if code == _ASK:
                 return DECIDE
             if code == _AGAIN:
                 continue
-            if run.ended >= len(pool.sequences) or at_s >= INFINITY or run.idle_turns > _IDLE_TURNS:
+            if run.ended >= len(pool.sequences) or at_s >= NEVER_S or run.idle_turns > _IDLE_TURNS:
                 return DONE
             if run.sample_every_s > 0.0 and at_s > run.next_sample_at:
                 return SAMPLE
             run.now = at_s
-        if step_at <= run.now:
+        if run.wake_at <= run.now:
+            _count_idle(world)
+            wake_lines(world)
+        elif step_at <= run.now:
             _end_step(world, step_engine)
         elif event_at <= run.now and (world.event_kind[0] != TICK or arrival_at > run.now):
             _happen(world)
