@@ -157,8 +157,8 @@ class Guard:
     def _placed(
         self, placement: Placement, request: Request, snapshot: PoolSnapshot, rng: random.Random, *, elapsed_s: float
     ) -> Guarded:
-        if not self._names_only_roomy and (wrong := self._wrong_with(placement, request, snapshot)):
-            return self._fall_back(request, snapshot, rng, reason=Why.INVALID, detail=wrong)
+        if not self._names_only_roomy and (wrong := _wrong_with(placement, request, snapshot)):
+            return self._fall_back(request, snapshot, rng, reason=wrong[0], detail=wrong[1])
         self._holds.kept()
         shares, actions = self._shares, self._clamped(snapshot)
         detail = shares.over(placement.candidates[0].instance_id, request, snapshot)
@@ -200,18 +200,6 @@ class Guard:
     def _clamped(self, snapshot: PoolSnapshot) -> tuple[str, ...]:
         clamped = self._envelope is not None and self._envelope.settle(snapshot.taken_at_s)
         return (Why.CLAMPED,) if clamped else ()
-
-    def _wrong_with(self, placement: Placement, request: Request, snapshot: PoolSnapshot) -> str:
-        """What makes a placement one that must not be followed; empty where nothing does."""
-        if not placement.candidates:
-            return "a placement without candidates"
-        eligible = {one.instance.instance_id for one in snapshot.views if is_eligible(one, request)}
-        for candidate in placement.candidates:
-            if candidate.instance_id not in eligible:
-                return f"candidate {candidate.instance_id!r} is not eligible"
-            if not isfinite(candidate.score):
-                return f"candidate {candidate.instance_id!r} scored {candidate.score}"
-        return ""
 
     def _roomy(self, request: Request, views: Sequence[InstanceView]) -> list[InstanceView]:
         prompt, output, room_of = request.prompt_tokens, request.predicted_output_tokens, self.primary.room_of
@@ -257,3 +245,16 @@ class Guard:
         if isinstance(decision, Placement):
             self._shares.placed(decision.candidates[0].instance_id, request, snapshot)
         return Guarded(decision, self.fallback.name, fallback_reason=str(reason), detail=detail)
+
+
+def _wrong_with(placement: Placement, request: Request, snapshot: PoolSnapshot) -> tuple[Why, str] | None:
+    """What makes a placement one that must not be followed; ``None`` where nothing does."""
+    if not placement.candidates:
+        return Why.INVALID, "a placement without candidates"
+    eligible = {one.instance.instance_id for one in snapshot.views if is_eligible(one, request)}
+    for candidate in placement.candidates:
+        if candidate.instance_id not in eligible:
+            return Why.INVALID, f"candidate {candidate.instance_id!r} is not eligible"
+        if not isfinite(candidate.score):
+            return Why.NOT_FINITE, f"candidate {candidate.instance_id!r} scored {candidate.score}"
+    return None

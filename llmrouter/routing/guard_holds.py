@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import SHORTEST_HOLD_S
 from llmrouter.routing.guard_shares import is_eligible
 from llmrouter.routing.lateness import Rest
 
 if TYPE_CHECKING:
     from llmrouter.domain import Hold, PoolSnapshot, Request
-
-SHORTEST_HOLD_S = 0.005
-"""A hold ends so long from now at the earliest: one that ends at once would be asked again and again."""
 
 OVERRULED_IN_A_ROW = 5
 """After so many holds in a row that were overruled the policy rests."""
@@ -32,7 +30,8 @@ class VoluntaryHolds:
 
     None while an eligible instance idles, none on loads older than ``stale_after_s``, none once the request has gone
     first for ``longest_s``; and each gets an end within that time, so that no request waits for an event that may never
-    come. A clock that went back, so that nobody can say how long it was, counts as too long.
+    come, and not at once: it would be asked again and again. A clock that went back, so that nobody can say how long it
+    was, counts as too long.
     """
 
     def __init__(self, stale_after_s: float, longest_s: float) -> None:
