@@ -31,7 +31,7 @@ class LeastKvTokens(Ruled):
 
 
 class LMetric(Ruled):
-    """Uncached prefill times batch size: ``(Q + p)·(n + 1)``.
+    """Uncached prefill times batch size: ``(Q + p − c)·(n + 1)``.
 
     LMetric (arXiv 2603.15202), which multiplies the new prefill tokens of an instance by its batch size and so needs no
     weights. Fails where nothing is queued: then only the batch counts, whatever its contexts; and for a long prompt,
@@ -43,7 +43,7 @@ class LMetric(Ruled):
 
 
 class PrefillLoad(Ruled):
-    """The fewest prompt tokens without a first token: ``min(1, (Q + p)/T)``, T = 4,194,304.
+    """The fewest uncached prompt tokens without a first token: ``min(1, (Q + p − c)/T)``, T = 4,194,304.
 
     llm-d's token-load-scorer with its defaults. Fails where decoding is the bottleneck, which it does not see: with no
     prefill queued it chooses at random.
@@ -54,9 +54,9 @@ class PrefillLoad(Ruled):
 
 
 class TokenLoad(Ruled):
-    """Token load and KV usage, 2 : 2: ``2·min(1, (Q + p)/T) + 2·min(1, C/K)``.
+    """Prefix hits, token load and KV usage, 3 : 2 : 2: ``3·(1 − c/p) + 2·min(1, (Q + p − c)/T) + 2·min(1, C/K)``.
 
-    llm-d weighs prefix hits, token load and KV utilisation 3 : 2 : 2; this is what is left where no prefix is known.
+    llm-d's weights. Where no prefix is known the first term is the same for all, and two are left.
     T is larger than K, so that a context token weighs T/K times a queued one (10 on an H100, 200 on the paper's V100):
     it fails where LeastKvTokens does.
     """
@@ -142,3 +142,7 @@ class WorkloadImpact(Ruled):
 
     def __init__(self, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None) -> None:
         super().__init__(room_rule, partial(marginal_cost_row, weights=(weights or ObjectiveWeights()).in_order))
+        self._weights = (weights or ObjectiveWeights()).in_order
+
+    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
+        return ordered(marginal_costs(feature_rows(request, views, self._tail_of), self._weights), views, rng)

@@ -3,9 +3,9 @@
 Every formula is written once, over a row ``x`` of features in the order of ``FEATURE_NAMES``: the router calls it as it
 stands, the simulator compiles it. So these functions use numbers and constants, and nothing else.
 
-In the formulas the request has p prompt tokens and d predicted output tokens; the instance n requests in flight with C
-context tokens, Q of them still to prefill, and R predicted tokens to decode; K tokens of KV; step time
-``b + g3·n + g2·C``, prefill ``g1·p + g1b·p²``.
+In the formulas the request has p prompt tokens, c of them in the instance's prefix cache, and d predicted output
+tokens; the instance n requests in flight with C context tokens, Q of them still to prefill, and R predicted tokens to
+decode; K tokens of KV; step time ``b + g3·n + g2·C``, prefill ``g1·p + g1b·p²``.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ MIXING_ALPHA = 0.5
 MIXING_EPSILON_S = 0.5
 """Constants of the mixing penalty for a V100 (arXiv 2408.13510); ε, which is not printed, is its heavy prompt."""
 
-OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Weights of the marginal cost that leave only the request's own seconds."""
 
-IMPOSED_ALONE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)
+IMPOSED_ALONE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 """Weights that leave only what the others lose: ``stall`` and ``slowdown``."""
 
-COALESCE_ALONE = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+COALESCE_ALONE = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 LEAST_BASE_S = 1e-4
 """The shortest step of an empty batch that ``spread`` is divided by."""
@@ -76,10 +76,12 @@ class Rule(IntEnum):
     MIXING_PENALTY_SCALED = 14
 
 
-def score(rule: int, x: Sequence[float], weights: Sequence[float]) -> float:  # noqa: C901, PLR0911 - one line per rule
+def score(  # noqa: C901, PLR0911 - one line per rule
+    rule: int, x: Sequence[float], weights: Sequence[float], backlog_s: float = 0.0
+) -> float:
     """The score of one instance under a rule that has one; lower is better. Numbers are those of ``Rule``."""
     if rule == 4:  # noqa: PLR2004
-        return marginal_cost_row(x, weights)
+        return marginal_cost_row(x, weights, backlog_s)
     if rule == 5:  # noqa: PLR2004
         return least_kv_tokens(x)
     if rule == 6:  # noqa: PLR2004
@@ -114,30 +116,31 @@ def least_kv_tokens(x: Sequence[float]) -> float:
 
 
 def lmetric(x: Sequence[float]) -> float:
-    """Prefill tokens including the request's own, times the batch size with it: ``(Q + p)·(n + 1)``.
+    """Prefill tokens including the request's own, times the batch size with it: ``(Q + p − c)·(n + 1)``.
 
     LMetric (arXiv 2603.15202): the new prefill tokens of an instance times its batch size. The request itself is
     counted in both, so that idle instances do not all score 0.
     """
-    return (x[QUEUED] + x[PROMPT]) * (x[REQUESTS] + 1.0)
+    return (x[QUEUED] + x[PROMPT] - x[CACHED]) * (x[REQUESTS] + 1.0)
 
 
 def prefill_load(x: Sequence[float]) -> float:
-    """Prompt tokens still to prefill, the request's own with them, as a share of a threshold: ``min(1, (Q + p)/T)``.
+    """Prompt tokens still to prefill, the request's own with them, over a threshold: ``min(1, (Q + p − c)/T)``.
 
     llm-d's token-load-scorer (llm-d-router, ``scorer/tokenload``) over its in-flight-load producer, which by default
-    counts prompt tokens until the first token of the answer.
+    counts the uncached prompt tokens until the first token of the answer.
     """
-    return min(1.0, (x[QUEUED] + x[PROMPT]) / TOKEN_LOAD_THRESHOLD)
+    return min(1.0, (x[QUEUED] + x[PROMPT] - x[CACHED]) / TOKEN_LOAD_THRESHOLD)
 
 
 def token_load(x: Sequence[float]) -> float:
-    """Token load and KV usage in equal parts: ``2·min(1, (Q + p)/T) + 2·min(1, C/K)``.
+    """Prefix hits, token load and KV usage: ``3·(1 − c/p) + 2·min(1, (Q + p − c)/T) + 2·min(1, C/K)``.
 
-    llm-d's weights for prefix, token load and KV utilisation are 3 : 2 : 2; without a prefix index the first term is
-    the same for all instances, and this is what remains.
+    llm-d's weights for its prefix, token-load and KV-utilisation scorers are 3 : 2 : 2; its scores are high where these
+    terms are low.
     """
-    return 2.0 * prefill_load(x) + 2.0 * min(1.0, x[CONTEXT] / x[KV])
+    missed = 1.0 - x[CACHED] / max(x[PROMPT], 1.0)
+    return 3.0 * missed + 2.0 * prefill_load(x) + 2.0 * min(1.0, x[CONTEXT] / x[KV])
 
 
 def tokens_left(x: Sequence[float]) -> float:
@@ -160,14 +163,16 @@ def bucket_bound(tokens: float) -> float:
 
 
 def min_min(x: Sequence[float]) -> float:
-    """Earliest completion: ``g1·(Q + p) + g1b·p² + U(d)·(b + g3·(n + 1) + g2·(C + p))``, U the bound of d's bucket.
+    """Earliest completion: ``g1·(Q + p − c) + g1b·(p² − c²) + U(d)·(b + g3·(n + 1) + g2·(C + p))``.
+
+    U is the upper bound of d's bucket.
 
     The min-min of arXiv 2408.13510, which estimates completion from the upper bound of the predicted bucket; how it
     counts those in flight is not printed: here they prefill first and then share every step.
     """
-    p = x[PROMPT]
+    p, cached = x[PROMPT], x[CACHED]
     step_s = x[BASE] + x[SEQUENCE_S] * (x[REQUESTS] + 1.0) + x[CONTEXT_S] * (x[CONTEXT] + p)
-    prefill_s = x[PREFILL] * (x[QUEUED] + p) + x[PREFILL_SQUARED] * p * p
+    prefill_s = x[PREFILL] * (x[QUEUED] + p - cached) + x[PREFILL_SQUARED] * (p * p - cached * cached)
     return prefill_s + bucket_bound(x[PREDICTED]) * step_s
 
 
@@ -198,10 +203,16 @@ def own_latency(x: Sequence[float]) -> float:
     return marginal_cost_row(x, OWN_ALONE)
 
 
-def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
+def queued_prefill_s(x: Sequence[float]) -> float:
+    """Seconds of prefill that wait on an instance: ``g1·Q``. Its mean over the candidates is the backlog."""
+    return x[PREFILL] * x[QUEUED]
+
+
+def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: float = 0.0) -> float:
     """Seconds that a request takes on an instance, and costs everyone else there.
 
-    With weights w in the order of ``WEIGHT_NAMES``, and c of the prompt's tokens in the instance's prefix cache::
+    With weights w in the order of ``WEIGHT_NAMES``, c of the prompt's tokens in the instance's prefix cache, and a mean
+    of B seconds of prefill that wait on the candidates, ``backlog_s``::
 
         crowd    = g3·n + g2·C
         drain    = (b + crowd) · R / n               seconds until the mean request in flight ends (0 if idle)
@@ -213,13 +224,15 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
         slowdown = n·v·(g3 + g2·(p + v/2)),          v = min(d, R/n)
         coalesce = n·b if the engine runs prefill-only steps and has no queued prefill, else 0
         spread   = d·(crowd + g3 + g2·p)² / b
-        cost     = w_wait·wait + w_decode·decode + w_stall·stall + w_slowdown·slowdown
+        cost     = w_wait·wait + w_decode·decode + w_stall·(1 + w_pressure·B)·stall + w_slowdown·slowdown
                    + w_coalesce·coalesce + w_overflow·overflow + w_spread·spread
 
     ``wait`` is the request's own time to its first token, ``decode`` its own time from there. ``stall`` and
     ``slowdown`` are what the n requests that share the batch lose: the prompt stalls each of them once, and for v steps
     (while the mean one still runs) every step is longer by the new sequence and its growing context. ``spread`` grows
-    with the square of a step's length beyond that of an empty batch: it keeps long contexts apart.
+    with the square of a step's length beyond that of an empty batch: it keeps long contexts apart. Where prefill is the
+    bottleneck prompts wait everywhere, B grows, and ``stall`` with it: long prompts then queue behind each other, and
+    short ones pass. Where decoding or KV is, B stays near 0.
     """
     n, context, queued, remaining = x[REQUESTS], x[CONTEXT], x[QUEUED], x[REMAINING]
     p, d, cached = x[PROMPT], x[PREDICTED], x[CACHED]
@@ -244,7 +257,7 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float]) -> float:
     return (
         weights[0] * wait_s
         + weights[1] * decode_s
-        + weights[2] * n * prefill_s
+        + weights[2] * (1.0 + weights[7] * backlog_s) * n * prefill_s
         + weights[3] * slowdown_s
         + weights[4] * coalesce_s
         + weights[5] * overflow_s

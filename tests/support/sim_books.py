@@ -199,7 +199,8 @@ def _check_ledger(world: World, e: int) -> None:
     assert sorted(chain) == counted
     assert engine.ledger_requests == len(counted)
     assert engine.ledger_context == sum(pool.sequences[s].prompt + produced_of(world, s) for s in counted)
-    assert engine.ledger_queued == sum(pool.sequences[s].prompt for s in counted if produced_of(world, s) == 0)
+    queued = [pool.sequences[s] for s in counted if produced_of(world, s) == 0]
+    assert engine.ledger_queued == sum(sequence.prompt - sequence.cached_believed for sequence in queued)
 
 
 def _check_lines(world: World) -> None:

@@ -16,7 +16,7 @@ from llmrouter.sim.kernel.records import ENGINE_FIELDS, ROUTER_FIELDS, RUN_FIELD
 from llmrouter.sim.kernel.world import advance
 from llmrouter.sim.model import Admission, EngineModel, QueueOrder, Role, Schedule
 from llmrouter.sim.run import play, simulate
-from llmrouter.sim.setup import CompiledPolicy, RouterSide, Setup
+from llmrouter.sim.setup import CompiledPolicy, PrefixView, RouterSide, Setup
 from llmrouter.sim.workload import Workload
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def _fill_arrays(world: World, arrays: World) -> None:
         array[:] = [tuple(getattr(row, name) for name in names) for row in objects]
     arrays.pool.sizes[:] = world.pool.sizes
     arrays.asked_loads[:] = world.asked_loads
+    arrays.asked_cached[:] = world.asked_cached
 
 
 def interpret(case: Case, check: Callable[[World], None] = lambda _world: None) -> Outcomes:
@@ -277,6 +278,7 @@ def router_sides(draw: st.DrawFn) -> RouterSide:
         order=draw(st.sampled_from(list(Order))),
         aging_s=draw(st.sampled_from([0.1, 1.0, 10.0])),
         fair=draw(st.booleans()),
+        prefixes=draw(st.sampled_from(list(PrefixView))),
         tenant_weights=draw(st.sampled_from([(), (("b", 3.0),)])),
     )
 

@@ -11,7 +11,7 @@ def reserve(pool: Pool, e: int, s: int) -> None:
     engine.ledger_requests += 1
     engine.ledger_context += sequence.prompt + sequence.produced
     if sequence.produced == 0:
-        engine.ledger_queued += sequence.prompt
+        engine.ledger_queued += sequence.prompt - sequence.cached_believed
     sequence.ledger_prev = NONE
     sequence.ledger_next = engine.ledger_head
     if engine.ledger_head >= 0:
@@ -25,7 +25,7 @@ def release(pool: Pool, e: int, s: int) -> None:
     engine.ledger_requests -= 1
     engine.ledger_context -= sequence.prompt + sequence.produced
     if sequence.produced == 0:
-        engine.ledger_queued -= sequence.prompt
+        engine.ledger_queued -= sequence.prompt - sequence.cached_believed
     before, after = sequence.ledger_prev, sequence.ledger_next
     if before >= 0:
         pool.sequences[before].ledger_next = after
@@ -87,7 +87,7 @@ def exact_load(world: World, e: int, row: int, owner: int) -> None:
             world.asked_loads[at] += 1
             world.asked_loads[at + 1] += sequence.prompt + tokens
             if tokens == 0:
-                world.asked_loads[at + 2] += sequence.prompt
+                world.asked_loads[at + 2] += sequence.prompt - sequence.cached_believed
             world.asked_loads[at + 3] += max(0.0, sequence.predicted - tokens)
         s = sequence.ledger_next
 
@@ -108,7 +108,7 @@ def note_dispatch(world: World, router: int, e: int, s: int) -> None:
         view = (router * run.instances + e) * LOAD_FIELDS
         world.views[view] += 1
         world.views[view + 1] += sequence.prompt
-        world.views[view + 2] += sequence.prompt
+        world.views[view + 2] += sequence.prompt - sequence.cached_believed
         world.views[view + 3] += sequence.predicted
 
 
@@ -120,6 +120,7 @@ def note_release(world: World, e: int, s: int) -> None:
         world.views[view] = max(0.0, world.views[view] - 1)
         world.views[view + 1] = max(0.0, world.views[view + 1] - sequence.prompt - sequence.produced)
         if sequence.produced == 0:
-            world.views[view + 2] = max(0.0, world.views[view + 2] - sequence.prompt)
+            queued = world.views[view + 2] - sequence.prompt + sequence.cached_believed
+            world.views[view + 2] = max(0.0, queued)
         left = max(0.0, sequence.predicted - sequence.produced)
         world.views[view + 3] = max(0.0, world.views[view + 3] - left)

@@ -334,7 +334,7 @@ def _end_prefill(pool: Pool, e: int, s: int) -> None:
     else:
         _emit(pool, FIRST_TOKEN, s)
         engine.prompt_tokens_total += sequence.prompt
-        engine.ledger_queued -= sequence.prompt
+        engine.ledger_queued -= sequence.prompt - sequence.cached_believed
     engine.ledger_context += 1
     engine.step_tokens += 1
     sequence.produced += 1
