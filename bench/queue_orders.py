@@ -3,8 +3,9 @@
 ``--part orders``: every order against first come first served, at loads around capacity, with perfect, task-mean and
 noisy predictions (log-normal, σ = 1). Nothing is shed. Half of the requests have a deadline of 5 s and six times what
 they would take alone. ``--part tenants``: one tenant sends 70 % of the requests, three send 10 % each, nobody is held
-for more than 10 s; with fairness and without. ``--part routers``: the same queue split over several routers.
-``--part aging``: shortest predicted with other aging times.
+for more than 10 s; with fairness and without. ``--part routers``: the same queue split over several routers that read
+the ledger every 100 ms, and leave places to each other or do not. ``--part aging``: shortest predicted with other aging
+times.
 
 Changes are mean paired differences in percent with 95 % intervals (Student's t).
 """
@@ -192,11 +193,11 @@ def tenants(given: argparse.Namespace) -> Part:
 def routers(given: argparse.Namespace) -> Part:
     scenes = [Scene(name, load, "perfect") for name in given.cells for load in given.loads if load > 1.0]
     sides = {
-        f"{NAMES[order]}, {count} routers, views {'every 100 ms' if refresh_s else 'exact'}": RouterSide(
-            order=order, routers=count, refresh_s=refresh_s
+        f"{NAMES[order]}, {count} routers{'' if even else ' that do not yield'}": RouterSide(
+            order=order, routers=count, refresh_s=0.1 if count > 1 else 0.0, even=even
         )
         for order in (Order.FIRST_COME_FIRST_SERVED, Order.SHORTEST_PREDICTED)
-        for count, refresh_s in ((1, 0.0), (4, 0.0), (2, 0.1), (4, 0.1), (8, 0.1))
+        for count, even in ((1, True), (2, False), (2, True), (4, False), (4, True), (8, False), (8, True))
     }
     return Part(tuple(scenes), sides, lambda *one: router_figures(one[0], one[1], one[2].routers))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from llmrouter.lengths.predictor import LengthRequest
     from llmrouter.lengths.prompt_tokens import CountedPrompt, TokenReportRefusal
     from llmrouter.lengths.sketches import Counts
+    from llmrouter.routing.claims import Claim
+
+NO_CLAIMS: Mapping[str, Claim] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,10 @@ class ReserveAsk:
     The first candidate with room and within the tolerance is committed; with ``moved_tolerance=None`` the first with
     room. Where none is within it, ``final=True`` commits the one with room that gained least (ties: the better rank),
     so that the call never answers *moved*.
+
+    ``claim`` is what the request may say against those that other routers hold for the same ``model``: it yields to one
+    that goes before it. Where it is not committed, it is told the others; where it is, what was told before is taken
+    back. ``None`` yields to nobody and says nothing.
     """
 
     request_id: str
@@ -47,6 +55,8 @@ class ReserveAsk:
     bids: tuple[Bid, ...]
     moved_tolerance: int | None = 1
     final: bool = False
+    model: str = ""
+    claim: Claim | None = None
 
 
 class ReserveOutcome(StrEnum):
@@ -56,6 +66,7 @@ class ReserveOutcome(StrEnum):
     EXISTING = "Existing"  # the request id already has a reservation: the answer repeats it, nothing was added
     MOVED = "Moved"  # candidates with room had gained more than the tolerance
     FULL = "Full"  # no candidate has room
+    YIELDED = "Yielded"  # another router holds a request that goes before this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +113,12 @@ class Ledger(Protocol):
         """Looks a reservation up."""
         ...
 
-    async def loads(self) -> Mapping[str, Load]:
-        """The load of every instance with at least one reservation."""
+    async def loads(self, claims: Mapping[str, Claim] = NO_CLAIMS) -> Mapping[str, Load]:
+        """The load of every instance with at least one reservation.
+
+        ``claims`` are, by model, those of whoever goes first in this router's lines: they replace what it told before,
+        and count for ``CLAIM_LIFETIME_S``.
+        """
         ...
 
     async def heartbeat(self, ttl_s: float) -> int:

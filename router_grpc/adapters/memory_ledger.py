@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Load, Reservation
+from llmrouter.routing.claims import CLAIM_LIFETIME_S
 from llmrouter.routing.inflight import contribution
 from router_grpc.adapters.ledger_values import FIRST_TTL_S, MILLI, TAKEN_MAX, choose, milli_tokens, whole_tokens
-from router_grpc.ports import ReserveOutcome, ReserveResult
+from router_grpc.ports import NO_CLAIMS, ReserveOutcome, ReserveResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from llmrouter.routing.claims import Claim
     from router_grpc.ports import ReserveAsk
 
 
@@ -46,6 +48,8 @@ class MemoryBook:
 
     reservations: dict[str, Reservation] = field(default_factory=dict)
     lapses_at_s: dict[str, float] = field(default_factory=dict)
+    claims: dict[tuple[str, str], tuple[Claim, float]] = field(default_factory=dict)
+    """What routers told of whoever goes first, by model and router id, and when (s)."""
     _sums: dict[str, _Sum] = field(default_factory=dict)
     _owned: dict[str, dict[str, None]] = field(default_factory=dict)
     _taken: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -144,8 +148,9 @@ class MemoryLedger:
         if existing is not None:
             return self._result(ReserveOutcome.EXISTING, ask, self._adopted(existing))
         loads = {bid.instance_id: self._book.load(bid.instance_id) for bid in ask.bids}
-        chosen = choose(ask, loads)
+        chosen = ReserveOutcome.YIELDED if self._yields(ask) else choose(ask, loads)
         if isinstance(chosen, ReserveOutcome):
+            self._claim(ask.model, ask.claim)
             return ReserveResult(outcome=chosen, reservation=None, loads=loads)
         reservation = Reservation(
             request_id=ask.request_id,
@@ -155,6 +160,8 @@ class MemoryLedger:
             predicted_output_tokens=ask.predicted_output_tokens,
             cached_tokens=chosen.cached_tokens,
         )
+        if ask.claim is not None:
+            self._book.claims.pop((ask.model, self.router_id), None)
         return self._result(ReserveOutcome.COMMITTED, ask, self._adopted(reservation))
 
     async def progress(
@@ -193,8 +200,12 @@ class MemoryLedger:
         """See ``Ledger``."""
         return self._book.reservations.get(request_id)
 
-    async def loads(self) -> Mapping[str, Load]:
+    async def loads(self, claims: Mapping[str, Claim] = NO_CLAIMS) -> Mapping[str, Load]:
         """See ``Ledger``."""
+        for key in [key for key in self._book.claims if key[1] == self.router_id]:
+            del self._book.claims[key]
+        for model, claim in claims.items():
+            self._claim(model, claim)
         return self._book.loads()
 
     async def heartbeat(self, ttl_s: float) -> int:
@@ -232,6 +243,19 @@ class MemoryLedger:
 
     async def close(self) -> None:
         """Nothing to give back."""
+
+    def _claim(self, model: str, claim: Claim | None) -> None:
+        if claim is not None:
+            self._book.claims[model, self.router_id] = claim, self._clock()
+
+    def _yields(self, ask: ReserveAsk) -> bool:
+        """Whether another router told lately of a request of this model that goes first."""
+        since_s, mine = self._clock() - CLAIM_LIFETIME_S, ask.claim
+        return mine is not None and any(
+            mine.yields_to(claim)
+            for (model, router_id), (claim, told_at_s) in self._book.claims.items()
+            if model == ask.model and router_id != self.router_id and told_at_s > since_s
+        )
 
     def _live(self, ttl_s: float) -> None:
         self._book.lapses_at_s.setdefault(self.router_id, self._clock() + ttl_s)

@@ -18,11 +18,12 @@ from redis.exceptions import NoScriptError, RedisError
 from llmrouter.domain import Load, Reservation
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError
 from router_grpc.adapters.ledger_values import MILLI, milli_tokens, whole_tokens
-from router_grpc.ports import ReserveOutcome, ReserveResult
+from router_grpc.ports import NO_CLAIMS, ReserveOutcome, ReserveResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from llmrouter.routing.claims import Claim
     from router_grpc.ports import Bid, ReserveAsk
 
 OPERATIONS = (
@@ -114,6 +115,7 @@ class RedisLedger:
         self._timeout_s = timeout_s
         self._prefix = f"{{llmrouter:{namespace}}}:"
         self._scripts = _scripts()
+        self._claimed: set[str] = set()
 
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
@@ -125,6 +127,7 @@ class RedisLedger:
             "" if ask.moved_tolerance is None else ask.moved_tolerance,
             int(ask.final),
             _bids_json(ask.bids),
+            *_claim_args(ask.model, ask.claim),
         )
         loads = {bid.instance_id: _load(text) for bid, text in zip(ask.bids, packed, strict=True)}
         return ReserveResult(outcome=ReserveOutcome(_text(outcome)), reservation=_reservation(row), loads=loads)
@@ -150,9 +153,10 @@ class RedisLedger:
         """See ``Ledger``."""
         return _reservation(await self._call("find", request_id))
 
-    async def loads(self) -> Mapping[str, Load]:
+    async def loads(self, claims: Mapping[str, Claim] = NO_CLAIMS) -> Mapping[str, Load]:
         """See ``Ledger``."""
-        flat = await self._call("loads")
+        told, self._claimed = self._claimed | claims.keys(), set(claims)
+        flat = await self._call("loads", *(arg for model in told for arg in _claim_args(model, claims.get(model))))
         return {_text(flat[i]): _load(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     async def heartbeat(self, ttl_s: float) -> int:
@@ -242,6 +246,13 @@ def _reservation_args(reservation: Reservation) -> tuple[str | int, ...]:
         whole_tokens(reservation.generated_tokens),
         whole_tokens(reservation.cached_tokens),
     )
+
+
+def _claim_args(model: str, claim: Claim | None) -> tuple[str | int, ...]:
+    """As the scripts take it; no standing where nothing is claimed."""
+    if claim is None:
+        return (model, "", "", "")
+    return (model, claim.standing, repr(float(claim.key)), repr(float(claim.patient_key)))
 
 
 def _load(packed: str | bytes) -> Load:

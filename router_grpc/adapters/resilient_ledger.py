@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from llmrouter.errors import LedgerUnavailableError
+from router_grpc.ports import NO_CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from llmrouter.domain import Load, Reservation
+    from llmrouter.routing.claims import Claim
     from router_grpc.adapters.memory_ledger import MemoryLedger
     from router_grpc.ports import Ledger, ReserveAsk, ReserveResult
 
@@ -179,10 +181,10 @@ class ResilientLedger:
             found, _ = await self._ask(lambda ledger: ledger.find(request_id))
             return found
 
-    async def loads(self) -> Mapping[str, Load]:
+    async def loads(self, claims: Mapping[str, Claim] = NO_CLAIMS) -> Mapping[str, Load]:
         """See ``Ledger``; degraded, this router's own reservations only."""
         async with self._gate.through():
-            loads, _ = await self._ask(lambda ledger: ledger.loads())
+            loads, _ = await self._ask(lambda ledger: ledger.loads(claims))
             return loads
 
     async def tend(self) -> None:

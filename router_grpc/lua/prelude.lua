@@ -10,12 +10,14 @@
 --                                       cached
 --   <prefix>owned:<router>      set     request ids of the router's reservations
 --   <prefix>taken:<router>      zset    request ids that another router took over, or released, from this one -> when (ms)
+--   <prefix>claims:<model>      hash    router id -> "standing key told" of whoever goes first in its line (told: ms)
 --
 -- Every number is an integer below 2^53, so that sums are exact and return to zero.
 
 local LOADS, ROUTERS = KEYS[1], KEYS[2]
 local PREFIX, ME = ARGV[1], ARGV[2]
 local FIRST_TTL_MS = 30000
+local CLAIM_TTL_MS = 1000
 local TAKEN_MAX, TAKEN_TTL_MS = 10000, 86400000
 
 local function integer(number)
@@ -122,6 +124,33 @@ local function write_reservation(entry)
     'prompt', integer(entry.prompt), 'predicted', integer(entry.predicted),
     'prefilled', entry.prefilled and '1' or '0', 'generated', integer(entry.generated),
     'cached', integer(entry.cached))
+end
+
+-- Tells the other routers of whoever goes first in this router's line for a model, or, without a standing, of nobody.
+local function claim(model, standing, key)
+  local claims = PREFIX .. 'claims:' .. model
+  if standing == '' then
+    redis.call('HDEL', claims, ME)
+  else
+    redis.call('HSET', claims, ME, standing .. ' ' .. key .. ' ' .. integer(now_ms()))
+    redis.call('PEXPIRE', claims, CLAIM_TTL_MS)
+  end
+end
+
+-- Whether another router told lately of a request for a model that goes first: llmrouter.routing.orders.yields_to.
+local function yields(model, standing, patient_key)
+  local claims, since = PREFIX .. 'claims:' .. model, now_ms() - CLAIM_TTL_MS
+  local rows = redis.call('HGETALL', claims)
+  for i = 1, #rows, 2 do
+    local theirs, key, told = string.match(rows[i + 1], '^(%S+) (%S+) (%S+)$')
+    theirs = tonumber(theirs)
+    if tonumber(told) <= since then
+      redis.call('HDEL', claims, rows[i])
+    elseif rows[i] ~= ME and (theirs > standing or theirs == standing and tonumber(key) < patient_key) then
+      return true
+    end
+  end
+  return false
 end
 
 -- A router that holds something is always among the routers, so that what it holds can lapse.

@@ -1,9 +1,11 @@
 -- ARGV: 3 request id, 4 prompt tokens, 5 predicted output (milli-tokens), 6 tolerance or '', 7 final (0|1), 8 the bids
 -- as JSON, a list per field: instance ids, seen requests, max requests, KV limits in tokens or false, decode reserve
--- fractions, cached tokens. Returns {outcome, reservation, packed load of each bid}.
+-- fractions, cached tokens; 9 the model, and of whoever asks 10 the standing or '', 11 the key, 12 the patient key. Returns {outcome, reservation, packed load of each bid}.
 local REQUEST, PROMPT, PREDICTED = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local TOLERANCE, FINAL = tonumber(ARGV[6]), ARGV[7] == '1'
 local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS, CACHED = unpack(cjson.decode(ARGV[8]))
+
+local MODEL, STANDING, KEY, PATIENT_KEY = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 
 -- llmrouter.routing.inflight.has_room, operation by operation.
 local function has_room(load, max_requests, kv_limit, fraction)
@@ -36,6 +38,11 @@ if existing then
   return { 'Existing', answer(existing), loads }
 end
 
+if STANDING ~= '' and yields(MODEL, tonumber(STANDING), tonumber(PATIENT_KEY)) then
+  claim(MODEL, STANDING, KEY)
+  return { 'Yielded', {}, loads }
+end
+
 local first, least, least_gain
 for i, instance in ipairs(INSTANCES) do
   local load = unpack_load(loads[i])
@@ -53,6 +60,9 @@ end
 
 local chosen = first or (FINAL and least)
 if not chosen then
+  if STANDING ~= '' then
+    claim(MODEL, STANDING, KEY)
+  end
   return { least and 'Moved' or 'Full', {}, loads }
 end
 local entry = {
@@ -65,6 +75,9 @@ local entry = {
   cached = CACHED[chosen],
 }
 add(entry)
+if STANDING ~= '' then
+  claim(MODEL, '', '')
+end
 local fresh = pack_load(read_load(entry.instance))
 for i, instance in ipairs(INSTANCES) do
   if instance == entry.instance then
