@@ -29,6 +29,7 @@ from llmrouter.routing.calibration_intervals import Intervals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from bench.calibration_reports import Watcher
     from llmrouter.domain import EngineProfile
     from llmrouter.sim.engine import StepPlan
     from llmrouter.sim.model import EngineModel
@@ -131,7 +132,7 @@ class Nobody:
 class Jumping:
     """Hands on to another watcher with a clock that jumps 40 s ahead or 20 s back, each after some seconds."""
 
-    def __init__(self, watcher: Intervals, rng: random.Random) -> None:
+    def __init__(self, watcher: Watcher, rng: random.Random) -> None:
         self._watcher, self._rng = watcher, rng
         self._ahead_s, self._next_s = 0.0, 5.0
 

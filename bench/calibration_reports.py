@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,7 @@ class _Answer:
     at: int
     prompt_tokens: int
     output_tokens: int
+    predicted_tokens: float = 0.0
     base: int = 0
     since: int | None = None
     reported: int = 0
@@ -66,7 +68,7 @@ class _Serving:
 
 
 class ReportedRun:
-    """Engines under a workload, least in flight first; router 0 of ``routers`` is the one that watches.
+    """Engines under a workload; router 0 of ``routers`` is the one that watches.
 
     Args:
         engines: what really runs.
@@ -75,6 +77,9 @@ class ReportedRun:
         watcher: is told what router 0 sees.
         rng: of the reports' ways.
         routers: arrivals go to them in turn.
+        choose: the instance of a request, given its number, or ``None`` where it is held until the next refresh or end;
+            without it the least in flight.
+        speed: what an instance's step times are multiplied by, given its number and the time.
         spoken: what a client says its tokens are, given the request's number and the truth.
         on_step: called with each step's instance, plan and the seconds it really takes.
         on_end: called with the requests that ended so far.
@@ -89,6 +94,8 @@ class ReportedRun:
         *,
         rng: random.Random,
         routers: int = 1,
+        choose: Callable[[int], int | None] | None = None,
+        speed: Callable[[int, float], float] = lambda _at, _now_s: 1.0,
         spoken: Callable[[int, int], int] = lambda _, tokens: tokens,
         on_step: Callable[[int, StepPlan], None] | None = None,
         on_end: Callable[[int], None] | None = None,
@@ -99,6 +106,10 @@ class ReportedRun:
         ]
         self._workload, self._watcher, self._rng, self._routers = workload, watcher, rng, routers
         self._spoken, self._on_step, self._on_end = spoken, on_step, on_end
+        self._choose, self._speed = choose or self._least_in_flight, speed
+        self._held: deque[int] = deque()
+        self.placed_at = [-1] * len(workload)
+        self.finished_at_s = [0.0] * len(workload)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._ended = 0
@@ -120,16 +131,44 @@ class ReportedRun:
     def _refresh(self) -> None:
         self._watcher.refreshed(self._view, now_s=self.now_s)
         self._push(self.now_s + REFRESH_S, self._refresh)
+        self._release()
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The engines as the router has them declared."""
+        return tuple(serving.instance for serving in self._servings)
+
+    def load_of(self, at: int) -> Load:
+        """What the ledger says of an instance."""
+        serving = self._servings[at]
+        left = sum(max(0.0, one.predicted_tokens - one.reported) for one in serving.answers.values())
+        return Load(serving.requests, serving.context, serving.queued, left)
 
     def _view(self, instance: Instance) -> InstanceView:
-        serving = self._servings[int(instance.instance_id)]
-        return InstanceView(instance, Load(serving.requests, serving.context, serving.queued))
+        return InstanceView(instance, self.load_of(int(instance.instance_id)))
+
+    def _least_in_flight(self, _row: int) -> int:
+        least = min(serving.requests for serving in self._servings)
+        return self._rng.choice([at for at, serving in enumerate(self._servings) if serving.requests == least])
 
     def _arrive(self, row: int) -> None:
-        least = min(serving.requests for serving in self._servings)
-        at = self._rng.choice([at for at, serving in enumerate(self._servings) if serving.requests == least])
-        serving = self._servings[at]
-        answer = _Answer(row, at, int(self._workload.prompt_tokens[row]), int(self._workload.output_tokens[row]))
+        self._held.append(row)
+        self._release()
+
+    def _release(self) -> None:
+        while self._held and (at := self._choose(self._held[0])) is not None:
+            self._place(self._held.popleft(), at)
+
+    def _place(self, row: int, at: int) -> None:
+        serving, workload = self._servings[at], self._workload
+        self.placed_at[row] = at
+        answer = _Answer(
+            number=row,
+            at=at,
+            prompt_tokens=int(workload.prompt_tokens[row]),
+            output_tokens=int(workload.output_tokens[row]),
+            predicted_tokens=float(workload.predicted_output_tokens[row]),
+        )
         serving.answers[str(row)] = answer
         if row % self._routers == 0:
             self._watcher.dispatched(
@@ -155,7 +194,7 @@ class ReportedRun:
             answer.base, answer.since = self._tokens(answer), None
         if self._on_step is not None:
             self._on_step(at, plan)
-        self._push(self.now_s + plan.duration_s, partial(self._finish, at))
+        self._push(self.now_s + plan.duration_s * self._speed(at, self.now_s), partial(self._finish, at))
 
     def _tokens(self, answer: _Answer) -> int:
         return answer.base if answer.since is None else answer.base + self._servings[answer.at].ticks - answer.since
@@ -199,6 +238,7 @@ class ReportedRun:
     def _end(self, answer: _Answer, *, watches: bool) -> None:
         serving = self._servings[answer.at]
         answer.over = True
+        self.finished_at_s[answer.number] = self.now_s
         del serving.answers[str(answer.number)]
         serving.requests -= 1
         serving.context -= answer.prompt_tokens + answer.reported
@@ -206,5 +246,6 @@ class ReportedRun:
             told = self._spoken(answer.number, answer.output_tokens)
             self._watcher.ended(str(answer.number), told, now_s=self.now_s)
         self._ended += 1
+        self._release()
         if self._on_end is not None:
             self._on_end(self._ended)

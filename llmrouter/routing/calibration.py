@@ -214,11 +214,10 @@ class ClassCalibration:
 
     @property
     def belief(self) -> Belief:
-        """What decisions may use now."""
+        """What decisions may use now. Slowness is relative: it holds whichever coefficients do."""
         ratios = dict(zip(COEFFICIENTS, self._believed().tolist(), strict=True))
-        if self._frozen is Frozen.WORSE_THAN_PROFILE or self._is_new:
-            return Belief(ratios, {})
-        return Belief(ratios, (self._good_instances or self._instances).all())
+        instances = self._good_instances or self._instances
+        return Belief(ratios, {} if self._is_new else instances.all())
 
     @property
     def observations(self) -> int:
@@ -280,7 +279,8 @@ class ClassCalibration:
                 self._frozen = self._good_instances = None
         elif residual > FROZEN_ABOVE or worse:
             self._frozen = Frozen.BAD_RESIDUALS if residual > FROZEN_ABOVE else Frozen.WORSE_THAN_PROFILE
-            self._good_instances = copy.deepcopy(self._instances)
+            if self._frozen is Frozen.BAD_RESIDUALS:
+                self._good_instances = copy.deepcopy(self._instances)
             self._squares_CC *= _KEPT_AT_FREEZE
             self._products_C *= _KEPT_AT_FREEZE
             self._weight *= _KEPT_AT_FREEZE
@@ -326,7 +326,7 @@ class ClassCalibration:
         self._weight, self._observations = float(weight), int(observations)
         self._residual, self._profile_residual = Median(residuals_2[0]), Median(residuals_2[1])
         self._factors_C = solved(squares_CC, products_C, self._prior_weight)
-        if self._frozen is not None:
+        if self._frozen is Frozen.BAD_RESIDUALS:
             self._good_instances = copy.deepcopy(instances)
         return True
 
