@@ -55,6 +55,14 @@ def parse(text: str) -> Declared:
     return Declared(_name(routers[0]), router, wanted, _spec(policies[0], RoutingPolicySpec))
 
 
+def parse_policy(text: str) -> tuple[str, RoutingPolicySpec]:
+    """Name and spec of the only RoutingPolicy of a text; raises InvalidConfigError naming the document and field."""
+    policies = [document for document in _documents(text) if document["kind"] == "RoutingPolicy"]
+    if len(policies) != 1:
+        raise InvalidConfigError(f"the file must hold exactly one RoutingPolicy, it holds {len(policies)}")
+    return _name(policies[0]), _spec(policies[0], RoutingPolicySpec)
+
+
 def _documents(text: str) -> list[dict[str, Any]]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]

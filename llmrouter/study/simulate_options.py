@@ -99,7 +99,7 @@ def parse(rest: Sequence[str]) -> Scenario:
     if not 0 <= given.warm_up < 1:
         raise InvalidInputError(f"--warm-up must be at least 0 and below 1, not {given.warm_up}")
     requests = _traffic(given)
-    counts, count = _instances(given.instances)
+    counts, count = engine_counts(given.instances)
     configured = read_configured(given.config, counts) if given.config is not None else None
     setup = _setup(given, configured, count)
     load, rate_rps = _rate(given, requests)
@@ -197,8 +197,8 @@ def _rate(given: argparse.Namespace, requests: Traffic) -> tuple[float | None, f
     return (None, own_rps) if own_rps is not None else (DEFAULT_LOAD, None)
 
 
-def _instances(words: Sequence[str]) -> tuple[Mapping[str, int], int | None]:
-    """Engines of pools by name, and of everything."""
+def engine_counts(words: Sequence[str]) -> tuple[Mapping[str, int], int | None]:
+    """What ``--instances`` says: engines of pools by name, and of everything; raises InvalidInputError."""
     counts: dict[str, int] = {}
     count: int | None = None
     for word in words:
@@ -220,7 +220,7 @@ def _setup(given: argparse.Namespace, configured: Configured | None, count: int 
         same = len(set(configured.serves)) == 1
         serves = () if same else configured.serves
         return Setup(engines=_caching(configured.engines, given), routers=side, serves=serves)
-    engines = _profiled(given.profile)
+    engines = profiled(given.profile)
     if not engines and given.cell is not None:
         engines = list(build_cell(CellSpec(name=given.cell)).setup.engines)
     if not engines:
@@ -234,7 +234,8 @@ def _caching(engines: Sequence[EngineModel], given: argparse.Namespace) -> tuple
     return tuple(replace(engine, prefix_caching=given.prefix_caching) for engine in engines)
 
 
-def _profiled(words: Sequence[str]) -> list[EngineModel]:
+def profiled(words: Sequence[str]) -> list[EngineModel]:
+    """The engines that ``--profile`` names; raises InvalidInputError."""
     engines: list[EngineModel] = []
     for word in words:
         name, colon, number = word.rpartition(":") if ":" in word else (word, "", "1")

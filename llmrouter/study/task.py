@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 _CANNOT_CHANGE_RESULTS = frozenset(
     {
-        *("testbed", "training", "validation", "cli.py", "logs.py", "metrics.py", "acknowledgement.py", "_models"),
+        *(
+            "testbed",
+            "training",
+            "tuning",
+            "validation",
+            "cli.py",
+            "logs.py",
+            "metrics.py",
+            "acknowledgement.py",
+            "_models",
+        ),
         *("report", "table.py", "progress.py", "bench_command.py", "bench_options.py", "result.py", "notes.py"),
         *("simulate_command.py", "simulate_options.py"),
     }
