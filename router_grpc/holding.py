@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import SHORTEST_HOLD_S
 from llmrouter.errors import SaturatedError
 from llmrouter.routing.fairness import may_join
 from llmrouter.routing.lines import HeldLine, QueueRules
@@ -53,25 +55,29 @@ class Ticket:
     """A held request's place in its line. ``turn`` is set when it may try; ``stays`` says that it tried in vain."""
 
     def __init__(self, line: HoldLine, held: Held, kept: int) -> None:
-        self._line = line
+        self.line = line
         self.held = held
         self.kept_bytes = kept
         self.turn = asyncio.Event()
 
-    def stays(self) -> None:
-        """There was no place: whoever goes first tries at the next event, or now if there was one meanwhile."""
+    def stays(self, until_s: float | None = None) -> None:
+        """There was no place: whoever goes first tries at the next event, or now if there was one meanwhile.
+
+        At ``until_s`` it tries without one.
+        """
         self.turn.clear()
-        self._line.tried(self)
+        self.line.tried(self, until_s)
 
     def served(self) -> None:
         """There was one: its tenant pays."""
-        self._line.charge(self.held.request)
+        self.line.charge(self.held.request)
 
 
 class HoldLine:
     """One line of held requests. Who goes first may try for a place, one at a time; an event lets it try again.
 
-    A request that joins may try at once where it goes before the one that tried last.
+    So does the instant that the policy named when it had to stay. A request that joins may try at once where it goes
+    before the one that tried last.
     """
 
     def __init__(self, rules: QueueRules, clock: Callable[[], float]) -> None:
@@ -82,6 +88,8 @@ class HoldLine:
         self._last: Held | None = None
         self._again = False
         self._events = 0
+        self._head_since_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.kept_bytes = 0
 
     def __len__(self) -> int:
@@ -96,6 +104,11 @@ class HoldLine:
     def trying(self) -> Ticket | None:
         """Who has the turn."""
         return self._trying
+
+    @property
+    def head_since_s(self) -> float | None:
+        """Since when nobody has left the line as its first; ``None`` in an empty line."""
+        return self._head_since_s
 
     def kick(self) -> None:
         """Something changed that may have made room."""
@@ -118,38 +131,46 @@ class HoldLine:
         """A request was dispatched without being held."""
         self._line.pass_by(request)
 
-    def tried(self, ticket: Ticket) -> None:
-        """A ticket that had the turn has to stay."""
+    def tried(self, ticket: Ticket, until_s: float | None) -> None:
+        """A ticket that had the turn has to stay, until an event or ``until_s``."""
         self._trying, self._last = None, ticket.held
         if self._again:
             self._next()
+        else:
+            self._wake_at(until_s)
 
     @contextmanager
-    def ticket(self, request: Request, *, work_s: float, kept: int, since: int) -> Iterator[Ticket]:
+    def ticket(
+        self, request: Request, *, work_s: float, kept: int, since: int, until_s: float | None = None
+    ) -> Iterator[Ticket]:
         """Joins the line for the length of a ``with``.
 
         Whoever joins an empty line after events that followed ``since``, the ``events`` before its own attempt, may try
-        again at once.
+        again at once; else at ``until_s``, which that attempt was told, if no event comes before.
         """
         held = self._line.add(request, work_s)
         ticket = self._tickets[held] = Ticket(self, held, kept)
         self.kept_bytes += kept
-        self._joined(held, missed=self._events != since)
+        self._joined(held, missed=self._events != since, until_s=until_s)
         try:
             yield ticket
         finally:
             self._line.remove(held)
             del self._tickets[held]
             self.kept_bytes -= kept
+            if self._trying is ticket or self._last is held:
+                self._head_since_s = self._clock()
             if self._trying is ticket:
                 self._trying = None
             self._next()
 
-    def _joined(self, held: Held, *, missed: bool) -> None:
+    def _joined(self, held: Held, *, missed: bool, until_s: float | None) -> None:
         if len(self._line) == 1:
-            self._last = held
+            self._last, self._head_since_s = held, self._clock()
             if missed:
                 self._next()
+            else:
+                self._wake_at(until_s)
             return
         rival = self._trying.held if self._trying is not None else self._last
         if rival is None or self._line.goes_before(held, rival, self._clock()):
@@ -160,10 +181,21 @@ class HoldLine:
         self._again = self._trying is not None
         if self._again:
             return
+        self._wake_at(None)
         best = self._line.best(self._clock())
-        if best is not None:
+        if best is None:
+            self._head_since_s = None
+        else:
             self._trying = self._tickets[best]
             self._trying.turn.set()
+
+    def _wake_at(self, until_s: float | None) -> None:
+        """Lets whoever goes first then try at an instant to come; there is one such instant at most."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if until_s is not None and math.isfinite(until_s) and (left_s := until_s - self._clock()) > 0:
+            self._timer = asyncio.get_running_loop().call_later(max(left_s, SHORTEST_HOLD_S), self._next)
 
 
 class Holding:

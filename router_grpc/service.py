@@ -29,7 +29,7 @@ from router_grpc.world import World
 if TYPE_CHECKING:
     from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
     from llmrouter.routing.guard import Guard, Guarded
-    from router_grpc.holding import Ticket
+    from router_grpc.holding import HoldLine, Ticket
     from router_grpc.length_service import Foretold
     from router_grpc.ports import ReserveResult
     from router_grpc.runtime import Runtime
@@ -119,7 +119,7 @@ class RouterService:
     ) -> RouteAnswer:
         """Places a request now or as soon as its turn comes; ``kept`` bytes of memory are its own while it is held."""
         line = self._holding.line(request.model)
-        reason = "others are held already"
+        reason, again_at_s = "others are held already", None
         events = line.events
         if not len(line):
             is_new = request.request_id not in self._world.open_requests
@@ -128,7 +128,7 @@ class RouterService:
                 if is_new:
                     line.pass_by(request)
                 return outcome
-            reason = outcome.reason
+            reason, again_at_s = outcome.reason, outcome.until_s
         if is_named and (standing := await self._standing(request, runtime)) is not None:
             return standing
         hold, queue = runtime.config.policy.hold, runtime.config.policy.queue
@@ -141,7 +141,7 @@ class RouterService:
         if deadline_s is not None and deadline_s < until_s:
             until_s, bound = deadline_s, "as long as the call's own deadline allows"
         self._holding.check_bounds(request, queue, kept)
-        with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events) as ticket:
+        with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events, until_s=again_at_s) as ticket:
             return await self._wait_for_place(request, ticket, until_s=until_s, bound=bound, reason=reason)
 
     def _work_s(self, request: Request) -> float:
@@ -169,16 +169,19 @@ class RouterService:
             if runtime is None:
                 raise NoInstanceError("the router has no configuration any more")
             is_new = request.request_id not in self._world.open_requests
-            outcome = await self._attempt(request, runtime)
+            outcome = await self._attempt(request, runtime, ticket.line)
             if isinstance(outcome, RouteAnswer):
                 if is_new:
                     ticket.served()
                 return replace(outcome, held_s=max(self._world.clock() - request.arrived_at_s, 1e-9))
             reason = outcome.reason
-            ticket.stays()
+            ticket.stays(outcome.until_s)
 
-    async def _attempt(self, request: Request, runtime: Runtime) -> RouteAnswer | Hold:
-        """Decides and reserves; where no candidate fits any more, once again on the fresh loads."""
+    async def _attempt(self, request: Request, runtime: Runtime, line: HoldLine | None = None) -> RouteAnswer | Hold:
+        """Decides and reserves; where no candidate fits any more, once again on the fresh loads.
+
+        ``line`` is where the request is held already.
+        """
         if request.request_id in self._world.open_requests:
             standing = await self._standing(request, runtime)
             if standing is not None:
@@ -186,7 +189,10 @@ class RouterService:
         hold = Hold("no attempt was made")
         for final in (False, True):
             guard = runtime.degraded if self._world.is_degraded() else runtime.guard
-            guarded = self._decide(guard, request, self.snapshot())
+            snapshot = self.snapshot()
+            if line is not None:
+                snapshot = replace(snapshot, held=len(line), head_since_s=line.head_since_s)
+            guarded = self._decide(guard, request, snapshot)
             decision = guarded.decision
             if isinstance(decision, NoCandidate):
                 raise NoInstanceError(decision.reason)

@@ -10,7 +10,7 @@ import pytest
 from support.sim_books import check_books
 from support.sim_worlds import ONE_AT_A_TIME, SERVICE_S, Case, interpret
 
-from llmrouter.domain import Candidate, Placement
+from llmrouter.domain import Candidate, Hold, Placement
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.policies import request_bound
 from llmrouter.routing.rules import Rule
@@ -311,3 +311,71 @@ def test_sparse_block_ids_take_no_room() -> None:
     blocks: dict[str, Any] = {"prefix_start": [0, 1, 2], "prefix_blocks": [7, 4_000_000_000_000]}
     world = lay_out(Setup(engines=(caching,)), arrivals([0.0, 0.0], prefix_block_tokens=5, **blocks), seed=0)
     assert len(world.pool.prefix_refs) == 2
+
+
+# --- holds until an instant ---
+
+
+class Patient:
+    """Holds every head for a time from when it became the head, then takes the first instance; notes what it saw."""
+
+    name = "Patient"
+
+    def __init__(self, hold_s: float, *, again_s: float = np.inf) -> None:
+        self.hold_s, self.again_s = hold_s, again_s
+        self.room_of = request_bound(1_000)
+        self.seen: list[tuple[str, float, int, float | None]] = []
+
+    def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
+        del rng
+        now_s, since_s = snapshot.taken_at_s, snapshot.head_since_s
+        self.seen.append((request.request_id, round(now_s, 6), snapshot.held, since_s))
+        until_s = (now_s if since_s is None else since_s) + self.hold_s
+        if now_s < until_s - 1e-9:
+            return Hold("patient", min(until_s, now_s + self.again_s))
+        view = snapshot.views[0]
+        return Placement((Candidate(view.instance.instance_id, 0.0, view.load),), "patient")
+
+
+def test_a_head_that_is_held_until_an_instant_tries_again_then() -> None:
+    """Nothing else happens meanwhile; the next head's time begins when the one before it leaves."""
+    policy = Patient(0.1)
+    outcomes = run(arrivals([1.0, 1.03, 3.0]), MANY, policy=policy)
+    assert outcomes.dispatched_at_s.tolist() == pytest.approx([1.1, 1.2, 3.1])
+    assert policy.seen == [
+        ("r0", 1.0, 1, None),
+        ("r0", 1.1, 2, 1.0),
+        ("r1", 1.1, 1, pytest.approx(1.1)),
+        ("r1", 1.2, 1, pytest.approx(1.1)),  # the end of a step at 1.2 comes in the same instant
+        ("r2", 3.0, 1, None),
+        ("r2", 3.1, 1, 3.0),
+    ]
+
+
+def test_an_event_lets_a_held_head_try_before_its_instant() -> None:
+    policy = Patient(0.25)
+    run(arrivals([1.0, 1.0]), MANY, policy=policy)
+    tried = [at_s for name, at_s, _, _ in policy.seen if name == "r1"]
+    assert tried == [1.25, 1.35, 1.5]  # r0 leaves at 1.25 and is done at 1.35
+
+
+@pytest.mark.parametrize("until_s", [np.nan, np.inf, -1.0, 0.0])
+def test_an_instant_that_does_not_come_is_no_instant(until_s: float) -> None:
+    """Held for ever, a run ends; nobody is asked in circles."""
+    policy = Patient(1.0)
+    policy.decide = lambda request, snapshot, rng: Hold("never", until_s)  # type: ignore[method-assign]  # noqa: ARG005
+    outcomes = run(arrivals([1.0]), MANY, policy=policy)
+    assert outcomes.status.tolist() == [0]
+
+
+def test_the_longest_wait_bounds_a_hold_that_is_renewed() -> None:
+    outcomes = run(arrivals([1.0, 1.0]), MANY, policy=Patient(1e6, again_s=0.01), side=RouterSide(max_wait_s=0.5))
+    assert outcomes.status.tolist() == [Status.SHED, Status.SHED]
+
+
+def test_lines_wake_each_at_its_own_instant() -> None:
+    policy = Patient(0.1)
+    outcomes = run(
+        arrivals([1.0, 1.05], model=[0, 1], models=("a", "b")), MANY, MANY, policy=policy, side=RouterSide(routers=2)
+    )
+    assert outcomes.dispatched_at_s.tolist() == pytest.approx([1.1, 1.15])

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.router_world import MODEL, Bench, config_of, until
 
-from llmrouter.domain import Request
+from llmrouter.domain import Hold, Request
 from llmrouter.errors import SaturatedError
 from llmrouter.resources import QueueSpec
 from llmrouter.routing.lines import QueueRules
 from llmrouter.routing.orders import ORDERS, Order
+from llmrouter.routing.policies import LeastInFlight, request_bound
 from router_grpc.holding import CALL_BYTES, Holding, HoldLine, kept_bytes
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
 
     from llmrouter.config import RouterConfig
+    from llmrouter.domain import Decision, PoolSnapshot
     from router_grpc.holding import Ticket
 
 
@@ -140,6 +143,10 @@ async def refused(bench: Bench, **fields: Any) -> SaturatedError:
 
 async def hold(bench: Bench, count: int, **fields: Any) -> list[asyncio.Task[Any]]:
     await bench.route("first")
+    return await join(bench, count, **fields)
+
+
+async def join(bench: Bench, count: int, **fields: Any) -> list[asyncio.Task[Any]]:
     tasks = []
     for number in range(count):
         tasks.append(asyncio.create_task(bench.route(f"h{number}", **fields)))
@@ -300,3 +307,94 @@ async def test_an_order_by_lengths_gives_way_while_they_order_badly(declared: st
     bench.service.reorder()
     assert in_force.order is good
     assert bench.count("llmrouter_queue_order_off") == 0
+
+
+# --- holds until an instant ---
+
+
+class Patient(LeastInFlight):
+    """Holds every head until an instant of the bench's clock, and notes what it was shown."""
+
+    def __init__(self, bench: Bench, hold_s: float) -> None:
+        super().__init__(request_bound(8))
+        self._bench, self._hold_s = bench, hold_s
+        self.until_s = bench.clock.now_s + hold_s
+        self.seen: list[tuple[str, int, float | None]] = []
+
+    def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
+        self.seen.append((request.request_id, snapshot.held, snapshot.head_since_s))
+        if self._bench.clock.now_s < self.until_s:
+            return Hold("patient", self.until_s)
+        return super().decide(request, snapshot, rng)
+
+
+async def patient(hold_s: float) -> tuple[Bench, Patient]:
+    """A router whose one instance is busy and has room."""
+    bench = Bench(config_of("a:1", limits={"maxInFlightPerInstance": 8}))
+    await bench.route("first")
+    policy = Patient(bench, hold_s)
+    bench.service.runtime.guard.primary = policy  # type: ignore[union-attr]
+    return bench, policy
+
+
+async def test_a_held_head_tries_again_at_the_instant_that_the_policy_named() -> None:
+    """No event comes; those behind it follow as it leaves, and the timer is gone with the line."""
+    bench, policy = await patient(0.02)
+    came_s = bench.clock.now_s
+    tasks = await join(bench, 2)
+    bench.clock.now_s = policy.until_s
+    answers = await asyncio.gather(*tasks)
+    assert all(answer.held_s > 0 for answer in answers)
+    first, last = policy.seen[0], policy.seen[-1]
+    assert first[1:] == (1, None)
+    assert policy.seen[1][1:] == (2, came_s)
+    assert last[1:] == (1, policy.until_s)
+    assert bench.service._holding.line(MODEL)._timer is None
+
+
+async def test_a_timer_that_comes_early_by_the_clock_is_set_again() -> None:
+    bench, policy = await patient(0.005)
+    (task,) = await join(bench, 1)
+    await until(lambda: len(policy.seen) >= 3)
+    assert not task.done()
+    bench.clock.now_s = policy.until_s
+    await task
+
+
+async def test_an_event_lets_a_held_head_try_before_its_instant() -> None:
+    bench, policy = await patient(1e6)
+    (task,) = await join(bench, 1)
+    for count in (2, 3):
+        bench.service.kick()
+        await until(lambda count=count: len(policy.seen) == count)  # type: ignore[misc]
+    policy.until_s = bench.clock.now_s
+    bench.service.kick()
+    await task
+
+
+@pytest.mark.parametrize("until_s", [float("nan"), float("inf"), -1.0, 0.0])
+async def test_an_instant_that_does_not_come_sets_no_timer(until_s: float) -> None:
+    crowd = Crowd(QueueRules())
+    ticket = crowd.join(0, work_s=1.0)
+    ticket.stays(until_s)
+    assert crowd.line._timer is None
+    ticket.stays(0.5)
+    assert crowd.line._timer is not None
+    crowd.leave(ticket)
+    assert crowd.line._timer is None
+
+
+def test_whoever_overtakes_takes_over_since_when_the_line_waits() -> None:
+    crowd = Crowd(QueueRules(Order.SHORTEST_PREDICTED))
+    crowd.now_s = 1.0
+    long = crowd.join(0, work_s=9.0)
+    crowd.now_s = 2.0
+    short, longer = crowd.join(1, work_s=1.0), crowd.join(2, work_s=99.0)
+    assert crowd.line.head_since_s == 1.0
+    crowd.leave(longer)
+    assert crowd.line.head_since_s == 1.0
+    crowd.now_s = 3.0
+    crowd.leave(short)
+    assert crowd.line.head_since_s == 3.0
+    crowd.leave(long)
+    assert crowd.line.head_since_s is None

@@ -65,7 +65,7 @@ _IDLE_TURNS = 20_000
 _OVER, _AGAIN, _ASK = 0, 1, 2
 
 
-def advance(world: World) -> int:  # noqa: C901 - calls cost compile time
+def advance(world: World) -> int:  # noqa: C901, PLR0912 - calls cost compile time
     """Runs until the caller is needed; returns ``DONE``, ``DECIDE``, ``SAMPLE`` or ``REPORT``."""
     run, pool = world.run[0], world.pool
     if run.answered and not take_answer(world):
