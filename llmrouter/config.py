@@ -35,6 +35,7 @@ from llmrouter.resources import (
     PredictorBase,
     PredictorSpec,
     PredictorType,
+    PrefixAffinitySpec,
     QueueSpec,
     RelativePath,
     Resource,
@@ -75,6 +76,7 @@ class PolicyConfig(Resource):
     hold: HoldSpec = HoldSpec()
     queue: QueueSpec = QueueSpec()
     guard: GuardSpec = GuardSpec()
+    prefix_affinity: PrefixAffinitySpec = PrefixAffinitySpec()
 
     @property
     def digest(self) -> str:
@@ -173,6 +175,7 @@ def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | No
         hold=spec.hold,
         queue=spec.queue,
         guard=spec.guard,
+        prefix_affinity=spec.prefix_affinity,
     )
 
 

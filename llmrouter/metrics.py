@@ -53,6 +53,7 @@ class RouterMetrics:
         counter, gauge, histogram = make.counter, make.gauge, make.histogram
         self.lengths = LengthMetrics(make)
         self.calibration = CalibrationMetrics(make)
+        self.prefixes = PrefixMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.route_seconds = histogram("route_seconds", "Time a Route call took, holds included.", LATENCY_BUCKETS)
         self.decision_seconds = histogram("decision_seconds", "Time one policy decision took.", DECISION_BUCKETS)
@@ -164,6 +165,24 @@ class LengthMetrics:
         self.exchange_dropped_counts = counter(
             "length_exchange_dropped_counts_total",
             "Counts that other routers are not told of; an answer has one in each of its groups.",
+        )
+
+
+class PrefixMetrics:
+    """What is taken to be in the engines' prefix caches, and what they say was."""
+
+    def __init__(self, make: _Maker) -> None:
+        self.hit_tokens = make.counter(
+            "prefix_hit_tokens_total",
+            "Prompt tokens in prefix caches: expected where a request is sent, checked (expected of those whose usage "
+            "came), reported in that usage.",
+            ["kind"],
+        )
+        self.entries = make.gauge("prefix_index_entries", "Pairs of a prompt block and an instance in the index.")
+        self.hit_share = make.gauge(
+            "prefix_hit_share",
+            "Share of the expected hits that came true; 0 where an instance's hits count as none.",
+            ["pool", "instance"],
         )
 
 

@@ -352,6 +352,7 @@ class ObjectiveSpec(Resource):
     coalesce_weight: Weight | None = None
     overflow_weight: Weight | None = None
     spread_weight: Weight | None = None
+    pressure_weight: Weight | None = None
     preferences: PreferencesSpec = PreferencesSpec()
 
 
@@ -384,6 +385,17 @@ class FairnessSpec(Resource):
         return self
 
 
+class BatchSpec(Resource):
+    """The batch class: where and when requests go that nobody waits for; see ``routing/batch.py``."""
+
+    fill_fraction: float = Field(default=0.5, ge=0.01, le=1)
+    max_queued_tokens: int = Field(default=0, ge=0, le=10_000_000)
+    max_wait_seconds: float = Field(default=600.0, ge=0, le=86_400)
+    patience_seconds: float = Field(default=60.0, ge=0, le=86_400)
+    least_share: float = Field(default=0.05, ge=0, le=0.5)
+    depth_fraction: float = Field(default=0.5, ge=0, le=1)
+
+
 class QueueSpec(Resource):
     """Who of the held requests goes next, and how many there may be."""
 
@@ -392,6 +404,7 @@ class QueueSpec(Resource):
     max_depth: int = Field(default=1024, ge=0, le=100_000)
     max_bytes: int = Field(default=268_435_456, ge=0, le=1_099_511_627_776)
     fairness: FairnessSpec = FairnessSpec()
+    batch: BatchSpec = BatchSpec()
 
 
 class GuardSpec(Resource):
@@ -406,6 +419,12 @@ class GuardSpec(Resource):
     max_clamped_fraction: float = Field(default=0.5, ge=0, le=1)
 
 
+class PrefixAffinitySpec(Resource):
+    """Whether prompt tokens that an instance probably has in its prefix cache count as computed."""
+
+    enabled: bool = True
+
+
 class RoutingPolicySpec(Resource):
     """What SREs tune."""
 
@@ -415,6 +434,7 @@ class RoutingPolicySpec(Resource):
     hold: HoldSpec = HoldSpec()
     queue: QueueSpec = QueueSpec()
     guard: GuardSpec = GuardSpec()
+    prefix_affinity: PrefixAffinitySpec = PrefixAffinitySpec()
 
     @model_validator(mode="after")
     def _model_for_onnx(self) -> Self:

@@ -228,6 +228,7 @@ class RouterApp:
         self._gauges.show()
         self._believe()
         world = self.world
+        world.prefixes.show(world.instances.current(), world.metrics.prefixes)
         world.calibrating.show(world.metrics.calibration, (one.instance_id for one in world.instances.current()))
 
     async def _calibrate(self) -> None:
@@ -287,6 +288,7 @@ class RouterApp:
         outside.scraper.begin_round(instances, interval_s=self._scrape_s())
         outside.directory.set_unreachable(outside.scraper.unreachable)
         self.world.replica.forget_except(instance.instance_id for instance in instances)
+        self.world.prefixes.index.keep_only({instance.instance_id for instance in instances})
         self.service.kick()  # what engines report may have made room
 
     def _heartbeat_s(self) -> float:

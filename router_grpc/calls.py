@@ -9,6 +9,8 @@ from llmrouter.errors import InvalidRequestError
 from llmrouter.lengths.predictor import LengthRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmrouter.lengths.distribution import LengthDistribution
 
 MAX_REQUEST_ID_LENGTH = 128
@@ -20,6 +22,9 @@ MAX_TENANT_LENGTH = 64
 MAX_PRIORITY = 100
 MAX_COUNT = 1_000_000
 MAX_OUTPUT_TOKENS = 1_000_000_000
+MAX_PREFIX_HASHES = 65_536
+MAX_PREFIX_BLOCK_TOKENS = 65_536
+MAX_SALT_LENGTH = 128
 MAX_DEADLINE_MS = 86_400_000
 """A day."""
 
@@ -46,6 +51,10 @@ class RouteAsk:
     priority: int = 0
     tenant: str = ""
     deadline_ms: int = 0
+    batch: bool = False
+    prefix_hashes: Sequence[int] = ()
+    prefix_block_tokens: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,7 @@ def check_bounds(ask: RouteAsk, max_prompt_tokens: int) -> None:
         ("turn", ask.turn, 0, MAX_COUNT),
         ("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY),
         ("deadline_ms", ask.deadline_ms, 0, MAX_DEADLINE_MS),
+        ("prefix_block_tokens", ask.prefix_block_tokens, 1 if ask.prefix_hashes else 0, MAX_PREFIX_BLOCK_TOKENS),
     )
     for field_name, value, least, most in numbers:
         if value is not None and not least <= value <= most:
@@ -94,6 +104,8 @@ def check_bounds(ask: RouteAsk, max_prompt_tokens: int) -> None:
         ("tenant", len(ask.tenant), MAX_TENANT_LENGTH, "characters"),
         ("excluded_instance_ids", len(ask.excluded_instance_ids), MAX_EXCLUDED, "entries"),
         ("prompt", len(ask.prompt or b""), MAX_PROMPT_BYTES, "bytes"),
+        ("prefix_hashes", len(ask.prefix_hashes), MAX_PREFIX_HASHES, "entries"),
+        ("cache_salt", len(ask.cache_salt), MAX_SALT_LENGTH, "characters"),
     )
     for field_name, size, most, unit in sizes:
         if size > most:

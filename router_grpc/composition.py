@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 import time
 import uuid
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from router_grpc.changes import Changes
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
 from router_grpc.open_requests import OpenRequests
+from router_grpc.prefixing import Prefixing
 from router_grpc.replica import LoadReplica
 from router_grpc.runtime import RuntimeBuilder
 from router_grpc.world import World
@@ -119,6 +121,7 @@ def compose(
         rng=rng,
         mix=MixMeter(time.monotonic()),
         is_alone=redis is None,
+        prefixes=Prefixing(secrets.token_bytes(32)),
         calibrating=Calibrating(None if redis is None else _calibrations(settings, redis)),
     )
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
@@ -160,6 +163,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         drift_known=app.world.lengths.watch.drift_known,
         mix=app.world.mix.mix(app.world.clock()),
         at_s=time.time(),
+        calibration=app.world.calibrating.told(one.instance_id for one in instances.current()),
     )
 
 

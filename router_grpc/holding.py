@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING
 
 from llmrouter.domain import SHORTEST_HOLD_S
 from llmrouter.errors import SaturatedError
+from llmrouter.routing.batch import batch_rules_of
 from llmrouter.routing.fairness import may_join
 from llmrouter.routing.lines import HeldLine, QueueRules
 from llmrouter.routing.orders import ORDERS, Order
+from router_grpc.prefixing import KEPT_BYTES_PER_BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from llmrouter.domain import Request
     from llmrouter.resources import QueueSpec
+    from llmrouter.routing.batch import BatchRules
+    from llmrouter.routing.claims import Claim
     from llmrouter.routing.lines import Held
 
 RETRY_AFTER_S = 1.0
@@ -35,9 +39,9 @@ PROMPT_COPIES = 2
 """How often a held call keeps its prompt: in its message, and as the value made of it."""
 
 
-def kept_bytes(prompt: bytes | None) -> int:
+def kept_bytes(prompt: bytes | None, prefix_hashes: Sequence[int] = ()) -> int:
     """Memory that a held call keeps, about."""
-    return CALL_BYTES + PROMPT_COPIES * len(prompt or b"")
+    return CALL_BYTES + PROMPT_COPIES * len(prompt or b"") + KEPT_BYTES_PER_BLOCK * len(prefix_hashes)
 
 
 def rules_of(queue: QueueSpec) -> QueueRules:
@@ -48,6 +52,7 @@ def rules_of(queue: QueueSpec) -> QueueRules:
         aging_s=queue.aging_seconds,
         fair=fairness.enabled,
         weights={one.tenant: one.weight for one in fairness.weights},
+        batch=batch_rules_of(queue.batch),
     )
 
 
@@ -72,6 +77,10 @@ class Ticket:
         """There was one: its tenant pays."""
         self.line.charge(self.held.request)
 
+    def fills_gap(self) -> bool:
+        """Whether it may go only where it leaves head-room."""
+        return self.line.fills_gap(self.held)
+
 
 class HoldLine:
     """One line of held requests. Who goes first may try for a place, one at a time; an event lets it try again.
@@ -91,6 +100,8 @@ class HoldLine:
         self._head_since_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.kept_bytes = 0
+        self.batch_kept_bytes = 0
+        self.has_yielded = False
 
     def __len__(self) -> int:
         return len(self._line)
@@ -110,9 +121,47 @@ class HoldLine:
         """Since when nobody has left the line as its first; ``None`` in an empty line."""
         return self._head_since_s
 
+    @property
+    def batch_held(self) -> int:
+        """How many of its requests are of the batch class."""
+        return self._line.batch_held
+
+    def waiting(self, request: Request) -> int:
+        """How many requests wait as a request does, itself included where it is held: the batch class waits apart."""
+        return self._line.batch_held if request.batch else len(self._line) - self._line.batch_held
+
+    def fills_gap(self, held: Held) -> bool:
+        """Whether a request may go only where it leaves head-room."""
+        return self._line.fills_gap(held, self._clock())
+
+    def claim_of(self, request: Request, work_s: Callable[[Request], float]) -> Claim | None:
+        """What a request may say against those that other routers hold; ``None`` where it must not keep them waiting.
+
+        One that leaves instances out may have to wait for others than those that have room.
+        """
+        if request.excluded_instance_ids:
+            return None
+        now_s, trying = self._clock(), self._trying
+        if trying is not None and trying.held.request is request:
+            return self._line.claim(trying.held, now_s)
+        return self._line.claim_of(request, work_s(request) if self._line.weighs_work else 1.0, now_s)
+
+    def claim(self) -> Claim | None:
+        """What other routers are told of whoever goes first."""
+        now_s = self._clock()
+        best = self._line.best(now_s)
+        if best is None or best.request.excluded_instance_ids:
+            return None
+        return self._line.claim(best, now_s)
+
+    def settle(self, tenant: str, predicted_output_tokens: float, output_tokens: float) -> None:
+        """An answer has ended: its tenant pays for what there was."""
+        self._line.settle(tenant, predicted_output_tokens, output_tokens)
+
     def kick(self) -> None:
         """Something changed that may have made room."""
         self._events += 1
+        self.has_yielded = False
         self._next()
 
     def follow(self, rules: QueueRules) -> None:
@@ -151,6 +200,7 @@ class HoldLine:
         held = self._line.add(request, work_s)
         ticket = self._tickets[held] = Ticket(self, held, kept)
         self.kept_bytes += kept
+        self.batch_kept_bytes += kept * request.batch
         self._joined(held, missed=self._events != since, until_s=until_s)
         try:
             yield ticket
@@ -158,6 +208,7 @@ class HoldLine:
             self._line.remove(held)
             del self._tickets[held]
             self.kept_bytes -= kept
+            self.batch_kept_bytes -= kept * request.batch
             if self._trying is ticket or self._last is held:
                 self._head_since_s = self._clock()
             if self._trying is ticket:
@@ -219,6 +270,21 @@ class Holding:
         """The order in force."""
         return self._rules.order
 
+    @property
+    def batch(self) -> BatchRules:
+        """Where and when the batch class goes."""
+        return self._rules.batch
+
+    @property
+    def has_yielded(self) -> bool:
+        """Whether a line has left a place to another router since it last tried."""
+        return any(line.has_yielded for line in self._lines.values())
+
+    def claims(self) -> dict[str, Claim]:
+        """What other routers are told of whoever goes first, by model."""
+        claims = ((model, line.claim()) for model, line in self._lines.items())
+        return {model: claim for model, claim in claims if claim is not None}
+
     def line(self, model: str) -> HoldLine:
         """The line of a model."""
         line = self._lines.get(model)
@@ -260,11 +326,25 @@ class Holding:
                 reason="QueueBytes",
                 retry_after_s=RETRY_AFTER_S,
             )
+        if request.batch:
+            self._check_batch(queue, kept)
         own = self.line(request.model).held_by(request.tenant)
         if queue.fairness.enabled and not may_join(own, held, queue.max_depth):
             raise SaturatedError(
                 f"{own} requests of the tenant are held already and {queue.max_depth - held} places are free: a tenant "
                 f"may hold as many as are free",
                 reason="TenantQueueFull",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def _check_batch(self, queue: QueueSpec, kept: int) -> None:
+        """The same for the share of both bounds that the batch class may take."""
+        share, lines = queue.batch.depth_fraction, self._lines.values()
+        held, kept_bytes = sum(line.batch_held for line in lines), sum(line.batch_kept_bytes for line in lines)
+        if held >= share * queue.max_depth or kept_bytes + kept > share * queue.max_bytes:
+            raise SaturatedError(
+                f"{held} batch requests of {kept_bytes} bytes are held already, the policy's queue.batch.depthFraction "
+                f"leaves them {share:g} of {queue.max_depth} places and {queue.max_bytes} bytes",
+                reason="BatchQueueFull",
                 retry_after_s=RETRY_AFTER_S,
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmrouter.domain import Reservation
     from llmrouter.planning.mix import Dispatched
+    from llmrouter.routing.prefixes import Use
     from router_grpc.costing import ForetoldCost
     from router_grpc.length_service import Foretold
 
@@ -22,7 +23,7 @@ class OpenRequest:
     """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke.
 
     ``foretold`` is ``None`` where another router foretold its length; ``dispatched`` is what the traffic's mix counted,
-    ``cost`` what its decision foretold.
+    ``cost`` what its decision foretold, ``prefix`` what was expected of the instance's prefix cache.
     """
 
     reservation: Reservation
@@ -33,6 +34,7 @@ class OpenRequest:
     has_first_token: bool = False
     foretold: Foretold | None = None
     dispatched: Dispatched | None = None
+    prefix: Use | None = None
     cost: ForetoldCost | None = None
 
 
@@ -64,14 +66,15 @@ class OpenRequests:
         """The entry of a request."""
         return self._open.get(request_id)
 
-    def opened(self, reservation: Reservation, *, arrived_at_s: float) -> None:
+    def opened(self, reservation: Reservation, *, arrived_at_s: float) -> OpenRequest:
         """A dispatch was committed, or its answer repeated: its time to be reported begins."""
         known = self._open.get(reservation.request_id)
         if known is None:
-            self._open[reservation.request_id] = OpenRequest(reservation, arrived_at_s, arrived_at_s)
+            known = self._open[reservation.request_id] = OpenRequest(reservation, arrived_at_s, arrived_at_s)
         else:
             known.reservation = reservation
             known.unattended_since_s = max(known.unattended_since_s, arrived_at_s)
+        return known
 
     def foretold(self, request_id: str, foretold: Foretold) -> Foretold:
         """Keeps what was foretold of an open request, and returns it; what its first call foretold stays."""

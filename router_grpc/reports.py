@@ -48,6 +48,7 @@ class Report:
     kind: ReportKind
     output_tokens: int | None = None
     prompt_tokens: int | None = None
+    cached_prompt_tokens: int | None = None
     reason: str = ""
 
 
@@ -158,6 +159,8 @@ class ReportService:
         return True
 
     def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
+        if entry is not None and entry.prefix is not None and report.cached_prompt_tokens is not None:
+            self._world.prefixes.reported(entry.prefix, report.cached_prompt_tokens, self._world.metrics.prefixes)
         if entry is not None and entry.arrived_at_s is not None:
             self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
         if entry is not None:

@@ -21,6 +21,7 @@ from router_grpc.calls import (
     check_prompt_tokens,
     length_request,
 )
+from router_grpc.costing import note_cost
 from router_grpc.holding import RETRY_AFTER_S, Holding, kept_bytes
 from router_grpc.mixing import note_dispatch
 from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
@@ -65,6 +66,7 @@ class RouterService:
     def swap(self, runtime: Runtime) -> None:
         """Puts a runtime in force: decisions from now on are its own, those of held requests as well."""
         self._runtime = runtime
+        self._world.prefixes.enabled = runtime.config.policy.prefix_affinity.enabled
         self._world.lengths.use(runtime.lengths)
         self.reorder()
         self.kick()
@@ -87,7 +89,10 @@ class RouterService:
 
     def snapshot(self) -> PoolSnapshot:
         """The instances as a policy would see them now."""
-        return self._world.replica.snapshot(self._world.instances.current(), now_s=self._world.clock())
+        snapshot = self._world.replica.snapshot(self._world.instances.current(), now_s=self._world.clock())
+        if self._world.is_alone:
+            snapshot = replace(snapshot, reservations=self._world.open_requests.reservations)
+        return snapshot
 
     async def route(self, ask: RouteAsk, *, deadline_s: float | None = None) -> RouteAnswer:
         """Reserves an instance for a request, holding it for as long as the policy and ``deadline_s`` allow.
@@ -105,10 +110,9 @@ class RouterService:
         check_model(ask.model, runtime.models)
         foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
         check_prompt_tokens(foretold.prompt_tokens, limits.max_prompt_tokens)
-        request = _request(ask, foretold, arrived_at_s=arrived_at_s)
-        answer = await self._place(
-            request, runtime, deadline_s, is_named=bool(ask.request_id), kept=kept_bytes(ask.prompt)
-        )
+        request = self._world.prefixes.named(_request(ask, foretold, arrived_at_s=arrived_at_s), ask)
+        kept = kept_bytes(ask.prompt, request.prefix_hashes)
+        answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=kept)
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
         note_dispatch(self._world, answer.request_id, foretold)
@@ -192,6 +196,7 @@ class RouterService:
             snapshot = self.snapshot()
             if line is not None:
                 snapshot = replace(snapshot, held=len(line), head_since_s=line.head_since_s)
+            request = self._world.prefixes.with_hits(request)
             guarded = self._decide(guard, request, snapshot)
             decision = guarded.decision
             if isinstance(decision, NoCandidate):
@@ -202,6 +207,7 @@ class RouterService:
             if result.reservation is not None:
                 answer = self._answer(request, runtime, result.reservation, guarded, decision.candidates)
                 if answer is not None:
+                    note_cost(self._world, request, snapshot, answer)
                     return answer
                 await self._take_back(result.reservation)
                 hold = Hold(f"instance {result.reservation.instance_id} is gone")
@@ -215,12 +221,14 @@ class RouterService:
         if guarded.fallback_reason is not None:
             self._world.metrics.fallbacks.labels(guarded.fallback_reason).inc()
             _log.debug("fallback decided", extra={"reason": guarded.fallback_reason, "detail": guarded.detail})
+        for action in guarded.actions:
+            self._world.metrics.guard_actions.labels(action).inc()
         return guarded
 
     async def _reserve(self, request: Request, decision: Placement, *, guard: Guard, final: bool) -> ReserveResult:
         world = self._world
         bids = [
-            _bid(candidate, world.replica.view(instance, now_s=world.clock()), guard)
+            _bid(request, candidate, world.replica.view(instance, now_s=world.clock()), guard)
             for candidate in decision.candidates
             if (instance := world.instances.get(candidate.instance_id)) is not None
         ]
@@ -277,7 +285,8 @@ class RouterService:
         chosen = instances.get(reservation.instance_id)
         if chosen is None or chosen.instance_id in request.excluded_instance_ids:
             return None
-        self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
+        entry = self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
+        entry.prefix = entry.prefix or self._world.prefixes.sent(request, chosen, self._world.metrics.prefixes)
         self._world.calibrating.dispatched(reservation, chosen, self._world.replica, now_s=self._world.clock())
         others = [
             (instance.instance_id, instance.endpoint)
@@ -327,12 +336,13 @@ def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int 
     )
 
 
-def _bid(candidate: Candidate, view: InstanceView, guard: Guard) -> Bid:
+def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guard) -> Bid:
     room = guard.room_of(view)
     limit = room.kv_limit_tokens
     return Bid(
         instance_id=candidate.instance_id,
         seen_requests=candidate.seen.requests,
+        cached_tokens=request.cached_tokens.get(candidate.instance_id, 0),
         room=Room(
             max_requests=max(1, room.max_requests - view.foreign.requests),
             kv_limit_tokens=None if limit is None else max(0, limit - view.foreign.context_tokens),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmrouter.planning.mix import MixMeter
 from llmrouter.routing.inflight import contribution
 from router_grpc.calibrating import Calibrating
+from router_grpc.prefixing import Prefixing
 from router_grpc.unbroken import Unbroken
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class World:
     unbroken: Unbroken = field(default_factory=Unbroken)
     mix: MixMeter = field(default_factory=MixMeter)
     calibrating: Calibrating = field(default_factory=Calibrating)
+    prefixes: Prefixing = field(default_factory=Prefixing)
     is_alone: bool = False
 
     async def release(self, request_id: str) -> Reservation | None:

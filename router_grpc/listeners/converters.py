@@ -55,6 +55,10 @@ def route_ask(message: pb.RouteRequest) -> RouteAsk:
         priority=message.priority,
         tenant=message.tenant,
         deadline_ms=message.deadline_ms,
+        batch=message.batch,
+        prefix_hashes=message.prefix_hashes,
+        prefix_block_tokens=message.prefix_block_tokens,
+        cache_salt=message.cache_salt,
     )
 
 
@@ -98,7 +102,13 @@ def report_of(message: pb.ReportEvent) -> Report:
         output_tokens=getattr(event, "output_tokens", 0) or None,
         prompt_tokens=getattr(event, "prompt_tokens", 0) or None,
         reason=getattr(event, "reason", ""),
+        cached_prompt_tokens=_cached_prompt_tokens(event),
     )
+
+
+def _cached_prompt_tokens(event: Any) -> int | None:  # noqa: ANN401 - one of the event's kinds
+    said: bool = isinstance(event, pb.Finished) and event.HasField("cached_prompt_tokens")
+    return event.cached_prompt_tokens if said else None
 
 
 def reservation_message(reservation: Reservation) -> pb.Reservation:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "application", "max_output_tokens", "excluded_instance_ids", "prompt", "temperature", "tools", "stop", "turn", "thinking", "priority", "tenant", "deadline_ms")
+    __slots__ = ("request_id", "model", "prompt_tokens", "application", "max_output_tokens", "excluded_instance_ids", "prompt", "temperature", "tools", "stop", "turn", "thinking", "priority", "tenant", "deadline_ms", "batch", "prefix_hashes", "prefix_block_tokens", "cache_salt")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,10 @@ class RouteRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HASHES_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
@@ -38,7 +42,11 @@ class RouteRequest(_message.Message):
     priority: int
     tenant: str
     deadline_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., application: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., excluded_instance_ids: _Optional[_Iterable[str]] = ..., prompt: _Optional[bytes] = ..., temperature: _Optional[float] = ..., tools: _Optional[int] = ..., stop: _Optional[int] = ..., turn: _Optional[int] = ..., thinking: _Optional[bool] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    batch: bool
+    prefix_hashes: _containers.RepeatedScalarFieldContainer[int]
+    prefix_block_tokens: int
+    cache_salt: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., application: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., excluded_instance_ids: _Optional[_Iterable[str]] = ..., prompt: _Optional[bytes] = ..., temperature: _Optional[float] = ..., tools: _Optional[int] = ..., stop: _Optional[int] = ..., turn: _Optional[int] = ..., thinking: _Optional[bool] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., batch: _Optional[bool] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., prefix_block_tokens: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
     __slots__ = ("request_id", "instance_id", "endpoint", "fallbacks", "reservation_id", "predicted_output_tokens", "policy", "policy_digest", "reason", "held_seconds", "degraded", "prompt_tokens", "predicted_output_quantiles", "predictor", "predictor_digest")
@@ -115,12 +123,14 @@ class Progress(_message.Message):
     def __init__(self, output_tokens: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("prompt_tokens", "output_tokens")
+    __slots__ = ("prompt_tokens", "output_tokens", "cached_prompt_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     output_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    cached_prompt_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("reason",)

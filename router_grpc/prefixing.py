@@ -1,0 +1,127 @@
+"""What this router takes to be in the engines' prefix caches: names prompts, expects hits, and learns from usage.
+
+Of a prompt nothing is kept but keyed hashes of its beginnings. The key is the router's own and random: a hash says
+nothing of the text to who does not have both, and texts cannot be made to collide. The model and the client's cache
+salt are part of every hash, so that nobody's prompt counts as cached for another salt.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from llmrouter.metrics import MAX_INSTANCE_LABELS
+from llmrouter.routing.prefixes import MAX_BLOCKS, PrefixIndex, thinned
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmrouter.domain import Instance, Request
+    from llmrouter.metrics import PrefixMetrics
+    from llmrouter.routing.prefixes import Use
+    from router_grpc.calls import RouteAsk
+
+BLOCK_BYTES = 256
+"""Of text: about 64 tokens of English."""
+
+HASH_BYTES = 8
+KEPT_BYTES_PER_BLOCK = 40
+"""Memory of one hash of a held request."""
+
+_log = logging.getLogger(__name__)
+
+
+class Prefixing:
+    """The prefixes of one router. Methods belong to the event loop.
+
+    Args:
+        key: of the hashes, 16 to 64 random bytes; the empty one of tests is no secret.
+        index: where prompts are; its own bound holds.
+
+    ``enabled`` says whether the policy in force wants hits to count.
+    """
+
+    def __init__(self, key: bytes = b"", index: PrefixIndex | None = None) -> None:
+        self._key = key
+        self.index = index or PrefixIndex()
+        self.enabled = True
+        self._shown: set[tuple[str, str]] = set()
+
+    def named(self, request: Request, ask: RouteAsk) -> Request:
+        """The request with the hashes of its prompt's beginnings: the client's where it gave some, else of the text."""
+        if ask.prefix_hashes:
+            own = _number(self._hasher(ask))
+            hashes, block_tokens = thinned(ask.prefix_hashes, ask.prefix_block_tokens)
+            return replace(
+                request, prefix_hashes=tuple([own ^ one for one in hashes]), prefix_block_tokens=float(block_tokens)
+            )
+        if ask.prompt is None or len(ask.prompt) < BLOCK_BYTES:
+            return request
+        return replace(
+            request,
+            prefix_hashes=self._text_hashes(ask, ask.prompt),
+            prefix_block_tokens=request.prompt_tokens * BLOCK_BYTES / len(ask.prompt),
+        )
+
+    def with_hits(self, request: Request) -> Request:
+        """The request with the prompt tokens that each instance probably has cached now."""
+        if not self.enabled or not request.prefix_hashes:
+            return request
+        hits = self.index.hits(request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens)
+        return replace(request, cached_tokens=hits)
+
+    def sent(self, request: Request, instance: Instance, metrics: PrefixMetrics) -> Use | None:
+        """A request goes to an instance; what was expected there, to be held against its usage."""
+        if not self.enabled or not request.prefix_hashes:
+            return None
+        metrics.hit_tokens.labels("expected").inc(request.cached_tokens.get(instance.instance_id, 0))
+        return self.index.use(
+            instance.instance_id,
+            request.prefix_hashes,
+            block_tokens=request.prefix_block_tokens,
+            prompt_tokens=request.prompt_tokens,
+            kv_tokens=instance.profile.kv_tokens,
+        )
+
+    def reported(self, use: Use, cached_tokens: int, metrics: PrefixMetrics) -> None:
+        """An engine said how many prompt tokens it had cached of a request that was sent there."""
+        before = self.index.shares.get(use.instance_id, 1.0)
+        self.index.reported(use, cached_tokens)
+        metrics.hit_tokens.labels("checked").inc(use.expected_tokens)
+        metrics.hit_tokens.labels("reported").inc(max(0, cached_tokens))
+        after = self.index.shares.get(use.instance_id, 1.0)
+        if (before > 0) != (after > 0):
+            said = "prefix hits count again" if after > 0 else "no prefix hits come true: they count as none"
+            _log.warning(said, extra={"instance": use.instance_id})
+
+    def show(self, instances: Sequence[Instance], metrics: PrefixMetrics) -> None:
+        """Sets the gauges; series of instances that are gone are dropped."""
+        metrics.entries.set(self.index.entries)
+        shares, shown = self.index.shares, set()
+        for instance in instances[:MAX_INSTANCE_LABELS]:
+            if (share := shares.get(instance.instance_id)) is not None:
+                labels = (instance.pool, instance.instance_id)
+                metrics.hit_share.labels(*labels).set(share)
+                shown.add(labels)
+        for labels in self._shown - shown:
+            metrics.hit_share.remove(*labels)
+        self._shown = shown
+
+    def _hasher(self, ask: RouteAsk) -> blake2b:
+        """A hasher that has read whatever separates prompts of equal text."""
+        apart = f"{len(ask.model)} {ask.model}{ask.cache_salt}\n".encode("utf-8", "surrogatepass")
+        return blake2b(apart, digest_size=HASH_BYTES, key=self._key)
+
+    def _text_hashes(self, ask: RouteAsk, prompt: bytes) -> tuple[int, ...]:
+        hasher, text = self._hasher(ask), memoryview(prompt)
+        hashes = []
+        for end in range(BLOCK_BYTES, min(len(prompt), MAX_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
+            hasher.update(text[end - BLOCK_BYTES : end])
+            hashes.append(_number(hasher.copy()))
+        return tuple(hashes)
+
+
+def _number(hasher: blake2b) -> int:
+    return int.from_bytes(hasher.digest(), "little")
