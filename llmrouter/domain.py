@@ -269,7 +269,10 @@ class Preferences:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveWeights:
-    """Weights of the marginal cost, whose terms are all seconds: see ``routing.rules.marginal_cost_row``."""
+    """Weights of the marginal cost, whose terms are all seconds: see ``routing.rules.marginal_cost_row``.
+
+    ``pressure`` is no term's: by so much ``stall`` weighs more for each second of prefill that waits (1/s).
+    """
 
     wait: float = 1.0
     decode: float = 1.0
@@ -278,6 +281,7 @@ class ObjectiveWeights:
     coalesce: float = 2.0
     overflow: float = 1.0
     spread: float = 0.0
+    pressure: float = 1.0
 
     def as_mapping(self) -> Mapping[str, float]:
         """Names to values, in the order models take them."""

@@ -5,17 +5,21 @@ Each docstring gives the formula in the letters of ``rules.py``, its source, and
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import ObjectiveWeights
-from llmrouter.routing.policies import Ruled
-from llmrouter.routing.rules import Rule, marginal_cost_row
+from llmrouter.routing.features import feature_rows, profile_features
+from llmrouter.routing.marginal_cost import marginal_costs
+from llmrouter.routing.policies import RoomyPolicy, Ruled, ordered
+from llmrouter.routing.rooms import per_profile
+from llmrouter.routing.rules import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import random
+    from collections.abc import Callable, Sequence
 
-    from llmrouter.domain import InstanceView, Room
+    from llmrouter.domain import InstanceView, Request, Room
+    from llmrouter.routing.policies import Ranked
 
 
 class LeastKvTokens(Ruled):
@@ -130,7 +134,7 @@ class DecodeBalancer(Ruled):
     rule = Rule.DECODE_BALANCER
 
 
-class WorkloadImpact(Ruled):
+class WorkloadImpact(RoomyPolicy):
     """The least marginal cost: own seconds, and those imposed on others; see ``rules.marginal_cost_row``.
 
     The formula that the shipped ONNX model ``marginal-cost`` computes, without the model. Fails where the profile is
@@ -141,8 +145,9 @@ class WorkloadImpact(Ruled):
     rule = Rule.MARGINAL_COST
 
     def __init__(self, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None) -> None:
-        super().__init__(room_rule, partial(marginal_cost_row, weights=(weights or ObjectiveWeights()).in_order))
+        super().__init__(room_rule)
         self._weights = (weights or ObjectiveWeights()).in_order
+        self._tail_of = per_profile(profile_features)
 
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         return ordered(marginal_costs(feature_rows(request, views, self._tail_of), self._weights), views, rng)

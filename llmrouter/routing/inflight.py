@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from llmrouter.domain import EngineProfile, Reservation, Room
 
 
+FULL_KV_FRACTION = 0.9
+"""Share of an engine's KV that those which run may have where KV still counts as free."""
+
+LONG_QUEUE_S = 1.0
+"""Seconds of prefill that wait on an engine where prefill is what it lacks."""
+
+QUEUE_FACTOR = 4
+"""How many times its batch such an engine may have in flight."""
+
 UNBOUNDED = -1
 """A KV limit that bounds nothing."""
 
@@ -74,6 +83,23 @@ def fits(  # noqa: PLR0917 - compiled by the simulator, which passes by position
         return True
     expected = decode_reserve_fraction * (remaining_decode_tokens + predicted_output_tokens)
     return context_tokens + prompt_tokens + expected <= kv_limit_tokens
+
+
+def has_free_kv(kv_tokens: float, context_tokens: float, queued_prefill_tokens: float) -> bool:
+    """Whether what runs, ``C − Q``, leaves KV free.
+
+    Prompts that wait hold no KV yet. Where KV is free they wait for their prefill; to hold others back for their sake
+    would leave the engine idle later. So the gate counts them only where it is not: its limit is then ``limit + Q``.
+    """
+    return context_tokens - queued_prefill_tokens <= FULL_KV_FRACTION * kv_tokens
+
+
+def gate_requests(max_requests: float, queued_prefill_s: float) -> float:
+    """The gate's bound of requests where KV is free: prompts that wait for their prefill fill no place of the batch.
+
+    How many wait is not known, only how long: with less than ``LONG_QUEUE_S`` of prefill the bound is the batch's.
+    """
+    return QUEUE_FACTOR * max_requests if queued_prefill_s > LONG_QUEUE_S else max_requests
 
 
 def foreign_load(signal: EngineSignal | None, counted: Load, profile: EngineProfile) -> Load:

@@ -10,18 +10,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.routing.features import FEATURE_NAMES, check_score_shapes
-from llmrouter.routing.rules import marginal_cost_row
+from llmrouter.routing.rules import marginal_cost_row, queued_prefill_s
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _COLUMN = {name: index for index, name in enumerate(FEATURE_NAMES)}
 
 
+def marginal_costs(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """Cost in seconds of each candidate, for its feature rows, with weights in the order of ``WEIGHT_NAMES``."""
+    backlog_s = sum(map(queued_prefill_s, rows)) / max(1, len(rows))
+    return [marginal_cost_row(row, weights, backlog_s) for row in rows]
+
+
 def marginal_cost(features_IF: NDArray[np.float32], weights_W: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Costs in seconds, shape (I,), for features (I, F) and weights (imposed, coalesce, overflow); lower is better."""
-    weights = weights_W.tolist()
-    return np.array([marginal_cost_row(row, weights) for row in features_IF.tolist()], dtype=np.float32)
+    """Costs in seconds, shape (I,), for features (I, F) and weights (W,); lower is better."""
+    return np.array(marginal_costs(features_IF.tolist(), weights_W.tolist()), dtype=np.float32)
 
 
 class FormulaScorer:

@@ -220,18 +220,13 @@ class PowerOfTwo(RoomyPolicy):
 
 
 class Ruled(RoomyPolicy):
-    """The instance with the lowest score under a formula of ``rules.py``; ties at random.
-
-    ``formula`` stands in for the one of ``FORMULAS``, for a rule that has weights.
-    """
+    """The instance with the lowest score under a formula of ``rules.py``; ties at random."""
 
     rule: Rule
 
-    def __init__(
-        self, room_rule: Callable[[InstanceView], Room], formula: Callable[[Sequence[float]], float] | None = None
-    ) -> None:
+    def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         super().__init__(room_rule)
-        self._score = formula or FORMULAS[self.rule]
+        self._score = FORMULAS[self.rule]
         self._tail_of = per_profile(profile_features)
 
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:

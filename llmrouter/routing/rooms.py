@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION, Room
+from llmrouter.routing.inflight import gate_requests, has_free_kv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,10 @@ def request_bound(max_requests: int) -> Callable[[InstanceView], Room]:
 def kv_gate(
     kv_fraction: float, decode_reserve_fraction: float = DECODE_RESERVE_FRACTION
 ) -> Callable[[InstanceView], Room]:
-    """Room by batch slots and KV: ``n < max sequences`` and ``C + p + r·(R + d) ≤ θ·K − block``."""
+    """Room by batch slots and KV: ``n < max sequences`` and ``C + p + r·(R + d) ≤ θ·K − block``.
+
+    Prompts that wait do not count while KV is free: see ``inflight.gate_tokens`` and ``gate_requests``.
+    """
 
     def room_for(profile: EngineProfile) -> Room:
         return Room(
@@ -51,4 +55,20 @@ def kv_gate(
             decode_reserve_fraction=decode_reserve_fraction,
         )
 
-    return per_profile(room_for)
+    usual = per_profile(room_for)
+
+    def of(view: InstanceView) -> Room:
+        room, load = usual(view), view.total
+        queued = load.queued_prefill_tokens
+        if queued <= 0 or room.kv_limit_tokens is None:
+            return room
+        profile = view.instance.profile
+        if not has_free_kv(profile.kv_tokens, load.context_tokens, queued):
+            return room
+        return Room(
+            max_requests=int(gate_requests(room.max_requests, queued * profile.prefill_s_per_token)),
+            kv_limit_tokens=max(0, room.kv_limit_tokens) + queued,
+            decode_reserve_fraction=decode_reserve_fraction,
+        )
+
+    return of

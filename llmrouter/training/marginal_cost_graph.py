@@ -35,6 +35,10 @@ class _Graph:
         """Product, left to right."""
         return self._chain("Mul", factors)
 
+    def mean(self, source: str) -> str:
+        """Of a (1, I): (1, 1)."""
+        return self.op("ReduceMean", source)
+
     def rows(self, source: str, names: tuple[str, ...]) -> dict[str, str]:
         """A float32 tensor (names, I) or (names,) as one double tensor per name, (1, I) or (1,)."""
         wide = f"{source}64"
@@ -75,6 +79,8 @@ def marginal_cost_model() -> ModelProto:
     graph = _Graph()
     f = graph.rows(graph.op("Transpose", "features"), FEATURE_NAMES)
     w = graph.rows("weights", WEIGHT_NAMES)
+    backlog_s = graph.mean(graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]))
+    pressed = graph.add(graph.mul(w["pressure"], backlog_s), 1.0)
     n, p, d = f["requests"], f["prompt_tokens"], f["predicted_output_tokens"]
     n_or_1 = graph.op("Max", n, 1.0)
     left = graph.op("Div", f["remaining_decode_tokens"], n_or_1)
@@ -93,7 +99,7 @@ def marginal_cost_model() -> ModelProto:
     cost_s = graph.add(
         graph.mul(wait_s, w["wait"]),
         graph.mul(d, graph.add(crowded_s, f["base_s"]), w["decode"]),
-        graph.mul(n, prefill_s, w["stall"]),
+        graph.mul(n, prefill_s, w["stall"], pressed),
         graph.mul(n, overlap, longer_step_s, w["slowdown"]),
         graph.mul(coalesce_s, w["coalesce"]),
         graph.mul(overflow_s, w["overflow"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights
 from llmrouter.profiles import PROFILES
-from llmrouter.routing.features import FEATURE_NAMES, weights_of
-from llmrouter.routing.marginal_cost import column, marginal_cost
+from llmrouter.routing.features import FEATURE_NAMES, WEIGHT_NAMES, weights_of
+from llmrouter.routing.marginal_cost import column, marginal_cost, marginal_costs
 
 if TYPE_CHECKING:
     import random
@@ -21,17 +23,21 @@ if TYPE_CHECKING:
     Row = dict[str, float]
 
 ROUNDING = 1e-5
-ZERO = weights_of(ObjectiveWeights(stall=0.0, slowdown=0.0, coalesce=0.0, overflow=0.0, spread=0.0))
+OWN = ObjectiveWeights(
+    wait=1.0, decode=1.0, stall=0.0, slowdown=0.0, coalesce=0.0, overflow=0.0, spread=0.0, pressure=0.0
+)
+ZERO = weights_of(OWN)
 LOADS = ("requests", "context_tokens", "queued_prefill_tokens", "remaining_decode_tokens")
 
 profiles = st.sampled_from(list(PROFILES.values()))
 weights = st.builds(
-    ObjectiveWeights,
+    partial(replace, OWN),
     stall=st.floats(0.0, 10.0),
     slowdown=st.floats(0.0, 10.0),
     coalesce=st.floats(0.0, 10.0),
     overflow=st.floats(0.0, 10.0),
     spread=st.floats(0.0, 10.0),
+    pressure=st.floats(0.0, 10.0),
 ).map(weights_of)
 
 
@@ -142,7 +148,7 @@ def test_alone_it_costs_its_own_prefill_and_steps_whatever_the_weights(
     prefill_s = profile.prefill_s_per_token * p + profile.prefill_s_per_token_squared * p * p
     step_s = profile.base_decode_s + profile.sequence_s + profile.context_s_per_token * p
     np.testing.assert_allclose(own_s(row), prefill_s + d * step_s, rtol=1e-5)
-    assert own_s(row) == cost(row, weights_of(ObjectiveWeights(stall=9.0, slowdown=9.0, coalesce=9.0, overflow=9.0)))
+    assert own_s(row) == cost(row, weights_of(replace(OWN, stall=9.0, slowdown=9.0, coalesce=9.0, overflow=9.0)))
 
 
 @given(rows)
@@ -161,7 +167,7 @@ def test_coalescing_never_raises_the_cost_of_an_engine_with_queued_prefill(
     row: Row, weights_W: NDArray[np.float32]
 ) -> None:
     queued = row | {"queued_prefill_tokens": max(1.0, row["queued_prefill_tokens"])}
-    without_W = weights_W * np.array([1, 1, 1, 1, 0, 1, 1], dtype=np.float32)
+    without_W = weights_W * np.array([1, 1, 1, 1, 0, 1, 1, 1], dtype=np.float32)
     assert cost(queued, weights_W) == cost(queued, without_W)
 
 
@@ -173,16 +179,33 @@ def test_permuting_instances_permutes_costs(
     order = list(range(len(pool)))
     chance.shuffle(order)
     features_IF = array_of(*pool)
-    np.testing.assert_array_equal(
-        marginal_cost(features_IF[order], weights_W), marginal_cost(features_IF, weights_W)[order]
+    np.testing.assert_allclose(
+        marginal_cost(features_IF[order], weights_W), marginal_cost(features_IF, weights_W)[order], rtol=ROUNDING
     )
 
 
 @settings(max_examples=50)
 @given(st.lists(rows, min_size=2, max_size=20), weights)
-def test_an_instance_costs_the_same_in_any_pool(pool: list[Row], weights_W: NDArray[np.float32]) -> None:
-    together_I = marginal_cost(array_of(*pool), weights_W)
-    np.testing.assert_array_equal(together_I, [np.float32(cost(row, weights_W)) for row in pool])
+def test_without_pressure_an_instance_costs_the_same_in_any_pool(
+    pool: list[Row], weights_W: NDArray[np.float32]
+) -> None:
+    calm_W = weights_W.copy()
+    calm_W[WEIGHT_NAMES.index("pressure")] = 0.0
+    together_I = marginal_cost(array_of(*pool), calm_W)
+    np.testing.assert_array_equal(together_I, [np.float32(cost(row, calm_W)) for row in pool])
+
+
+@settings(max_examples=50)
+@given(st.lists(rows, min_size=2, max_size=20), weights)
+def test_pressure_is_the_mean_of_the_prefill_that_waits(pool: list[Row], weights_W: NDArray[np.float32]) -> None:
+    """It multiplies the weight of the stall, the same for all instances of the pool."""
+    backlog_s = float(np.mean([row["prefill_s_per_token"] * row["queued_prefill_tokens"] for row in pool]))
+    stall, pressure = WEIGHT_NAMES.index("stall"), WEIGHT_NAMES.index("pressure")
+    pressed_W = weights_W.astype(np.float64)
+    pressed_W[stall] *= 1.0 + pressed_W[pressure] * backlog_s
+    pressed_W[pressure] = 0.0
+    want_I = [marginal_costs([list(row.values())], pressed_W.tolist())[0] for row in pool]
+    np.testing.assert_allclose(marginal_cost(array_of(*pool), weights_W), want_I, rtol=ROUNDING)
 
 
 def test_columns_have_the_names_of_the_features() -> None:

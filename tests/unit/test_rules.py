@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrouter.domain import ObjectiveWeights
 from llmrouter.feature_set import FEATURE_NAMES
 from llmrouter.routing import rules
 from llmrouter.routing.catalogue import POLICIES
-from llmrouter.routing.rules import FORMULAS, OWN_ALONE, Rule, bucket_bound, marginal_cost_row, score
+from llmrouter.routing.rules import FORMULAS, OWN_ALONE, Rule, bucket_bound, marginal_cost_row, queued_prefill_s, score
 
-WEIGHTS = ObjectiveWeights().in_order
+WEIGHTS = (1.0, 1.0, 0.25, 0.25, 2.0, 1.0, 0.0, 0.5)
 ROW = {
     "requests": 4.0,
     "context_tokens": 1_000.0,
@@ -39,7 +38,7 @@ BY_HAND = {
     Rule.LEAST_KV_TOKENS: 1_000.0,
     Rule.LMETRIC: (300 + 100) * 5,
     Rule.PREFILL_LOAD: 400 / 4_194_304,
-    Rule.TOKEN_LOAD: 2 * 400 / 4_194_304 + 2 * 0.05,
+    Rule.TOKEN_LOAD: 3.0 + 2 * 400 / 4_194_304 + 2 * 0.05,
     Rule.PAPER_JSQ: 500.0,
     Rule.DECODE_BALANCER: 200.0,
     Rule.MIN_MIN: 1e-4 * 400 + 1e-8 * 100**2 + 250 * (0.02 + 1e-3 * 5 + 1e-6 * 1_100),
@@ -100,6 +99,12 @@ def test_the_marginal_cost_by_hand() -> None:
     assert marginal_cost_row(row(queued_prefill_tokens=0.0), WEIGHTS) == pytest.approx(lacking_none, rel=1e-12)
 
 
+def test_a_backlog_makes_the_stall_weigh_more() -> None:
+    calm, pressed = (marginal_cost_row(row(), WEIGHTS, backlog_s) for backlog_s in (0.0, 3.0))
+    assert pressed - calm == pytest.approx(0.25 * 0.5 * 3.0 * 4 * (1e-4 * 100 + 1e-4), rel=1e-9)
+    assert queued_prefill_s(row()) == pytest.approx(1e-4 * 300, rel=1e-12)
+
+
 def test_what_is_cached_is_not_computed() -> None:
     spared = 1e-4 * 60 + 1e-8 * 60**2
     whole, part = (marginal_cost_row(row(cached_prompt_tokens=cached), WEIGHTS) for cached in (0.0, 60.0))
@@ -108,7 +113,7 @@ def test_what_is_cached_is_not_computed() -> None:
 
 def test_the_spread_by_hand() -> None:
     crowded = 1e-3 * 5 + 1e-6 * 1_100
-    alone = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0)
+    alone = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0)
     assert marginal_cost_row(row(), alone) == pytest.approx(2 * 50 * crowded**2 / 0.02, rel=1e-12)
 
 
@@ -116,7 +121,7 @@ def test_the_wait_for_kv_by_hand() -> None:
     deficit = 1_000 + 100 + 0.15 * 250 - 1_000
     waits = (0.02 + 1e-3 * 4 + 1e-6 * 1_000) * 50 * (deficit / 1_000)
     full, free = (
-        marginal_cost_row(row(kv_tokens=kv), (1.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0)) for kv in (1_000.0, 20_000.0)
+        marginal_cost_row(row(kv_tokens=kv), (1.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0)) for kv in (1_000.0, 20_000.0)
     )
     assert full - free == pytest.approx((1 + 3.0) * waits, rel=1e-9)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmrouter.routing.batch import leaves_headroom
-from llmrouter.routing.inflight import fits
-from llmrouter.routing.rules import score
+from llmrouter.routing.inflight import fits, gate_requests, has_free_kv
+from llmrouter.routing.rules import queued_prefill_s, score
 from llmrouter.sim.kernel.known_prefixes import cached_tokens
 from llmrouter.sim.kernel.ledger import load_of
 from llmrouter.sim.kernel.records import DECODE_ROLE, LOAD_FIELDS, MAX_BIDS, NONE, World
@@ -30,8 +30,6 @@ def eligible(world: World, e: int, s: int) -> bool:
 
 def bid_has_room(world: World, e: int, s: int, place: int) -> bool:
     """The room rule that came with a bid, on the load in ``asked_loads`` at the instance's row."""
-    if world.run[0].rule >= 0:
-        return has_room(world, e, s, e)
     sequence, at, room = world.pool.sequences[s], e * LOAD_FIELDS, 3 * place
     return fits(
         world.asked_loads[at],
@@ -47,25 +45,34 @@ def bid_has_room(world: World, e: int, s: int, place: int) -> bool:
 
 def has_room(world: World, e: int, s: int, row: int) -> bool:
     """The room rule of the compiled policy, on the load in ``asked_loads`` at ``row``."""
-    run, engine, sequence = world.run[0], world.pool.engines[e], world.pool.sequences[s]
+    run, sequence = world.run[0], world.pool.sequences[s]
     at = row * LOAD_FIELDS
-    limit = -1.0
-    if run.kv_fraction >= 0.0:
-        limit = float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens)
-        limit = max(limit, 0.0)
-    most = run.max_requests if run.max_requests >= 0 else engine.max_sequences
     if run.gap and not _leaves_headroom(world, e, s, at):
         return False
+    most, limit = _bounds(world, e, at)
     return fits(
         world.asked_loads[at],
         world.asked_loads[at + 1],
         world.asked_loads[at + 3],
-        float(most),
+        most,
         limit,
         run.decode_reserve_fraction,
         float(sequence.prompt),
         sequence.predicted,
     )
+
+
+def _bounds(world: World, e: int, at: int) -> tuple[float, float]:
+    """Requests and KV tokens that bound an instance under the compiled policy, for the load from ``at`` on."""
+    run, engine = world.run[0], world.pool.engines[e]
+    most = float(run.max_requests if run.max_requests >= 0 else engine.max_sequences)
+    if run.kv_fraction < 0.0:
+        return most, -1.0
+    limit = max(0.0, float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens))
+    context, queued = world.asked_loads[at + 1], world.asked_loads[at + 2]
+    if queued > 0.0 and has_free_kv(engine.kv_tokens, context, queued):
+        return gate_requests(most, queued * engine.prefill_s_per_token), limit + queued
+    return most, limit
 
 
 def _leaves_headroom(world: World, e: int, s: int, at: int) -> bool:
@@ -92,16 +99,21 @@ def name_bids(world: World, router: int, s: int) -> int:
     """
     run = world.run[0]
     most = MAX_BIDS if run.checks else 2 if run.rule == 2 else 1  # noqa: PLR2004 - Rule.POWER_OF_TWO
+    backlog_s = _look(world, router, s) if run.rule > 2 else 0.0  # noqa: PLR2004 - the rules that have a score
     count = 0
     while count < most:
-        e = _choose(world, router, s)
+        e = _choose(world, router, s, backlog_s)
         if e < 0:
             break
         world.passed[e] = 1
         world.bids[count] = e
+        requests, tokens = _bounds(world, e, e * LOAD_FIELDS)
+        world.bid_rooms[3 * count] = requests
+        world.bid_rooms[3 * count + 1] = tokens
+        world.bid_rooms[3 * count + 2] = run.decode_reserve_fraction
         count += 1
-    for place in range(count):
-        world.passed[world.bids[place]] = 0
+    for e in range(run.instances):
+        world.passed[e] = 0
     if run.rule == 0 and count > 0:  # Rule.ROUND_ROBIN
         world.routers[router].last_instance = world.bids[0]
     elif run.rule == 2 and count > 1:  # noqa: PLR2004 - Rule.POWER_OF_TWO
@@ -111,7 +123,20 @@ def name_bids(world: World, router: int, s: int) -> int:
     return count
 
 
-def _choose(world: World, router: int, s: int) -> int:
+def _look(world: World, router: int, s: int) -> float:
+    """Passes over the instances that may not take the request; says how many seconds of prefill wait on the others."""
+    total_s, roomy = 0.0, 0
+    for e in range(world.run[0].instances):
+        if _may_take(world, router, e, s):
+            fill_row(world, e, s)
+            total_s += queued_prefill_s(world.row)
+            roomy += 1
+        else:
+            world.passed[e] = 1
+    return total_s / max(1, roomy)
+
+
+def _choose(world: World, router: int, s: int, backlog_s: float) -> int:
     """The best instance that has room and was not named yet; ``NONE`` where there is none."""
     run = world.run[0]
     rule = run.rule
@@ -121,10 +146,10 @@ def _choose(world: World, router: int, s: int) -> int:
         return _draw_instance(world, router, s)
     best, best_score, ties = NONE, 0.0, 0
     for e in range(run.instances):
-        if not _may_take(world, router, e, s):
+        if world.passed[e]:
             continue
         fill_row(world, e, s)
-        value = score(rule, world.row, world.weights)
+        value = score(rule, world.row, world.weights, backlog_s)
         if best < 0 or value < best_score:
             best, best_score, ties = e, value, 1
         elif value == best_score:
