@@ -55,6 +55,8 @@ class RouteAsk:
     prefix_hashes: Sequence[int] = ()
     prefix_block_tokens: int = 0
     cache_salt: str = ""
+    subset: frozenset[str] | None = None
+    """Endpoints, or bare hosts for all of their ports, that alone may serve it; ``None`` for any."""
 
 
 @dataclass(frozen=True, slots=True)

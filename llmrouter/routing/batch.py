@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from llmrouter.domain import EngineProfile, Load, PoolSnapshot, Request, Room
+    from llmrouter.resources import BatchSpec
 
 MOST_IN_A_ROW = 32
 """So many batch requests may follow one another for their common beginning before the oldest goes."""
@@ -124,6 +125,16 @@ class BatchRules:
             kv_limit_tokens=limit if room.kv_limit_tokens is None else min(limit, room.kv_limit_tokens),
             decode_reserve_fraction=1.0,
         )
+
+
+def batch_rules_of(spec: BatchSpec) -> BatchRules:
+    """A policy's batch class as lines and the simulator take it."""
+    return BatchRules(
+        fraction=spec.fill_fraction,
+        most_queued_tokens=spec.max_queued_tokens,
+        patience_s=spec.patience_seconds,
+        least_share=spec.least_share,
+    )
 
 
 def marks(prefix_hashes: Sequence[int]) -> Iterator[int]:

@@ -52,6 +52,11 @@ class HeldLine:
         """How many of them are of the batch class."""
         return self._batch_held
 
+    @property
+    def weighs_work(self) -> bool:
+        """Whether the order looks at the work that a request is."""
+        return self._rules.order is not Order.FIRST_COME_FIRST_SERVED
+
     def held_by(self, tenant: str) -> int:
         """How many requests a tenant has here."""
         return self._counters.held_by(tenant)
@@ -118,6 +123,10 @@ class HeldLine:
         """What other routers are told of a request that goes first."""
         return held.claim(self._rules, now_s)
 
+    def claim_of(self, request: Request, work_s: float, now_s: float) -> Claim:
+        """What they would be told of one that is not held; its work as of ``least_work_s``."""
+        return self._sized(Held(-1, request, bounded_size(work_s))).claim(self._rules, now_s)
+
     def goes_before(self, held: Held, other: Held, now_s: float) -> bool:
         """Whether one would go before another that came earlier."""
         mine, theirs = held.request, other.request
@@ -149,15 +158,20 @@ class HeldLine:
         for level in self._levels.values():
             level.refresh(tenant)
 
-    def _file(self, held: Held) -> None:
+    def _sized(self, held: Held) -> Held:
+        """Notes what the order weighs."""
         rules, request = self._rules, held.request
-        held.stage = WAITING
         held.size = held.work_s
         if rules.order is Order.PREDICTED_RANK:
             rank = request.predicted_rank
             held.size = bounded_size(rank if rank is not None and rank > 0 else request.predicted_output_tokens)
         deadline_s = np.inf if request.deadline_at_s is None else request.deadline_at_s
         held.due_at_s = due_at_s(deadline_s, request.arrived_at_s, held.size, rules.aging_s)
+        return held
+
+    def _file(self, held: Held) -> None:
+        rules, request = self._rules, self._sized(held).request
+        held.stage = WAITING
         level = self._levels.get(held.standing)
         if level is None:
             kinship = self._kinship if request.batch else None

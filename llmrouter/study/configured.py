@@ -9,6 +9,7 @@ from llmrouter.config import compile_policy, compile_router
 from llmrouter.config_file import parse, read_text
 from llmrouter.errors import InvalidConfigError
 from llmrouter.routing import catalogue
+from llmrouter.routing.batch import batch_rules_of
 from llmrouter.routing.orders import ORDERS
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.model import EngineModel
@@ -99,6 +100,9 @@ def router_side_of(policy: PolicyConfig, replicas: int) -> RouterSide:
         aging_s=policy.queue.aging_seconds,
         fair=policy.queue.fairness.enabled,
         tenant_weights=tuple((one.tenant, one.weight) for one in policy.queue.fairness.weights),
+        batch=batch_rules_of(policy.queue.batch),
+        batch_max_wait_s=max(policy.queue.batch.max_wait_seconds, SHED_AT_ONCE_S) if holds else SHED_AT_ONCE_S,
+        batch_max_held=int(policy.queue.batch.depth_fraction * policy.queue.max_depth),
     )
 
 
