@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTHON := $(BIN)/python
 CODE := llmrouter router_grpc operator/llmrouter_operator tests bench
 TYPED := llmrouter router_grpc operator/llmrouter_operator tests
-PROTO := router_grpc/v1/router.proto
+PROTO := router_grpc/v1/router.proto router_grpc/v1/ext_proc.proto
 HELM := from llmrouter.testbed.cluster.binaries import Binaries; print(Binaries().provide(["helm"])["helm"])
 export PYTHONPATH := $(CURDIR):$(CURDIR)/operator
 

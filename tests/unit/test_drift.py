@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTO = "router_grpc/v1/router.proto"
+PROTOS = ("router_grpc/v1/ext_proc.proto", "router_grpc/v1/router.proto")
 
 
 def test_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
     outputs = [f"--{kind}={tmp_path}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", *outputs, PROTO], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", *outputs, *PROTOS], cwd=ROOT, check=True)
     generated = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.py*"))
-    assert len(generated) == 3
+    assert len(generated) == 3 * len(PROTOS)
     for path in generated:
         assert (ROOT / path).read_text() == (tmp_path / path).read_text(), f"{path} is stale: make stubs"
 

@@ -1,0 +1,299 @@
+"""One HTTP request as a picker sees it: from its headers to the end of its answer, without a transport.
+
+``receive`` takes the gateway's messages one after the other and returns what is to be done, in order; after a ``Pick``
+or ``Forward`` comes ``picked`` or ``refused``, and no other message before. ``closed`` is called once, whenever and
+however the stream ends.
+
+Nothing is answered before the whole body is there: a gateway must not be told headers before the destination is known.
+A body that came is passed on byte for byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidRequestError, LLMRouterError
+from router_grpc.calls import RouteAsk
+from router_grpc.picker import headers as names
+from router_grpc.picker.bodies import asked_of, makes_tokens
+from router_grpc.picker.replies import TooLargeError, headers_reply, picked, pieces, refusal, streamed, with_destination
+from router_grpc.picker.usage import AnswerScan
+from router_grpc.reports import Report, ReportKind
+from router_grpc.v1 import ext_proc_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+PROGRESS_EVENTS = 64
+"""Progress is told after so many tokens: more often it would cost more than it is worth."""
+
+FAILED_FROM = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message for the gateway."""
+
+    message: pb.ProcessingResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """An instance is to be reserved for a request."""
+
+    ask: RouteAsk
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A request that makes no tokens goes to any instance, without a reservation."""
+
+    subset: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Something happened to the reserved request."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class ServedElsewhere:
+    """The gateway sent the request to another endpoint than it was told to."""
+
+    endpoint: str
+
+
+Effect = Send | Pick | Forward | Tell | ServedElsewhere
+
+
+class ProtocolError(LLMRouterError):
+    """The gateway sent a message that cannot come now; the stream ends with an error."""
+
+    reason = "ProtocolError"
+
+
+class _Phase(Enum):
+    HEADERS = auto()
+    BODY = auto()
+    PICKING = auto()
+    ANSWER = auto()
+    ANSWER_BODY = auto()
+    OVER = auto()
+
+
+class Exchange:
+    """See the module's docstring."""
+
+    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._phase = _Phase.HEADERS
+        self._duplex_request = self._duplex_answer = True
+        self._headers: dict[str, str] = {}
+        self._subset: frozenset[str] | None = None
+        self._body = bytearray()
+        self._has_body = self._has_trailers = False
+        self._endpoint = ""
+        self._request_id = ""
+        self._streams = False
+        self._status: int | None = None
+        self._scan: AnswerScan | None = None
+        self._told_events = 0
+        self._told_first = False
+
+    @property
+    def request_id(self) -> str:
+        """Of the reservation that stands for this request; empty where there is none (any more)."""
+        return self._request_id
+
+    def receive(self, message: pb.ProcessingRequest) -> list[Effect]:
+        """What the next message leads to.
+
+        Raises:
+            ProtocolError: it cannot come now.
+        """
+        if self._phase is _Phase.OVER:
+            return []
+        if message.HasField("metadata_context") and (subset := names.subset_of(message.metadata_context)) is not None:
+            self._subset = subset
+        kind = message.WhichOneof("request")
+        on = {
+            "request_headers": self._on_headers,
+            "request_body": self._on_body,
+            "request_trailers": self._on_trailers,
+            "response_headers": self._on_answer,
+            "response_body": self._on_answer_body,
+            "response_trailers": self._on_answer_trailers,
+        }
+        if kind is None:
+            raise ProtocolError("a message of no kind that a picker knows")
+        return on[kind](message)
+
+    def picked(self, endpoints: tuple[str, ...], request_id: str) -> list[Effect]:
+        """The request goes to the first of these; ``request_id`` of its reservation is empty where it has none."""
+        self._phase = _Phase.ANSWER
+        self._endpoint, self._request_id = endpoints[0], request_id
+        extra = {} if names.REQUEST_ID in self._headers or not request_id else {names.REQUEST_ID: request_id}
+        response = picked(endpoints, extra)
+        if not self._duplex_request and self._has_body:
+            body = pb.BodyResponse(response=response)
+            return [Send(with_destination(pb.ProcessingResponse(request_body=body), endpoints))]
+        effects: list[Effect] = [Send(headers_reply(response, endpoints))]
+        if self._has_body:
+            whole, self._body = bytes(self._body), bytearray()
+            effects += [
+                Send(pb.ProcessingResponse(request_body=pb.BodyResponse(response=piece)))
+                for piece in pieces(whole, ends=not self._has_trailers)
+            ]
+        if self._has_trailers:
+            effects.append(Send(pb.ProcessingResponse(request_trailers=pb.TrailersResponse())))
+        return effects
+
+    def refused(self, error: LLMRouterError) -> list[Effect]:
+        """The client is answered in place of the engine; raises the error where it is the router's own."""
+        answer = refusal(error)
+        if answer is None:
+            raise error
+        self._phase = _Phase.OVER
+        return [Send(answer)]
+
+    def closed(self) -> list[Effect]:
+        """The stream is over: what had no end is cancelled."""
+        self._phase = _Phase.OVER
+        return (
+            list(self._tell(ReportKind.CANCELLED, reason="the stream ended before the answer"))
+            if self._request_id
+            else []
+        )
+
+    def _on_headers(self, message: pb.ProcessingRequest) -> list[Effect]:
+        self._expect(_Phase.HEADERS, "request_headers")
+        if message.HasField("protocol_config"):
+            config = message.protocol_config
+            self._duplex_request = config.request_body_mode == pb.FULL_DUPLEX_STREAMED
+            self._duplex_answer = config.response_body_mode == pb.FULL_DUPLEX_STREAMED
+            sees_body = config.request_body_mode in {pb.FULL_DUPLEX_STREAMED, pb.BUFFERED}
+        else:
+            sees_body = True
+        self._headers = names.read_headers(message.request_headers.headers)
+        self._phase = _Phase.BODY
+        if message.request_headers.end_of_stream or not sees_body:
+            return self._pick()
+        if not self._duplex_request:  # the gateway keeps the body until it has an answer to the headers
+            return [Send(pb.ProcessingResponse(request_headers=pb.HeadersResponse()))]
+        return []
+
+    def _on_body(self, message: pb.ProcessingRequest) -> list[Effect]:
+        part = message.request_body
+        if self._phase in {_Phase.ANSWER, _Phase.ANSWER_BODY}:
+            return []  # some gateways end a large body twice
+        self._expect(_Phase.BODY, "request_body")
+        self._has_body = True
+        if len(self._body) + len(part.body) > self._max_body_bytes:
+            return self.refused(TooLargeError(f"body: more than {self._max_body_bytes} bytes"))
+        self._body += part.body
+        return self._pick() if part.end_of_stream else []
+
+    def _on_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
+        self._expect(_Phase.BODY, "request_trailers")
+        self._has_trailers = True
+        return self._pick()
+
+    def _pick(self) -> list[Effect]:
+        self._phase = _Phase.PICKING
+        path = self._headers.get(":path", "")
+        if not self._has_body or self._headers.get(":method", "POST") != "POST" or not makes_tokens(path):
+            return [Forward(self._subset)]
+        try:
+            asked = asked_of(path, bytes(self._body))
+        except InvalidRequestError as error:
+            return self.refused(error)
+        if asked is None:
+            return [Forward(self._subset)]
+        self._streams = asked.streams
+        ask = RouteAsk(
+            model=asked.model,
+            prompt_tokens=asked.prompt_tokens,
+            prompt=asked.prompt,
+            max_output_tokens=asked.max_output_tokens,
+            temperature=asked.temperature,
+            tools=asked.tools,
+            stop=asked.stop,
+            turn=asked.turn,
+            application=self._headers.get(names.APPLICATION, ""),
+            tenant=next((self._headers[one] for one in names.TENANT if one in self._headers), ""),
+            priority=names.whole_number(self._headers, names.PRIORITY),
+            deadline_ms=names.whole_number(self._headers, names.DEADLINE_MS),
+            batch=self._headers.get(names.BATCH, "") == "true",
+            subset=self._subset,
+        )
+        return [Pick(ask)]
+
+    def _on_answer(self, message: pb.ProcessingRequest) -> list[Effect]:
+        self._expect(_Phase.ANSWER, "response_headers")
+        self._phase = _Phase.ANSWER_BODY
+        found = names.read_headers(message.response_headers.headers)
+        self._status = names.status_code(found)
+        is_stream = self._streams or found.get("content-type", "").startswith("text/event-stream")
+        self._scan = AnswerScan(is_stream=is_stream)
+        effects: list[Effect] = []
+        served = names.served_endpoint(message.metadata_context) if message.HasField("metadata_context") else ""
+        if served and served != self._endpoint:
+            effects.append(ServedElsewhere(served))
+        effects.append(Send(pb.ProcessingResponse(response_headers=pb.HeadersResponse())))
+        return [*effects, *self._end()] if message.response_headers.end_of_stream else effects
+
+    def _on_answer_body(self, message: pb.ProcessingRequest) -> list[Effect]:
+        part = message.response_body
+        self._expect(_Phase.ANSWER_BODY, "response_body")
+        echo = streamed(part.body, end_of_stream=part.end_of_stream) if self._duplex_answer else None
+        effects: list[Effect] = [Send(pb.ProcessingResponse(response_body=pb.BodyResponse(response=echo)))]
+        if self._scan is not None and self._request_id:
+            self._scan.feed(part.body)
+            effects += self._noticed(self._scan)
+        return [*effects, *self._end()] if part.end_of_stream else effects
+
+    def _on_answer_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
+        return [Send(pb.ProcessingResponse(response_trailers=pb.TrailersResponse())), *self._end()]
+
+    def _noticed(self, scan: AnswerScan) -> Iterator[Effect]:
+        """The first token once, then progress now and then."""
+        if scan.has_begun and not self._told_first and not self._has_failed:
+            self._told_first = True
+            yield from self._tell(ReportKind.FIRST_TOKEN)
+        elif scan.events >= self._told_events + PROGRESS_EVENTS:
+            self._told_events = scan.events
+            yield from self._tell(ReportKind.PROGRESS, output_tokens=scan.events)
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._status is not None and self._status >= FAILED_FROM
+
+    def _end(self) -> Iterator[Effect]:
+        self._phase = _Phase.OVER
+        if not self._request_id:
+            return
+        if self._has_failed:
+            yield from self._tell(ReportKind.FAILED, reason=f"status {self._status}")
+        elif self._scan is not None:
+            self._scan.end()
+            yield from self._tell(
+                ReportKind.FINISHED,
+                output_tokens=self._scan.output_tokens,
+                prompt_tokens=self._scan.usage.prompt_tokens,
+            )
+        self._request_id = ""
+
+    def _tell(
+        self, kind: ReportKind, *, output_tokens: int | None = None, prompt_tokens: int | None = None, reason: str = ""
+    ) -> Iterator[Effect]:
+        report = Report(self._request_id, kind, output_tokens=output_tokens, prompt_tokens=prompt_tokens, reason=reason)
+        yield Tell(report)
+
+    def _expect(self, phase: _Phase, kind: str) -> None:
+        if self._phase is not phase:
+            raise ProtocolError(f"{kind} came while {self._phase.name.lower()} is under way")

@@ -1,0 +1,101 @@
+"""The messages that a picker answers a gateway with."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from llmrouter.errors import InvalidRequestError, LLMRouterError, NoInstanceError, SaturatedError
+from router_grpc.calls import UnknownModelError
+from router_grpc.picker.headers import DESTINATION, DESTINATION_NAMESPACE, DROPPED_REASON, FORGEABLE
+from router_grpc.v1 import ext_proc_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CHUNK_BYTES = 62_000
+"""Bytes of a body in one message: some gateways take no more than 64 KiB."""
+
+
+class TooLargeError(InvalidRequestError):
+    """A body is longer than is read."""
+
+    reason = "BodyTooLarge"
+
+
+STATUS_OF = (
+    (TooLargeError, 413, "invalid_request_error"),
+    (UnknownModelError, 404, "not_found_error"),
+    (InvalidRequestError, 400, "invalid_request_error"),
+    (NoInstanceError, 503, "service_unavailable"),
+    (SaturatedError, 429, "rate_limit_exceeded"),
+)
+"""The HTTP status of an error, and its type in OpenAI's words. Others end the stream: failureMode says what then."""
+
+DROPPED = {503: "rejected-no-endpoints", 429: "rejected-saturated"}
+
+
+def picked(endpoints: tuple[str, ...], extra: Mapping[str, str]) -> pb.CommonResponse:
+    """Where a request goes, best first, and headers to set beside it."""
+    values = {DESTINATION: ",".join(endpoints), **extra}
+    return pb.CommonResponse(header_mutation=_setting(values, remove=FORGEABLE), clear_route_cache=True)
+
+
+def headers_reply(response: pb.CommonResponse, endpoints: tuple[str, ...]) -> pb.ProcessingResponse:
+    """The answer to a request's headers."""
+    answer = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=response))
+    return with_destination(answer, endpoints)
+
+
+def with_destination(answer: pb.ProcessingResponse, endpoints: tuple[str, ...]) -> pb.ProcessingResponse:
+    """Says the destination as metadata too: the protocol wants both, and both equal."""
+    answer.dynamic_metadata.get_or_create_struct(DESTINATION_NAMESPACE)[DESTINATION] = ",".join(endpoints)
+    return answer
+
+
+def streamed(chunk: bytes, *, end_of_stream: bool) -> pb.CommonResponse:
+    """A piece of a body that goes on."""
+    piece = pb.StreamedBodyResponse(body=chunk, end_of_stream=end_of_stream)
+    return pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=piece))
+
+
+def pieces(body: bytes, *, ends: bool) -> Iterator[pb.CommonResponse]:
+    """A whole body in pieces; an empty one is one empty piece."""
+    for at in range(0, max(1, len(body)), CHUNK_BYTES):
+        chunk = body[at : at + CHUNK_BYTES]
+        yield streamed(chunk, end_of_stream=ends and at + CHUNK_BYTES >= len(body))
+
+
+def refusal(error: LLMRouterError) -> pb.ProcessingResponse | None:
+    """What a client is answered in place of its request; ``None`` for an error that is the router's own."""
+    found = next(((code, kind) for error_type, code, kind in STATUS_OF if isinstance(error, error_type)), None)
+    if found is None:
+        return None
+    code, kind = found
+    values = {"content-type": "application/json", "llmrouter-reason": error.reason}
+    if code in DROPPED:
+        values[DROPPED_REASON] = DROPPED[code]
+    if isinstance(error, SaturatedError):
+        values["retry-after"] = str(max(1, round(error.retry_after_s)))
+    said = {"error": {"message": str(error), "type": kind, "code": error.reason}}
+    return pb.ProcessingResponse(
+        immediate_response=pb.ImmediateResponse(
+            status=pb.HttpStatus(code=code),
+            headers=_setting(values),
+            body=json.dumps(said).encode(),
+            details=f"llmrouter_{error.reason}",
+        )
+    )
+
+
+def _setting(values: Mapping[str, str], remove: tuple[str, ...] = ()) -> pb.HeaderMutation:
+    return pb.HeaderMutation(
+        set_headers=[
+            pb.HeaderValueOption(
+                header=pb.HeaderValue(key=name, raw_value=value.encode()),
+                append_action=pb.OVERWRITE_IF_EXISTS_OR_ADD,
+            )
+            for name, value in values.items()
+        ],
+        remove_headers=remove,
+    )
