@@ -41,12 +41,13 @@ def test_blocks_of_text_are_worth_their_share_of_the_prompts_tokens() -> None:
 
 @pytest.mark.parametrize("apart", [{"key": b"j" * 32}, {"model": "n"}, {"cache_salt": "tenant a"}])
 def test_key_model_and_salt_keep_prompts_apart(apart: dict[str, Any]) -> None:
-    for given in ({"prompt": LONG}, {"prefix_hashes": (1, 2, 3), "prefix_block_tokens": 64}):
+    ways: tuple[dict[str, Any], ...] = ({"prompt": LONG}, {"prefix_hashes": (1, 2, 3), "prefix_block_tokens": 64})
+    for given in ways:
         assert not set(named(**given).prefix_hashes) & set(named(**{**given, **apart}).prefix_hashes)
 
 
 def test_hashes_of_the_client_go_before_its_text() -> None:
-    given = {"prefix_hashes": (1, 2, 3, 4), "prefix_block_tokens": 32}
+    given: dict[str, Any] = {"prefix_hashes": (1, 2, 3, 4), "prefix_block_tokens": 32}
     assert named(**given) == named(LONG, **given)
     assert (len(named(**given).prefix_hashes), named(**given).prefix_block_tokens) == (2, 64.0)
 
