@@ -19,19 +19,9 @@ if TYPE_CHECKING:
 
 _CANNOT_CHANGE_RESULTS = frozenset(
     {
-        *(
-            "testbed",
-            "training",
-            "tuning",
-            "validation",
-            "cli.py",
-            "logs.py",
-            "metrics.py",
-            "acknowledgement.py",
-            "_models",
-        ),
+        *("testbed", "training", "tuning", "validation", "cli.py", "logs.py", "metrics.py", "acknowledgement.py"),
         *("report", "table.py", "progress.py", "bench_command.py", "bench_options.py", "result.py", "notes.py"),
-        *("simulate_command.py", "simulate_options.py"),
+        *("simulate_command.py", "simulate_options.py", "_models"),
     }
 )
 """Parts of the library that serve, show or teach: they leave results as they are."""

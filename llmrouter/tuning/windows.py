@@ -114,7 +114,7 @@ def split(trace: Workload, held_out_fraction: float) -> tuple[Workload, Workload
     if len(trace) < LEAST_REQUESTS:
         raise InvalidInputError(f"{len(trace)} requests are too few to tune on: it takes {LEAST_REQUESTS:,}")
     roots, sizes = np.unique(first_turns(trace), return_counts=True)
-    cut = int(np.searchsorted(np.cumsum(sizes), (1.0 - held_out_fraction) * len(trace)))
+    cut = int(np.searchsorted(np.cumsum(sizes), (1.0 - held_out_fraction) * len(trace), "right"))
     if not 0 < cut < len(roots):
         raise InvalidInputError(f"{len(roots)} sessions are too few to hold some out")
     root_N = first_turns(trace)

@@ -36,7 +36,8 @@ def manifest(
         spec.setdefault(section, {})[field] = getattr(getattr(policy, section), one.field)
     resource = {"apiVersion": API_VERSION, "kind": "RoutingPolicy", "metadata": {"name": name}, "spec": spec}
     comments = [*about, "", *(_line(row) for row in rows)]
-    header = "".join(f"# {line}".rstrip() + "\n" for line in comments)
+    lines = [line for comment in comments for line in comment.splitlines() or [""]]
+    header = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     return header + yaml.safe_dump(resource, sort_keys=False, allow_unicode=True)
 
 
