@@ -34,6 +34,29 @@ class RouterMix(Resource):
     output_p90_tokens: _Amount | None = None
 
 
+MAX_SLOW = 8
+"""Slow instances that are named of a pool."""
+
+_Residual = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+_Slowness = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+
+
+class RouterCalibration(Resource):
+    """What one router has learned of the step times of a pool: see ``routing.calibration.Calibration``.
+
+    ``calibrate`` says what decisions use of it. ``slow`` names instances that are noticeably slower than the others of
+    their pool, and how many times as slow; ``frozen`` is empty while coefficients follow the traffic.
+    """
+
+    pool: str = Field(max_length=63)
+    calibrate: str = Field(max_length=16)
+    observations: int = Field(ge=0)
+    relative_residual: _Residual | None = None
+    profile_residual: _Residual | None = None
+    frozen: str = Field(default="", max_length=32)
+    slow: dict[Annotated[str, Field(max_length=259)], _Slowness] = Field(default_factory=dict, max_length=MAX_SLOW)
+
+
 class RouterAcknowledgement(Resource):
     """State of one router. ``*_ready`` is ``None`` where the part is not configured or not yet known.
 
@@ -69,5 +92,7 @@ class RouterAcknowledgement(Resource):
     in_flight: int = Field(ge=0)
     mix: RouterMix | None = None
     """What arrives, as it was at ``at_s``; ``None`` while the router is too young to say."""
+    calibration: tuple[RouterCalibration, ...] = Field(default=(), max_length=32)
+    """What was learned of step times, of pools that anything was learned of."""
     at_s: float
     """When this was written, seconds since the epoch by the router's clock."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from llmrouter.acknowledgement import MAX_MIX, RouterAcknowledgement, RouterMix
+from llmrouter.acknowledgement import MAX_MIX, MAX_SLOW, RouterAcknowledgement, RouterCalibration, RouterMix
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmrouter.lengths.drift import Drift
     from llmrouter.planning.mix import TrafficMix
+    from llmrouter.routing.calibration import Calibration
+    from llmrouter.routing.calibration_use import Calibrate
     from router_grpc.runtime import Runtime
+
+
+SLOW_FROM = 1.3
+"""Times as slow as the others of its pool from which on an instance is named."""
 
 
 def acknowledgement_of(
@@ -26,11 +34,13 @@ def acknowledgement_of(
     drift_known: bool,
     mix: TrafficMix | None,
     at_s: float,
+    calibration: Mapping[str, tuple[Calibrate, Calibration]] | None = None,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
     ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
-    that enough answers came to say so; ``mix`` what arrives.
+    that enough answers came to say so; ``mix`` what arrives. ``calibration`` gives by pool what decisions use of what
+    is known of its step times, and what is known.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -60,6 +70,7 @@ def acknowledgement_of(
         instances_total=total,
         in_flight=in_flight,
         mix=None if mix is None else _mix_of(mix),
+        calibration=tuple(_calibration_of(pool, *known) for pool, known in (calibration or {}).items()),
         at_s=at_s,
     )
 
@@ -70,6 +81,21 @@ def _mix_of(mix: TrafficMix) -> RouterMix:
         name: value if value is None else min(float(f"{value:.6g}"), MAX_MIX) for name, value in asdict(mix).items()
     }
     return RouterMix(**rounded)
+
+
+def _calibration_of(pool: str, calibrate: Calibrate, known: Calibration) -> RouterCalibration:
+    """In two digits; of its slow instances the slowest."""
+    slow = {name: round(one, 2) for name, one in known.slowness.items() if one >= SLOW_FROM}
+    slowest = sorted(slow, key=lambda name: (-slow[name], name))[:MAX_SLOW]
+    return RouterCalibration(
+        pool=pool,
+        calibrate=calibrate.value,
+        observations=known.observations,
+        relative_residual=None if known.relative_residual is None else round(known.relative_residual, 2),
+        profile_residual=None if known.profile_residual is None else round(known.profile_residual, 2),
+        frozen="" if known.frozen is None else known.frozen.value,
+        slow={name: slow[name] for name in slowest},
+    )
 
 
 def _predictor_now(runtime: Runtime, *, resting: bool) -> Readiness:

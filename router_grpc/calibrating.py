@@ -75,6 +75,19 @@ class Calibrating:
         known = self._pools.get(pool)
         return None if known is None else known.calibration
 
+    def told(self, instance_ids: Iterable[str]) -> Mapping[str, tuple[Calibrate, Calibration]]:
+        """By pool, what decisions use of what is known, and what is known; of instances, those of ``instance_ids``.
+
+        Slowness is that which may be believed; pools that nothing was learned of are left out.
+        """
+        current = set(instance_ids)
+        told = {}
+        for pool, known in self._pools.items():
+            if known.observations:
+                slowness = {name: one for name, one in known.belief.slowness.items() if name in current}
+                told[pool] = self.calibrate_of(pool), replace(known.calibration, slowness=slowness)
+        return told
+
     def calibrate_of(self, pool: str) -> Calibrate:
         """What decisions use of what is learned of a pool."""
         return self._calibrate.get(pool, Calibrate.OFF)

@@ -172,10 +172,13 @@ class ClassCalibration:
 
     def learn(self, observation: Observation) -> Refusal | None:
         """Takes note of an observation, or says why not."""
-        terms_C = self._prior_C * _amounts(observation)
-        profile_s = float(terms_C.sum())
-        if not (math.isfinite(profile_s) and math.isfinite(observation.seconds)) or terms_C.min() < 0.0:
+        amounts_C = _amounts(observation)
+        if not (np.isfinite(amounts_C).all() and math.isfinite(observation.seconds)) or amounts_C.min() < 0.0:
             return Refusal.NOT_A_NUMBER
+        if amounts_C.max() > _MOST:
+            return Refusal.IMPLAUSIBLE
+        terms_C = self._prior_C * amounts_C
+        profile_s = float(terms_C.sum())
         if not profile_s / LARGEST_RATIO <= observation.seconds <= profile_s * LARGEST_RATIO or profile_s <= 0.0:
             return Refusal.IMPLAUSIBLE
         row_C = terms_C * self._instances.of(observation.instance_id)

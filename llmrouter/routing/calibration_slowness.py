@@ -59,8 +59,8 @@ class Slowness:
         """Takes note of ln(observed ÷ foretold); old errors fade, and an outlier counts as ``LARGEST_MOVE``."""
         log, seen = self._logs.pop(instance_id, (self._median, 0))
         move = min(max(log_error, -LARGEST_MOVE), LARGEST_MOVE)
-        log = log + max(1.0 / (seen + FIRST_WEIGHT), RATE) * move
-        self._logs[instance_id] = (min(max(log, self._median - 2.0 * _BOUND), self._median + 2.0 * _BOUND), seen + 1)
+        log += max(1.0 / (seen + FIRST_WEIGHT), RATE) * move
+        self._logs[instance_id] = (min(max(log, self._median - _BOUND), self._median + _BOUND), seen + 1)
         self._heard.add(instance_id)
         if len(self._logs) > MAX_INSTANCES:
             self._logs.popitem(last=False)
@@ -68,7 +68,7 @@ class Slowness:
 
     def rest(self, seconds: float) -> None:
         """So many seconds passed since the last call: what showed nothing meanwhile comes nearer to the others."""
-        passed_s = min(max(seconds, 0.0), LONGEST_REST_S)
+        passed_s = min(max(0.0, seconds), LONGEST_REST_S)
         keep = 0.5 ** (passed_s / HALF_LIFE_S)
         for instance_id, (log, seen) in self._logs.items():
             if instance_id not in self._heard:

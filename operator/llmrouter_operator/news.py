@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 REPEATED = ("atS", "inFlight")
 """Fields of an acknowledgement that no condition is made of."""
 
-MIX = "mix"
-"""It moves with every acknowledgement: its first word is news, and then a resync reads it."""
+MOVING = ("mix", "calibration")
+"""They move with every acknowledgement: their first word is news, and then a resync reads them."""
 
 
 class News:
@@ -55,4 +55,5 @@ def _essential(text: str) -> object:
         return text  # malformed: the reconcile counts it
     if not isinstance(said, dict):
         return text
-    return {name: value for name, value in said.items() if name not in {*REPEATED, MIX}} | {MIX: bool(said.get(MIX))}
+    kept = {name: value for name, value in said.items() if name not in {*REPEATED, *MOVING}}
+    return kept | {name: bool(said.get(name)) for name in MOVING}

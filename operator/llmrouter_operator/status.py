@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from llmrouter.acknowledgement import RouterAcknowledgement
+from llmrouter_operator.calibration import calibration_status, slow_notes
 from llmrouter_operator.mix import mix_status
 from llmrouter_operator.models import Note, metadata_of
 
@@ -150,6 +151,9 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     mix = mix_status(old.get("mix"), facts.said.by_router.values(), now)
     if mix is not None:
         status["mix"] = mix
+    calibration = calibration_status(old.get("calibration"), facts.said.by_router.values(), now)
+    if calibration is not None:
+        status["calibration"] = calibration
     return status
 
 
@@ -178,7 +182,7 @@ def transitions(old: Object, new: Object) -> list[Note]:
             notes.append(
                 Note(condition["reason"], f"{kind}: {condition['message']}", warning=condition["status"] == "False")
             )
-    return notes
+    return [*notes, *slow_notes(old.get("calibration"), new.get("calibration"))]
 
 
 def _drift_note(condition: Object, was: Object) -> list[Note]:
