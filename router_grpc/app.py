@@ -11,14 +11,16 @@ from llmrouter.config import digest_of
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError, LLMRouterError, ModelRejectedError
 from llmrouter.routing.calibration_use import Calibrate
 from router_grpc.gauges import Gauges
-from router_grpc.listeners.native import NativeListener, RouterServicer
+from router_grpc.listeners.ext_proc import PickerServicer
+from router_grpc.listeners.native import RouterServicer
+from router_grpc.listeners.server import GrpcServer
 from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportService
 from router_grpc.service import RouterService
 from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 
     from llmrouter.acknowledgement import RouterAcknowledgement
     from router_grpc.adapters.engine_metrics import EngineScraper
@@ -77,12 +79,13 @@ class Outside:
 class RouterApp:
     """Runs until told to drain. Each loop survives its own failures, which are logged and counted."""
 
-    def __init__(self, world: World, outside: Outside, *, host: str, port: int) -> None:
+    def __init__(self, world: World, outside: Outside, *, host: str, ports: Mapping[str, int]) -> None:
         self.world = world
         self.service = RouterService(world)
-        self.reports = ReportService(world, self.service.kick)
+        self.reports = ReportService(world, self.service.kick, self.service.settle)
         self._outside = outside
-        self.listener = NativeListener(RouterServicer(world, self.service, self.reports), host=host, port=port)
+        parts = (world, self.service, self.reports)
+        self.listener = GrpcServer(RouterServicer(*parts), PickerServicer(*parts), host=host, ports=ports)
         self._gauges = Gauges(world, self.service)
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
@@ -209,8 +212,8 @@ class RouterApp:
 
     async def _refresh(self) -> None:
         world, runtime = self.world, self.service.runtime
-        loads = await world.ledger.loads()
-        if world.replica.replace(loads, now_s=world.clock()):
+        loads = await world.ledger.loads(self.service.claims())
+        if world.replica.replace(loads, now_s=world.clock()) or self.service.has_yielded:
             self.service.kick()
         if not world.is_degraded():
             world.calibrating.refreshed(world.replica, now_s=world.clock())

@@ -81,6 +81,10 @@ class Ticket:
         """Whether it may go only where it leaves head-room."""
         return self.line.fills_gap(self.held)
 
+    def claim(self) -> Claim | None:
+        """What it says against what other routers hold."""
+        return self.line.claim_to(self.held)
+
 
 class HoldLine:
     """One line of held requests. Who goes first may try for a place, one at a time; an event lets it try again.
@@ -141,18 +145,16 @@ class HoldLine:
         """
         if request.excluded_instance_ids:
             return None
-        now_s, trying = self._clock(), self._trying
-        if trying is not None and trying.held.request is request:
-            return self._line.claim(trying.held, now_s)
-        return self._line.claim_of(request, work_s(request) if self._line.weighs_work else 1.0, now_s)
+        return self._line.claim_of(request, work_s(request) if self._line.weighs_work else 1.0, self._clock())
+
+    def claim_to(self, held: Held) -> Claim | None:
+        """The same of one that is held."""
+        return None if held.request.excluded_instance_ids else self._line.claim(held, self._clock())
 
     def claim(self) -> Claim | None:
         """What other routers are told of whoever goes first."""
-        now_s = self._clock()
-        best = self._line.best(now_s)
-        if best is None or best.request.excluded_instance_ids:
-            return None
-        return self._line.claim(best, now_s)
+        best = self._line.best(self._clock())
+        return None if best is None else self.claim_to(best)
 
     def settle(self, tenant: str, predicted_output_tokens: float, output_tokens: float) -> None:
         """An answer has ended: its tenant pays for what there was."""

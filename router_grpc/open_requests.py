@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmrouter.domain import Reservation
+    from llmrouter.domain import Request, Reservation
     from llmrouter.planning.mix import Dispatched
     from llmrouter.routing.prefixes import Use
     from router_grpc.costing import ForetoldCost
     from router_grpc.length_service import Foretold
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a tenant was charged for with a dispatch: to be settled when it ends."""
+
+    model: str
+    tenant: str
+    predicted_output_tokens: float
 
 
 @dataclass(slots=True)
@@ -34,6 +43,7 @@ class OpenRequest:
     has_first_token: bool = False
     foretold: Foretold | None = None
     dispatched: Dispatched | None = None
+    charge: Charge | None = None
     prefix: Use | None = None
     cost: ForetoldCost | None = None
 
@@ -57,6 +67,12 @@ class OpenRequests:
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
+
+    def attended(self, request_id: str, *, stream_id: int) -> None:
+        """A stream answers for an open request from its dispatch on."""
+        entry = self._open.get(request_id)
+        if entry is not None:
+            entry.stream_id, entry.claimed = stream_id, True
 
     def reservations(self) -> list[Reservation]:
         """Those of all open requests."""
@@ -83,6 +99,12 @@ class OpenRequests:
             return foretold
         entry.foretold = entry.foretold or foretold
         return entry.foretold
+
+    def charged(self, request: Request) -> None:
+        """An open request's tenant was charged for its dispatch."""
+        entry = self._open.get(request.request_id)
+        if entry is not None:
+            entry.charge = Charge(request.model, request.tenant, request.predicted_output_tokens)
 
     def reported(self, reservation: Reservation, *, stream_id: int | None, now_s: float) -> OpenRequest:
         """A stream reported a request that the ledger knows, ours or one taken over.

@@ -15,7 +15,7 @@ from router_grpc.mixing import note_finish
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router_grpc.open_requests import GivenUp, OpenRequest
+    from router_grpc.open_requests import Charge, GivenUp, OpenRequest
     from router_grpc.world import World
 
 MAX_REPORTED_TOKENS = 10_000_000
@@ -53,11 +53,12 @@ class Report:
 
 
 class ReportService:
-    """Applies reports. ``kick`` is called whenever one may have made room."""
+    """Applies reports. ``kick`` is called whenever one may have made room, ``settle`` with a charge that has ended."""
 
-    def __init__(self, world: World, kick: Callable[[], None]) -> None:
+    def __init__(self, world: World, kick: Callable[[], None], settle: Callable[[Charge, float], None]) -> None:
         self._world = world
         self._kick = kick
+        self._settle = settle
         self._streams = 0
         self._open_streams: set[int] = set()
 
@@ -92,8 +93,11 @@ class ReportService:
             if reservation is None or reservation.router_id != self._world.ledger.router_id:
                 self._world.open_requests.closed(entry.request_id)
                 continue
-            if await self._world.release(entry.request_id) is None:
+            known = self._world.open_requests.get(entry.request_id)
+            released = await self._world.release(entry.request_id)
+            if released is None:
                 continue
+            self._settle_with(known, released.generated_tokens)
             self._world.metrics.reservations.labels(entry.event).inc()
             _log.warning("reservation given up", extra={"request_id": entry.request_id, "why": entry.event})
             self._kick()
@@ -148,6 +152,10 @@ class ReportService:
         if released is None:
             return False
         self._world.metrics.reservations.labels(report.kind.value).inc()
+        if report.output_tokens is not None:
+            self._settle_with(entry, report.output_tokens)
+        elif report.kind is not ReportKind.FINISHED:
+            self._settle_with(entry, released.generated_tokens)
         if report.kind is ReportKind.FINISHED:
             self._observe_finish(report, entry)
         elif report.kind is ReportKind.FAILED:
@@ -157,6 +165,11 @@ class ReportService:
             )
         self._kick()
         return True
+
+    def _settle_with(self, entry: OpenRequest | None, output_tokens: int) -> None:
+        """Has the tenant pay for what there was, within what can be; one that another router charged pays there."""
+        if entry is not None and entry.charge is not None:
+            self._settle(entry.charge, min(max(0, output_tokens), MAX_REPORTED_TOKENS))
 
     def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
         if entry is not None and entry.prefix is not None and report.cached_prompt_tokens is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request, Room
 from llmrouter.errors import NoInstanceError, SaturatedError
+from llmrouter.routing.guard import Guarded
 from llmrouter.routing.lines import least_work_s
 from llmrouter.routing.orders import ORDERS
 from router_grpc.calls import (
@@ -19,6 +20,7 @@ from router_grpc.calls import (
     check_bounds,
     check_model,
     check_prompt_tokens,
+    excluded_of,
     length_request,
 )
 from router_grpc.costing import note_cost
@@ -28,10 +30,14 @@ from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
 from router_grpc.world import World
 
 if TYPE_CHECKING:
+    from llmrouter.config import PolicyConfig
     from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
-    from llmrouter.routing.guard import Guard, Guarded
+    from llmrouter.routing.batch import BatchRules
+    from llmrouter.routing.claims import Claim
+    from llmrouter.routing.guard import Guard
     from router_grpc.holding import HoldLine, Ticket
     from router_grpc.length_service import Foretold
+    from router_grpc.open_requests import Charge
     from router_grpc.ports import ReserveResult
     from router_grpc.runtime import Runtime
 
@@ -110,9 +116,10 @@ class RouterService:
         check_model(ask.model, runtime.models)
         foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
         check_prompt_tokens(foretold.prompt_tokens, limits.max_prompt_tokens)
-        request = self._world.prefixes.named(_request(ask, foretold, arrived_at_s=arrived_at_s), ask)
-        kept = kept_bytes(ask.prompt, request.prefix_hashes)
-        answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=kept)
+        excluded = excluded_of(ask, self._world.instances.current())
+        request = self._world.prefixes.named(_request(ask, foretold, excluded, arrived_at_s=arrived_at_s), ask)
+        memory = kept_bytes(ask.prompt, request.prefix_hashes)
+        answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
         note_dispatch(self._world, answer.request_id, foretold)
@@ -127,26 +134,35 @@ class RouterService:
         events = line.events
         if not len(line):
             is_new = request.request_id not in self._world.open_requests
-            outcome = await self._attempt(request, runtime)
+            outcome = await self._attempt(request, runtime, line)
             if isinstance(outcome, RouteAnswer):
                 if is_new:
                     line.pass_by(request)
+                    self._world.open_requests.charged(request)
                 return outcome
             reason, again_at_s = outcome.reason, outcome.until_s
         if is_named and (standing := await self._standing(request, runtime)) is not None:
             return standing
-        hold, queue = runtime.config.policy.hold, runtime.config.policy.queue
-        if not hold.enabled:
+        if not runtime.config.policy.hold.enabled:
             raise SaturatedError(f"{reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
-        until_s, bound = (
-            request.arrived_at_s + hold.max_wait_seconds,
-            "as long as the policy's hold.maxWaitSeconds allows",
-        )
-        if deadline_s is not None and deadline_s < until_s:
-            until_s, bound = deadline_s, "as long as the call's own deadline allows"
-        self._holding.check_bounds(request, queue, kept)
+        until_s, bound = _longest_hold(request, runtime.config.policy, deadline_s)
+        self._holding.check_bounds(request, runtime.config.policy.queue, kept)
         with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events, until_s=again_at_s) as ticket:
             return await self._wait_for_place(request, ticket, until_s=until_s, bound=bound, reason=reason)
+
+    def claims(self) -> dict[str, Claim]:
+        """What other routers are told of whoever goes first in each line, by model."""
+        return self._holding.claims()
+
+    @property
+    def has_yielded(self) -> bool:
+        """Whether a request has left a place to another router's and is to try again."""
+        return self._holding.has_yielded
+
+    def settle(self, charge: Charge, output_tokens: float) -> None:
+        """A request has ended: its tenant, charged as predicted, pays for what there was."""
+        line = self._holding.line(charge.model)
+        line.settle(charge.tenant, charge.predicted_output_tokens, output_tokens)
 
     def _work_s(self, request: Request) -> float:
         """Seconds that a request would take alone on the fastest instance that serves it."""
@@ -173,37 +189,44 @@ class RouterService:
             if runtime is None:
                 raise NoInstanceError("the router has no configuration any more")
             is_new = request.request_id not in self._world.open_requests
-            outcome = await self._attempt(request, runtime, ticket.line)
+            outcome = await self._attempt(request, runtime, ticket.line, ticket)
             if isinstance(outcome, RouteAnswer):
                 if is_new:
                     ticket.served()
+                    self._world.open_requests.charged(request)
                 return replace(outcome, held_s=max(self._world.clock() - request.arrived_at_s, 1e-9))
             reason = outcome.reason
             ticket.stays(outcome.until_s)
 
-    async def _attempt(self, request: Request, runtime: Runtime, line: HoldLine | None = None) -> RouteAnswer | Hold:
+    async def _attempt(
+        self, request: Request, runtime: Runtime, line: HoldLine, ticket: Ticket | None = None
+    ) -> RouteAnswer | Hold:
         """Decides and reserves; where no candidate fits any more, once again on the fresh loads.
 
-        ``line`` is where the request is held already.
+        ``ticket`` is the request's place in its line, where it is held already.
         """
         if request.request_id in self._world.open_requests:
             standing = await self._standing(request, runtime)
             if standing is not None:
                 return standing
+        terms = self._terms(request, line, ticket)
         hold = Hold("no attempt was made")
         for final in (False, True):
             guard = runtime.degraded if self._world.is_degraded() else runtime.guard
             snapshot = self.snapshot()
-            if line is not None:
-                snapshot = replace(snapshot, held=len(line), head_since_s=line.head_since_s)
+            if ticket is not None:
+                snapshot = replace(snapshot, held=line.waiting(request), head_since_s=line.head_since_s)
             request = self._world.prefixes.with_hits(request)
-            guarded = self._decide(guard, request, snapshot)
+            guarded = self._decide(guard, request, snapshot, terms.batch)
             decision = guarded.decision
             if isinstance(decision, NoCandidate):
                 raise NoInstanceError(decision.reason)
             if isinstance(decision, Hold):
                 return decision
-            result = await self._reserve(request, decision, guard=guard, final=final)
+            result = await self._reserve(request, decision, terms, guard=guard, final=final)
+            if result.outcome is ReserveOutcome.YIELDED:
+                line.has_yielded = True
+                return Hold("another router holds a request that goes before this one")
             if result.reservation is not None:
                 answer = self._answer(request, runtime, result.reservation, guarded, decision.candidates)
                 if answer is not None:
@@ -215,8 +238,17 @@ class RouterService:
             hold = Hold(f"the ledger answered {result.outcome.value} for {len(decision.candidates)} candidates")
         return hold
 
-    def _decide(self, guard: Guard, request: Request, snapshot: PoolSnapshot) -> Guarded:
-        guarded = guard.decide(request, snapshot, self._world.rng)
+    def _terms(self, request: Request, line: HoldLine, ticket: Ticket | None) -> _Terms:
+        if ticket is not None:
+            return _Terms(ticket.claim(), self._holding.batch if ticket.fills_gap() else None)
+        return _Terms(line.claim_of(request, self._work_s), self._holding.batch if request.batch else None)
+
+    def _decide(self, guard: Guard, request: Request, snapshot: PoolSnapshot, batch: BatchRules | None) -> Guarded:
+        """What the policy says; where head-room is needed, of the instances that have it."""
+        seen = snapshot if batch is None else batch.gaps(request, snapshot)
+        if isinstance(seen, Hold):
+            return Guarded(seen, guard.primary.name)
+        guarded = guard.decide(request, seen, self._world.rng)
         self._world.metrics.decision_seconds.observe(guarded.elapsed_s)
         if guarded.fallback_reason is not None:
             self._world.metrics.fallbacks.labels(guarded.fallback_reason).inc()
@@ -225,17 +257,18 @@ class RouterService:
             self._world.metrics.guard_actions.labels(action).inc()
         return guarded
 
-    async def _reserve(self, request: Request, decision: Placement, *, guard: Guard, final: bool) -> ReserveResult:
+    async def _reserve(
+        self, request: Request, decision: Placement, terms: _Terms, *, guard: Guard, final: bool
+    ) -> ReserveResult:
         world = self._world
         bids = [
-            _bid(request, candidate, world.replica.view(instance, now_s=world.clock()), guard)
+            _bid(request, candidate, world.replica.view(instance, now_s=world.clock()), guard, terms.batch)
             for candidate in decision.candidates
             if (instance := world.instances.get(candidate.instance_id)) is not None
         ]
         tolerance = MOVED_TOLERANCE if decision.load_sensitive else None
-        return await self._commit(
-            _ask(request, bids, tolerance=tolerance, final=final and decision.load_sensitive), counted=True
-        )
+        ask = _ask(request, bids, tolerance=tolerance, final=final and decision.load_sensitive)
+        return await self._commit(replace(ask, model=request.model, claim=terms.claim), counted=True)
 
     async def _commit(self, ask: ReserveAsk, *, counted: bool) -> ReserveResult:
         """One reserve call; where the client leaves meanwhile, what it reserved is given back."""
@@ -308,7 +341,26 @@ class RouterService:
         )
 
 
-def _request(ask: RouteAsk, foretold: Foretold, *, arrived_at_s: float) -> Request:
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What an attempt goes by beside its request: its claim against other routers', and head-room where it needs it."""
+
+    claim: Claim | None
+    batch: BatchRules | None
+
+
+def _longest_hold(request: Request, policy: PolicyConfig, deadline_s: float | None) -> tuple[float, str]:
+    """Until when a request may be held (s), and by whose word."""
+    hold_s, field = policy.hold.max_wait_seconds, "hold.maxWaitSeconds"
+    if request.batch:
+        hold_s, field = policy.queue.batch.max_wait_seconds, "queue.batch.maxWaitSeconds"
+    until_s = request.arrived_at_s + hold_s
+    if deadline_s is not None and deadline_s < until_s:
+        return deadline_s, "as long as the call's own deadline allows"
+    return until_s, f"as long as the policy's {field} allows"
+
+
+def _request(ask: RouteAsk, foretold: Foretold, excluded: frozenset[str], *, arrived_at_s: float) -> Request:
     return Request(
         request_id=ask.request_id or uuid.uuid4().hex,
         model=ask.model,
@@ -317,11 +369,12 @@ def _request(ask: RouteAsk, foretold: Foretold, *, arrived_at_s: float) -> Reque
         arrived_at_s=arrived_at_s,
         application=ask.application,
         max_output_tokens=ask.max_output_tokens or None,
-        excluded_instance_ids=ask.excluded_instance_ids,
+        excluded_instance_ids=excluded,
         predicted_rank=foretold.law.rank,
         priority=ask.priority,
         tenant=ask.tenant,
         deadline_at_s=arrived_at_s + ask.deadline_ms / 1000 if ask.deadline_ms else None,
+        batch=ask.batch,
     )
 
 
@@ -336,8 +389,10 @@ def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int 
     )
 
 
-def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guard) -> Bid:
+def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guard, batch: BatchRules | None) -> Bid:
     room = guard.room_of(view)
+    if batch is not None:
+        room = batch.tightened(room, view.instance.profile)
     limit = room.kv_limit_tokens
     return Bid(
         instance_id=candidate.instance_id,

@@ -283,7 +283,7 @@ BAD_POLICIES = [
     queue("no aging", "spec.queue.agingSeconds", "greater than or equal to 0.1", agingSeconds=0),
     queue("aging of a day", "spec.queue.agingSeconds", "less than or equal to 3600", agingSeconds=86400),
     queue("a queue of huge bytes", "spec.queue.maxBytes", "less than or equal to 1099511627776", maxBytes=2 * 10**12),
-    queue("a batch class that fills nothing", "fillFraction", "greater than or equal to 0.01", batch={"fillFraction": 0}),
+    queue("batch that fills nothing", "fillFraction", "greater than or equal to 0.01", batch={"fillFraction": 0}),
     queue("a batch class of everything", "leastShare", "less than or equal to 0.5", batch={"leastShare": 1}),
     queue("a batch class for ever", "maxWaitSeconds", "less than or equal to 86400", batch={"maxWaitSeconds": 1e12}),
     queue("an impatient batch class", "patienceSeconds", "greater than or equal to 0", batch={"patienceSeconds": -1}),
@@ -298,7 +298,9 @@ BAD_POLICIES = [
     Case("a share below its own", {"type": "Random", "guard": {"maxShareFactor": 0.5}}, "maxShareFactor", "equal to 1"),
     Case("a hold of hours", {"type": "Random", "guard": {"maxHoldSeconds": 7200}}, "maxHoldSeconds", "equal to 60"),
     Case("loads of no age", {"type": "Random", "guard": {"staleAfterSeconds": 0}}, "staleAfterSeconds", "equal to 0.1"),
-    Case("affinity in part", {"type": "Random", "prefixAffinity": {"enabled": 0.5}}, "prefixAffinity.enabled", "boolean"),
+    Case(
+        "affinity in part", {"type": "Random", "prefixAffinity": {"enabled": 0.5}}, "prefixAffinity.enabled", "boolean"
+    ),
     Case("more than all", {"type": "Random", "guard": {"maxClampedFraction": 2}}, "maxClampedFraction", "equal to 1"),
     Case(
         "no time to decide",

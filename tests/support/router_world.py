@@ -190,7 +190,7 @@ class Bench:
             rng=random.Random(1),
         )
         self.service = RouterService(self.world)
-        self.reports = ReportService(self.world, self.service.kick)
+        self.reports = ReportService(self.world, self.service.kick, self.service.settle)
         self.builder = RuntimeBuilder(now)
         self.put(config)
 
