@@ -176,6 +176,7 @@ class RuntimeBuilder:
             max_share_factor=spec.max_share_factor,
             stale_after_s=spec.stale_after_seconds,
             longest_hold_s=spec.max_hold_seconds,
+            longest_wait_s=config.policy.hold.max_wait_seconds,
         )
         return Guard(
             served.policy,

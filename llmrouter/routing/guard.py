@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Placement
@@ -53,12 +53,14 @@ class GuardRules:
         max_share_factor: see ``Shares``.
         stale_after_s: a policy may not hold at will on loads older than this.
         longest_hold_s: for how long at most a policy may hold the head of a line though there is room.
+        longest_wait_s: after which a request that is held is refused.
     """
 
     forced: bool = False
     max_share_factor: float = 4.0
     stale_after_s: float = 1.0
     longest_hold_s: float = 5.0
+    longest_wait_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,11 @@ class Guard:
         self._lateness = Lateness(budget_s=budget_s, clock=clock)
         self._envelope = envelope
         self._shares = Shares(self.rules.max_share_factor)
-        self._holds = VoluntaryHolds(self.rules.stale_after_s, self.rules.longest_hold_s)
+        self._holds = VoluntaryHolds(
+            stale_after_s=self.rules.stale_after_s,
+            longest_s=self.rules.longest_hold_s,
+            longest_wait_s=self.rules.longest_wait_s,
+        )
         self._names_only_roomy = isinstance(primary, RoomyPolicy)
 
     def why_not(self, now_s: float) -> Why | None:

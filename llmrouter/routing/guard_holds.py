@@ -12,6 +12,9 @@ from llmrouter.routing.lateness import Rest
 if TYPE_CHECKING:
     from llmrouter.domain import Hold, PoolSnapshot, Request
 
+MOST_OF_WAIT = 0.5
+"""Share of a request's longest wait that a policy may use up; the rest is for want of room."""
+
 OVERRULED_IN_A_ROW = 5
 """After so many holds in a row that were overruled the policy rests."""
 
@@ -29,14 +32,16 @@ class VoluntaryHolds:
     """Judges holds at will by the snapshot.
 
     None while an eligible instance idles, none on loads older than ``stale_after_s``, none once the request has gone
-    first for ``longest_s``; and each gets an end within that time, so that no request waits for an event that may never
+    first for ``longest_s`` or has used up most of the ``longest_wait_s`` after which it would be refused; and each gets
+    an end within that time, so that no request waits for an event that may never
     come, and not at once: it would be asked again and again. A clock that went back, so that nobody can say how long it
     was, counts as too long.
     """
 
-    def __init__(self, stale_after_s: float, longest_s: float) -> None:
+    def __init__(self, *, stale_after_s: float, longest_s: float, longest_wait_s: float) -> None:
         self._stale_after_s = stale_after_s
         self._longest_s = longest_s
+        self._most_of_wait_s = MOST_OF_WAIT * longest_wait_s
         self._overruled = 0
         self._rest = Rest()
 
@@ -71,7 +76,10 @@ class VoluntaryHolds:
         held_s = 0.0 if snapshot.head_since_s is None else now_s - snapshot.head_since_s
         if not 0.0 <= held_s < self._longest_s:
             return Verdict(None, f"first of its line for {held_s:.3g} s, guard.maxHoldSeconds is {self._longest_s:g}")
-        last_s, soonest_s = now_s + self._longest_s - held_s, now_s + SHORTEST_HOLD_S
+        last_s = min(now_s + self._longest_s - held_s, request.arrived_at_s + self._most_of_wait_s)
+        if last_s <= now_s:
+            return Verdict(None, f"it waits for {now_s - request.arrived_at_s:.3g} s and would soon be refused")
+        soonest_s = now_s + SHORTEST_HOLD_S
         if hold.until_s is None or not hold.until_s <= last_s:
             return Verdict(replace(hold, until_s=max(last_s, soonest_s)), f"held until {hold.until_s}")
         return Verdict(hold if hold.until_s >= soonest_s else replace(hold, until_s=soonest_s))
