@@ -55,6 +55,9 @@ class RouterMetrics:
         self.calibration = CalibrationMetrics(make)
         self.prefixes = PrefixMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
+        self.served_elsewhere = counter(
+            "served_elsewhere_total", "Answers of which the gateway said that another endpoint gave them."
+        )
         self.route_seconds = histogram("route_seconds", "Time a Route call took, holds included.", LATENCY_BUCKETS)
         self.decision_seconds = histogram("decision_seconds", "Time one policy decision took.", DECISION_BUCKETS)
         self.held_seconds = histogram("held_seconds", "Time dispatched requests were held.", LATENCY_BUCKETS)

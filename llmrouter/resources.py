@@ -234,6 +234,14 @@ class ListenersSpec(Resource):
 
     grpc_port: Port = 9000
     metrics_port: Port = 9090
+    ext_proc_port: Port | None = None
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        ports = [port for port in (self.grpc_port, self.metrics_port, self.ext_proc_port) if port is not None]
+        if len(set(ports)) < len(ports):
+            raise ValueError("grpcPort, metricsPort and extProcPort must differ")
+        return self
 
 
 class ResourcesSpec(Resource):

@@ -43,12 +43,14 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         or f"{environment['LLMROUTER_NAMESPACE']}/{environment['LLMROUTER_CONFIG_MAP']}",
         grpc_port=ports[0],
         metrics_port=ports[1],
+        ext_proc_port=_port(environment, *EXT_PROC) if environment.get("LLMROUTER_EXT_PROC_PORT") else None,
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
         tokenizers=Path(TOKENIZERS_FOLDER),
     )
 
 
 PORTS = (("GRPC", "9000"), ("METRICS", "9090"))
+EXT_PROC = ("EXT_PROC", "9002")
 MAX_PORT = 65_535
 
 

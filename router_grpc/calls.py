@@ -9,8 +9,9 @@ from llmrouter.errors import InvalidRequestError
 from llmrouter.lengths.predictor import LengthRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from llmrouter.domain import Instance
     from llmrouter.lengths.distribution import LengthDistribution
 
 MAX_REQUEST_ID_LENGTH = 128
@@ -118,6 +119,22 @@ def check_prompt_tokens(prompt_tokens: int, max_prompt_tokens: int) -> None:
     """Raises InvalidRequestError where a prompt is longer than is admitted, by whoever counted it."""
     if prompt_tokens > max_prompt_tokens:
         raise InvalidRequestError(f"prompt: about {prompt_tokens} tokens, more than {max_prompt_tokens}")
+
+
+def allows(subset: frozenset[str] | None, endpoint: str) -> bool:
+    """Whether an endpoint, ``host:port``, may serve a request with this ``subset``."""
+    if subset is None or endpoint in subset:
+        return True
+    host = endpoint.rpartition(":")[0]
+    return host in subset or host.strip("[]") in subset
+
+
+def excluded_of(ask: RouteAsk, instances: Iterable[Instance]) -> frozenset[str]:
+    """Instances that must not serve a request: those that the client excludes, and those outside its subset."""
+    if ask.subset is None:
+        return ask.excluded_instance_ids
+    outside = (one.instance_id for one in instances if not allows(ask.subset, one.endpoint))
+    return ask.excluded_instance_ids | frozenset(outside)
 
 
 def length_request(ask: RouteAsk) -> LengthRequest:

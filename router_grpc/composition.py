@@ -64,9 +64,16 @@ class Settings:
     host: str = "0.0.0.0"  # noqa: S104 - pods are reached from other pods
     grpc_port: int = 9000
     metrics_port: int = 9090
+    ext_proc_port: int | None = None
     redis_password: str | None = None
     tokenizers: Path | None = None
     seed: int | None = None
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Ports of the gRPC server, by the field of ``spec.listeners`` that names each."""
+        given = {"grpcPort": self.grpc_port, "extProcPort": self.ext_proc_port}
+        return {field: port for field, port in given.items() if port is not None}
 
 
 @dataclass(slots=True)
@@ -142,7 +149,7 @@ def compose(
         acknowledge=acknowledge,
         describe=lambda app: describe(app, has_shared_state=state.redis is not None),
     )
-    app = RouterApp(world, outside, host=settings.host, port=settings.grpc_port)
+    app = RouterApp(world, outside, host=settings.host, ports=settings.ports)
     return Router(app, registry, session)
 
 

@@ -174,8 +174,10 @@ class RouterService:
     async def _wait_for_place(
         self, request: Request, ticket: Ticket, *, until_s: float, bound: str, reason: str
     ) -> RouteAnswer:
+        loop = asyncio.get_running_loop()
+        latest_s = loop.time() + until_s - request.arrived_at_s  # should the clock go back, this one does not
         while True:
-            left_s = until_s - self._world.clock()
+            left_s = min(until_s - self._world.clock(), latest_s - loop.time())
             try:
                 async with asyncio.timeout(max(0.0, left_s)):
                     await ticket.turn.wait()

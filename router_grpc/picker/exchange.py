@@ -133,16 +133,16 @@ class Exchange:
             raise ProtocolError("a message of no kind that a picker knows")
         return on[kind](message)
 
-    def picked(self, endpoints: tuple[str, ...], request_id: str) -> list[Effect]:
-        """The request goes to the first of these; ``request_id`` of its reservation is empty where it has none."""
+    def picked(self, endpoint: str, request_id: str) -> list[Effect]:
+        """The request goes there; ``request_id`` of its reservation is empty where it has none."""
         self._phase = _Phase.ANSWER
-        self._endpoint, self._request_id = endpoints[0], request_id
+        self._endpoint, self._request_id = endpoint, request_id
         extra = {} if names.REQUEST_ID in self._headers or not request_id else {names.REQUEST_ID: request_id}
-        response = picked(endpoints, extra)
+        response = picked(endpoint, extra)
         if not self._duplex_request and self._has_body:
             body = pb.BodyResponse(response=response)
-            return [Send(with_destination(pb.ProcessingResponse(request_body=body), endpoints))]
-        effects: list[Effect] = [Send(headers_reply(response, endpoints))]
+            return [Send(with_destination(pb.ProcessingResponse(request_body=body), endpoint))]
+        effects: list[Effect] = [Send(headers_reply(response, endpoint))]
         if self._has_body:
             whole, self._body = bytes(self._body), bytearray()
             effects += [

@@ -35,21 +35,24 @@ STATUS_OF = (
 DROPPED = {503: "rejected-no-endpoints", 429: "rejected-saturated"}
 
 
-def picked(endpoints: tuple[str, ...], extra: Mapping[str, str]) -> pb.CommonResponse:
-    """Where a request goes, best first, and headers to set beside it."""
-    values = {DESTINATION: ",".join(endpoints), **extra}
+def picked(endpoint: str, extra: Mapping[str, str]) -> pb.CommonResponse:
+    """Where a request goes, and headers to set beside it.
+
+    One endpoint alone, though the protocol lets fallbacks follow: a plain Envoy takes the whole header for an address.
+    """
+    values = {DESTINATION: endpoint, **extra}
     return pb.CommonResponse(header_mutation=_setting(values, remove=FORGEABLE), clear_route_cache=True)
 
 
-def headers_reply(response: pb.CommonResponse, endpoints: tuple[str, ...]) -> pb.ProcessingResponse:
+def headers_reply(response: pb.CommonResponse, endpoint: str) -> pb.ProcessingResponse:
     """The answer to a request's headers."""
     answer = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=response))
-    return with_destination(answer, endpoints)
+    return with_destination(answer, endpoint)
 
 
-def with_destination(answer: pb.ProcessingResponse, endpoints: tuple[str, ...]) -> pb.ProcessingResponse:
+def with_destination(answer: pb.ProcessingResponse, endpoint: str) -> pb.ProcessingResponse:
     """Says the destination as metadata too: the protocol wants both, and both equal."""
-    answer.dynamic_metadata.get_or_create_struct(DESTINATION_NAMESPACE)[DESTINATION] = ",".join(endpoints)
+    answer.dynamic_metadata.get_or_create_struct(DESTINATION_NAMESPACE)[DESTINATION] = endpoint
     return answer
 
 

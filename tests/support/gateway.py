@@ -36,9 +36,9 @@ def request_headers(
     ends: bool = False,
     config: pb.ProtocolConfiguration | None = DUPLEX,
     raw: bool = True,
-    **headers: str,
+    headers: Mapping[str, str] | None = None,
 ) -> pb.ProcessingRequest:
-    given = {":method": method, ":path": path, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    given = {":method": method, ":path": path, **(headers or {})}
     return pb.ProcessingRequest(
         request_headers=pb.HttpHeaders(headers=header_map(given, raw=raw), end_of_stream=ends), protocol_config=config
     )

@@ -1,0 +1,101 @@
+"""The gRPC server of a router: its services on one or more ports, with health, reflection and drain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from llmrouter.errors import InvalidConfigError
+from router_grpc.calls import MAX_PROMPT_BYTES
+from router_grpc.v1 import ext_proc_pb2, ext_proc_pb2_grpc, router_pb2, router_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router_grpc.listeners.ext_proc import PickerServicer
+    from router_grpc.listeners.native import RouterServicer
+
+SERVICE_NAME = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
+PICKER_NAME = ext_proc_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
+READINESS = "readiness"
+LIVENESS = "liveness"
+NAMES_OF_READINESS = (READINESS, SERVICE_NAME, PICKER_NAME, "inference-extension", "")
+"""Whom the health service answers alike; the last but one is what probes of endpoint pickers ask for."""
+
+MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + 256 * 1024
+MAX_CONCURRENT_CALLS = 16_384
+"""Held calls and report streams, health checks among them: above what the lines of held requests usually bound."""
+
+
+class GrpcServer:
+    """Serves on every port of ``ports``, by the field of the resource that names it; ready once told so."""
+
+    def __init__(
+        self, servicer: RouterServicer, picker: PickerServicer, *, host: str, ports: Mapping[str, int]
+    ) -> None:
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+            options=(
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ),
+        )
+        router_pb2_grpc.add_RouterServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        ext_proc_pb2_grpc.add_ExternalProcessorServicer_to_server(picker, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        names = (SERVICE_NAME, PICKER_NAME, health_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._addresses = {field: f"{host}:{port}" for field, port in ports.items()}
+        self._retired = False
+        self.is_ready = False
+        self.ports: dict[str, int] = {}
+
+    @property
+    def port(self) -> int:
+        """The port of the gRPC API; 0 before it is listened on."""
+        return self.ports.get("grpcPort", 0)
+
+    async def start(self) -> None:
+        """Serves; alive, and not ready yet. Raises InvalidConfigError where a port cannot be listened on."""
+        for field, address in self._addresses.items():
+            try:
+                self.ports[field] = self._server.add_insecure_port(address)
+            except RuntimeError as error:
+                raise InvalidConfigError(f"listeners.{field}: cannot listen on {address}") from error
+        await self._show(ready=False)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def set_ready(self) -> None:
+        """The readiness probe and gRPC health say yes from now on; a retired server stays so."""
+        if not self._retired:
+            await self._show(ready=True)
+
+    async def retire(self) -> None:
+        """The readiness probe and gRPC health say no for good; calls are still answered."""
+        self._retired = True
+        await self._show(ready=False)
+
+    async def _show(self, *, ready: bool) -> None:
+        self.is_ready = ready
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in NAMES_OF_READINESS:
+            await self._health.set(name, status)
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no new call, lets those under way end within ``grace_s``, then stops."""
+        await self.retire()
+        await self._server.stop(grace_s)
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        await self._server.wait_for_termination()

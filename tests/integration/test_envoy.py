@@ -1,0 +1,175 @@
+"""A stock Envoy, a router as its endpoint picker, and simulated engines: over real HTTP."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from support.gateway import CHAT_PATH
+from support.router_world import config_of, live_router, until
+
+from llmrouter.profiles import PROFILES
+from llmrouter.testbed.cluster.processes import free_port
+from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
+from llmrouter.testbed.envoy import bootstrap, start_envoy
+from router_grpc.v1 import router_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from support.router_world import LiveRouter
+
+ENGINE = EngineServerConfig(profile=PROFILES["llama-3.1-8b-rtx4090"], model="llama")
+ENDLESS = {"max_tokens": 20_000, "ignore_eos": True, "stream": True}
+
+
+def chat(**changes: object) -> dict[str, Any]:
+    return {"model": "llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, **changes}
+
+
+@dataclass
+class Front:
+    """Envoy's address, a client's session, and the router behind it."""
+
+    url: str
+    session: aiohttp.ClientSession
+    live: LiveRouter
+    endpoints: tuple[str, ...]
+
+    async def post(self, path: str = CHAT_PATH, **parts: Any) -> tuple[int, bytes, aiohttp.ClientResponse]:  # noqa: ANN401
+        async with self.session.post(self.url + path, **parts) as answer:
+            return answer.status, await answer.read(), answer
+
+    async def in_flight(self) -> int:
+        snapshot = await self.live.stub.GetSnapshot(pb.GetSnapshotRequest())
+        return sum(one.in_flight_requests for one in snapshot.instances)
+
+
+@asynccontextmanager
+async def front(tmp_path: Path, *, engines: int = 2, **parts: Any) -> AsyncIterator[Front]:  # noqa: ANN401
+    async with AsyncExitStack() as stack:
+        endpoints = []
+        for _ in range(engines):
+            server = EngineServer(ENGINE)
+            await server.start("127.0.0.1", 0)
+            stack.push_async_callback(server.close)
+            endpoints.append(f"127.0.0.1:{server.port}")
+        named = endpoints or ["127.0.0.1:1"]
+        live = await stack.enter_async_context(live_router(config_of(*named, **parts)))
+        port = free_port()
+        picker = f"127.0.0.1:{live.router.app.listener.port}"
+        envoy = start_envoy(tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port()))
+        stack.callback(envoy.stop)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        found = Front(f"http://127.0.0.1:{port}", session, live, tuple(endpoints))
+
+        async def answers() -> bool:
+            assert envoy.alive, envoy.log.read_text()[-2000:]
+            try:
+                return (await found.post("/v1/models"))[0] != 503 or not engines
+            except aiohttp.ClientError:  # not listening yet
+                return False
+
+        await until(answers, what="Envoy and the instances are ready", within_s=30)
+        yield found
+
+
+async def test_a_request_goes_through_and_is_accounted_for(tmp_path: Path) -> None:
+    async with front(tmp_path) as gateway:
+        status, body, _ = await gateway.post(json=chat())
+        assert status == 200
+        assert json.loads(body)["usage"]["completion_tokens"] == 3
+        await until(lambda: _is(gateway.in_flight(), 0), what="reservation released")
+        for event in ("committed", "finished"):
+            assert gateway.live.count("llmrouter_reservations_total", event=event) == 1
+
+
+async def test_a_stream_comes_as_it_is_made(tmp_path: Path) -> None:
+    async with front(tmp_path) as gateway:
+        status, body, _ = await gateway.post(json=chat(stream=True, max_tokens=5))
+        assert status == 200
+        events = [line for line in body.decode().split("\n") if line.startswith("data:")]
+        assert events[-1] == "data: [DONE]"
+        assert len(events) >= 5
+        await until(lambda: _is(gateway.in_flight(), 0), what="reservation released")
+
+
+async def test_a_long_body_arrives_whole(tmp_path: Path) -> None:
+    async with front(tmp_path, limits={"maxPromptTokens": 1_000_000}) as gateway:
+        words = "word " * 60_000
+        status, body, _ = await gateway.post(json=chat(messages=[{"role": "user", "content": words}]))
+        said = json.loads(body)
+        assert status in {200, 400}, said
+        if status == 400:  # longer than the engine takes: its own words, so the whole of it has arrived
+            assert "router" not in str(said)
+
+
+async def test_a_client_that_leaves_gives_its_place_back(tmp_path: Path) -> None:
+    async with front(tmp_path) as gateway:
+        async with gateway.session.post(gateway.url + CHAT_PATH, json=chat(**ENDLESS)) as answer:
+            await answer.content.readline()
+            await until(lambda: _is(gateway.in_flight(), 1), what="in flight")
+        await until(lambda: _is(gateway.in_flight(), 0), what="reservation released")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "InvalidRequest"),
+        (b'{"messages": [{"content": "a"}]}', 400, "InvalidRequest"),
+        (json.dumps(chat(model="unknown")).encode(), 404, "UnknownModel"),
+    ],
+)
+async def test_what_cannot_be_routed_is_refused_with_its_reason(
+    tmp_path: Path, body: bytes, status: int, code: str
+) -> None:
+    async with front(tmp_path, engines=1) as gateway:
+        got, text, answer = await gateway.post(data=body)
+        assert got == status, text
+        assert json.loads(text)["error"]["code"] == code
+        assert answer.headers["llmrouter-reason"] == code
+
+
+async def test_no_instance_is_503_and_a_full_one_429(tmp_path: Path) -> None:
+    async with front(tmp_path, engines=0, limits={"scrapeIntervalSeconds": 0.1}) as gateway:
+
+        async def nothing_is_ready() -> bool:
+            return not (await gateway.live.stub.GetSnapshot(pb.GetSnapshotRequest())).instances
+
+        await until(nothing_is_ready, what="the only instance is found unreachable")
+        status, text, answer = await gateway.post(json=chat())
+        assert (status, answer.headers["x-llm-d-request-dropped-reason"]) == (503, "rejected-no-endpoints"), text
+    policy = {"type": "LeastInFlight", "hold": {"enabled": False}}
+    async with front(tmp_path, engines=1, policy=policy, limits={"maxInFlightPerInstance": 1}) as gateway:
+        running = await gateway.session.post(gateway.url + CHAT_PATH, json=chat(**ENDLESS))
+        await running.content.readline()
+        status, text, answer = await gateway.post(json=chat())
+        running.close()
+        assert (status, answer.headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-saturated"), text
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_paths_that_make_no_tokens_are_forwarded(tmp_path: Path) -> None:
+    async with front(tmp_path) as gateway:
+        async with gateway.session.get(gateway.url + "/v1/models") as answer:
+            assert answer.status == 200
+            assert (await answer.json())["data"][0]["id"] == "llama"
+        status, _, _ = await gateway.post("/v1/messages/count_tokens", json={"anything": 1})
+        assert status == 404, "the engine's own answer"
+        assert gateway.live.count("llmrouter_reservations_total", event="committed") == 0
+
+
+async def test_a_client_cannot_choose_the_instance(tmp_path: Path) -> None:
+    async with front(tmp_path, engines=1) as gateway:
+        forged = {"x-gateway-destination-endpoint": "127.0.0.1:1"}
+        status, _, _ = await gateway.post(json=chat(), headers=forged)
+        assert status == 200
+
+
+async def _is(value: Any, wanted: int) -> bool:  # noqa: ANN401 - an awaitable
+    return bool(await value == wanted)
