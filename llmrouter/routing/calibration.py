@@ -16,7 +16,6 @@ The sums that fade are kept in information form, which is what recursive least s
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -166,7 +165,7 @@ class ClassCalibration:
         self._residual = Median()
         self._profile_residual = Median()
         self._instances = Slowness()
-        self._good_instances: Slowness | None = None
+        self._good_instances = Slowness()
         self._frozen: Frozen | None = None
         self._good_in_a_row = 0
 
@@ -219,8 +218,7 @@ class ClassCalibration:
     def belief(self) -> Belief:
         """What decisions may use now. Slowness is relative: it holds whichever coefficients do."""
         ratios = dict(zip(COEFFICIENTS, self._believed().tolist(), strict=True))
-        instances = self._good_instances or self._instances
-        return Belief(ratios, {} if self._is_new else instances.all())
+        return Belief(ratios, {} if self._is_new else self._believed_instances.all())
 
     @property
     def observations(self) -> int:
@@ -233,8 +231,13 @@ class ClassCalibration:
         What was slow when bad residuals froze everything comes nearer to the others too: nobody measures it.
         """
         self._instances.rest(seconds)
-        if self._good_instances is not None:
+        if self._frozen is Frozen.BAD_RESIDUALS:
             self._good_instances.rest(seconds)
+
+    @property
+    def _believed_instances(self) -> Slowness:
+        """Those of the last good residuals while bad ones freeze."""
+        return self._good_instances if self._frozen is Frozen.BAD_RESIDUALS else self._instances
 
     def _believed(self) -> Floats:
         if self._frozen is Frozen.BAD_RESIDUALS:
@@ -279,16 +282,16 @@ class ClassCalibration:
         self._good_in_a_row = self._good_in_a_row + 1 if good else 0
         if self._frozen is not None:
             if self._good_in_a_row >= THAW_AFTER:
-                self._frozen = self._good_instances = None
+                self._frozen = None
         elif residual > FROZEN_ABOVE or worse:
             self._frozen = Frozen.BAD_RESIDUALS if residual > FROZEN_ABOVE else Frozen.WORSE_THAN_PROFILE
-            if self._frozen is Frozen.BAD_RESIDUALS:
-                self._good_instances = copy.deepcopy(self._instances)
             self._squares_CC *= _KEPT_AT_FREEZE
             self._products_C *= _KEPT_AT_FREEZE
             self._weight *= _KEPT_AT_FREEZE
         if self._frozen is None and good:
             self._good_C = self._factors_C
+            if self._observations % _SPELL == 0:
+                self._good_instances = self._instances.copy()
 
     def state(self) -> dict[str, object]:
         """What a restart must not lose, as JSON takes it."""
@@ -301,7 +304,7 @@ class ClassCalibration:
             "observations": self._observations,
             "residuals": [self._residual.value, self._profile_residual.value],
             "frozen": self._frozen,
-            "slowness": (self._good_instances or self._instances).state(),
+            "slowness": self._believed_instances.state(),
         }
 
     def restore(self, state: Mapping[str, object]) -> bool:
@@ -323,14 +326,12 @@ class ClassCalibration:
             raise InvalidInputError(f"calibration state: good must be within a factor {LARGEST_FACTOR:g} of 1")
         instances = Slowness()
         instances.restore(state.get("slowness"))
-        self._instances, self._good_instances = instances, None
+        self._instances, self._good_instances = instances, instances.copy()
         self._frozen = next((reason for reason in Frozen if reason == state.get("frozen")), None)
         self._squares_CC, self._products_C, self._good_C = squares_CC, products_C, good_C
         self._weight, self._observations = float(weight), int(observations)
         self._residual, self._profile_residual = Median(residuals_2[0]), Median(residuals_2[1])
         self._factors_C = solved(squares_CC, products_C, self._prior_weight)
-        if self._frozen is Frozen.BAD_RESIDUALS:
-            self._good_instances = copy.deepcopy(instances)
         return True
 
 

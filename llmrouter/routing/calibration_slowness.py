@@ -75,6 +75,12 @@ class Slowness:
                 self._logs[instance_id] = (self._median + keep * (log - self._median), seen)
         self._heard.clear()
 
+    def copy(self) -> Slowness:
+        """What is known now, apart from what will be."""
+        made = Slowness()
+        made._logs, made._median, made._heard = self._logs.copy(), self._median, self._heard.copy()
+        return made
+
     def state(self) -> dict[str, list[float]]:
         """What a restart must not lose, as JSON takes it: of each instance its logarithm and its observations."""
         return {instance_id: [log - self._median, seen] for instance_id, (log, seen) in self._logs.items()}

@@ -72,7 +72,7 @@ class UsedProfiles:
         ratios = belief.ratios if calibrate is Calibrate.FULL else dict.fromkeys(COEFFICIENTS, 1.0)
         if max(abs(math.log(ratios[name] / used)) for name, used in self._ratios.items()) > MOVED:
             self._ratios = ratios
-            self._profiles = {}
+            self._profiles = {} if self.uses_coefficients else {0: self.profile}
         slowness = {} if calibrate is Calibrate.OFF else belief.slowness
         levels = {name: self._level(name, math.log(one)) for name, one in slowness.items()}
         self._levels = {name: level for name, level in levels.items() if level}

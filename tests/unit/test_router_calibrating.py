@@ -14,6 +14,7 @@ from llmrouter.domain import Instance, Load, Reservation
 from llmrouter.errors import LedgerUnavailableError
 from llmrouter.metrics import RouterMetrics
 from llmrouter.profiles import H100_MIX
+from llmrouter.routing.calibration_use import Calibrate
 from router_grpc.calibrating import MAX_POOLS, SAVE_EVERY_S, Calibrating
 from router_grpc.replica import LoadReplica
 from router_grpc.reports import ReportKind
@@ -113,6 +114,82 @@ def test_what_is_learned_is_shown_and_gone_instances_are_not() -> None:
     assert value("instance_slowness", instance="i") == pytest.approx(1.0)
     calibrating.show(metrics, ["other"])
     assert value("instance_slowness", instance="i") is None
+
+
+def seen(calibrating: Calibrating, replica: LoadReplica, *, now_s: float = 0.0) -> EngineProfile:
+    """The profile that a decision sees."""
+    replica.believe(calibrating.believed([INSTANCE], now_s=now_s))
+    return replica.snapshot([INSTANCE], now_s=now_s).views[0].instance.profile
+
+
+def test_decisions_see_what_was_learned_and_only_where_they_may() -> None:
+    calibrating, replica = Calibrating(), LoadReplica()
+    serve(calibrating, 100)
+    assert seen(calibrating, replica) is H100_MIX, "a pool that is not named uses nothing"
+    calibrating.follow({"main": Calibrate.FULL})
+    believed = seen(calibrating, replica)
+    assert believed.base_decode_s == pytest.approx(SLOWNESS * H100_MIX.base_decode_s, rel=0.1)
+    assert seen(calibrating, replica, now_s=1.0) is believed
+    view = replica.view(INSTANCE, now_s=1.0)
+    assert replica.view(INSTANCE, now_s=1.0) is view
+    assert (view.instance.instance_id, view.instance.endpoint) == (INSTANCE.instance_id, INSTANCE.endpoint)
+    calibrating.follow({"main": Calibrate.OFF})
+    assert seen(calibrating, replica) is H100_MIX
+
+
+def test_an_instance_that_is_declared_anew_is_seen_as_declared() -> None:
+    calibrating, replica = Calibrating(), LoadReplica()
+    calibrating.follow({"main": Calibrate.FULL})
+    serve(calibrating, 100)
+    believed = seen(calibrating, replica)
+    again = replace(INSTANCE)
+    assert replica.view(again, now_s=0.0).instance.profile is believed
+    other = replace(INSTANCE, profile=H100_MIX.slower(3.0))
+    assert replica.view(other, now_s=0.0).instance is other
+    assert calibrating.believed([other], now_s=1.0) == {}, "another profile begins anew"
+
+
+@pytest.mark.parametrize("now_s", [-1e9, 1e9, float("nan"), float("inf")])
+def test_jumps_of_the_clock_change_no_belief_by_much(now_s: float) -> None:
+    calibrating, replica = Calibrating(), LoadReplica()
+    calibrating.follow({"main": Calibrate.FULL})
+    serve(calibrating, 100)
+    before = seen(calibrating, replica)
+    assert seen(calibrating, replica, now_s=now_s) is before
+
+
+def test_what_decisions_use_is_shown_and_told() -> None:
+    calibrating, registry = Calibrating(), CollectorRegistry()
+    metrics = RouterMetrics(registry).calibration
+    calibrating.follow({"main": Calibrate.FULL})
+    assert calibrating.told(["i"]) == {}
+    serve(calibrating, 100)
+
+    def in_use(part: str) -> float | None:
+        return registry.get_sample_value("llmrouter_calibration_in_use", {"pool": "main", "part": part})
+
+    calibrating.show(metrics, ["i"])
+    assert in_use("coefficients") == 0
+    calibrating.believed([INSTANCE], now_s=0.0)
+    calibrating.show(metrics, ["i"])
+    assert (in_use("coefficients"), in_use("slowness")) == (1, 0)
+    calibrate, known = calibrating.told(["i", "other"])["main"]
+    assert (calibrate, known.observations) == (Calibrate.FULL, 200)
+    assert known.slowness.keys() == {"i"}
+    assert calibrating.told([])["main"][1].slowness == {}
+
+
+async def test_a_restarted_router_decides_with_what_was_known_from_its_first_request() -> None:
+    store = Saved()
+    before = Calibrating(store)
+    serve(before, 100)
+    await before.keep(0.0)
+    after, replica = Calibrating(store), LoadReplica()
+    after.follow({"main": Calibrate.FULL})
+    assert seen(after, replica) is H100_MIX
+    await after.keep(0.0)
+    assert seen(after, replica).base_decode_s == pytest.approx(SLOWNESS * H100_MIX.base_decode_s, rel=0.1)
+    assert store.saves == 1, "what was taken up is not saved again"
 
 
 async def test_a_router_goes_on_where_another_left() -> None:
