@@ -170,13 +170,13 @@ class RuntimeBuilder:
         )
 
     def _guard(self, config: RouterConfig, served: Served) -> Guard:
-        spec = config.policy.guard
+        spec, hold = config.policy.guard, config.policy.hold
         rules = GuardRules(
             forced=spec.force_fallback,
             max_share_factor=spec.max_share_factor,
             stale_after_s=spec.stale_after_seconds,
-            longest_hold_s=spec.max_hold_seconds,
-            longest_wait_s=config.policy.hold.max_wait_seconds,
+            longest_hold_s=spec.max_hold_seconds if hold.enabled else 0.0,
+            longest_wait_s=hold.max_wait_seconds,
         )
         return Guard(
             served.policy,
