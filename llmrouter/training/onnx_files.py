@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -53,9 +54,18 @@ def sha256_of(data: bytes) -> str:
 
 def run_on_cpu(model: bytes, inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """The first output of a model."""
+    return runner_on_cpu(model)(inputs)
+
+
+def runner_on_cpu(model: bytes) -> Callable[[dict[str, NDArray[np.float32]]], NDArray[np.float32]]:
+    """Runs a model on one core: from its inputs to its first output."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    output: NDArray[np.float32] = session.run(None, inputs)[0]
-    return output
+
+    def run(inputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = session.run(None, inputs)[0]
+        return output
+
+    return run

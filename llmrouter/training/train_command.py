@@ -1,6 +1,9 @@
-"""``llmrouter train``: a learned routing agent in the setting of arXiv 2408.13510, from a seed to an ONNX file.
+"""``llmrouter train``: a learned routing agent, from a seed to an ONNX file.
 
+    llmrouter train --learner learned --seed 0 --out build/agents/learned-0
     llmrouter train --learner ddqn-shielded --reward marginal --seed 0 --out build/agents/shielded-0
+
+``learned`` is the product's policy, for any pool; the others learn in the setting of arXiv 2408.13510.
 
 Writes agent.npz, checkpoint.npz (of the last point of the curve), curve.json and curve.svg, and the artefact:
 model.onnx, manifest.json, MODEL_CARD.md. The same command writes the same bytes on the same machine.
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
     from llmrouter.training.agents.learning import Learned, Point
 
 LITERAL, SHIELDED, EVOLUTION, DISTIL = "ddqn-literal", "ddqn-shielded", "evolution", "distil"
-EPISODES = {LITERAL: 30, SHIELDED: 30, EVOLUTION: 2_400, DISTIL: 30}
+PRODUCT = "learned"
+EPISODES = {LITERAL: 30, SHIELDED: 30, EVOLUTION: 2_400, DISTIL: 30, PRODUCT: 14_400}
 """Of each learner, unless said."""
 
 REWARDS = {
@@ -41,6 +45,7 @@ REWARDS = {
 
 MOST_EPISODES = 100_000
 MOST_INSTANCES = 64
+DEFAULT_INSTANCES = 4
 
 
 def main(rest: Sequence[str]) -> int:
@@ -58,17 +63,14 @@ def main(rest: Sequence[str]) -> int:
         raise InvalidInputError(f"train needs {error.name}: install llmrouter[train,study]") from error
     from llmrouter.training.agents.export import export  # noqa: PLC0415
     from llmrouter.training.agents.keeping import keep  # noqa: PLC0415
+    from llmrouter.training.agents.product_export import export_product  # noqa: PLC0415
 
     environment = environment_of(options)
     learned = learn(options, environment)
     keep(options.out, learned, shlex.join(["llmrouter", "train", *rest]))
-    export(learned, environment).write(options.out)
-    judged = learned.best.judged
-    sys.stdout.write(
-        f"{options.out}: best after {learned.best.episodes} episodes; on {len(_validation())} validation seeds against "
-        f"round-robin: makespan {judged.makespan_pct:+.2f} %, mean E2E {judged.e2e_pct:+.2f} %, "
-        f"{judged.preemptions:.0f} preemptions, {judged.unfinished:g} unfinished\n"
-    )
+    artefact = export_product(learned) if options.learner == PRODUCT else export(learned, environment)
+    artefact.write(options.out)
+    sys.stdout.write(f"{options.out}: best after {learned.best.episodes} episodes; {learned.best.judged.said}\n")
     return 0
 
 
@@ -76,8 +78,9 @@ def parser() -> argparse.ArgumentParser:
     """``llmrouter train`` and its options."""
     top = argparse.ArgumentParser(
         prog="llmrouter train",
-        description="Trains a routing agent in the paper's cell (four V100, 2,000 requests at 20 a second, simulated) "
-        "and writes its checkpoint, its curve and an ONNX model that agrees with it. Minutes of one core.",
+        description="Trains a routing agent in simulation, the product's or one in the paper's cell (four V100, 2,000 "
+        "requests at 20 a second), and writes its checkpoint, its curve and an ONNX model that agrees with it. Minutes "
+        "of one core.",
     )
     add = top.add_argument
     add("--learner", required=True, choices=tuple(EPISODES), help="see docs/agents.md")
@@ -89,7 +92,11 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     episodes = ", ".join(f"{name} {count:,}" for name, count in EPISODES.items())
     add("--episodes", type=int, metavar="N", help=f"to learn from (default: {episodes})")
-    add("--instances", type=int, default=4, help="equal ones; the rate and requests grow with them (default: 4)")
+    add(
+        "--instances",
+        type=int,
+        help=f"equal ones; the rate and requests grow with them (default: {DEFAULT_INSTANCES}; not of {PRODUCT})",
+    )
     add("--teacher", type=Path, metavar="DIR", help=f"of {DISTIL}: folder of an agent that {EVOLUTION} made")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     return top
@@ -108,14 +115,19 @@ def check(options: argparse.Namespace) -> None:
         ("episodes", 1, MOST_EPISODES),
         ("instances", 2, MOST_INSTANCES),
     ):
-        if not least <= getattr(options, name) <= most:
-            raise InvalidInputError(f"--{name} must be {least} to {most}, not {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise InvalidInputError(f"--{name} must be {least} to {most}, not {value}")
     known = REWARDS.get(options.learner, ())
     if options.reward is None:
         options.reward = known[0] if known else None
     elif options.reward not in known:
         of_it = ", ".join(known) or "none: it has an objective of its own"
         raise InvalidInputError(f"--reward {options.reward} is no reward of {options.learner}; it knows {of_it}")
+    if options.instances is not None and options.learner == PRODUCT:
+        raise InvalidInputError(f"--instances is unknown to --learner {PRODUCT}: it learns on pools of many sizes")
+    if options.instances is None:
+        options.instances = DEFAULT_INSTANCES
     if (options.teacher is not None) != (options.learner == DISTIL):
         raise InvalidInputError(f"--teacher is needed by --learner {DISTIL} and known to no other")
     if options.out.exists() and not options.out.is_dir():
@@ -147,9 +159,13 @@ def learn(options: argparse.Namespace, environment: Environment) -> Learned:
         def on_point(episodes: int, point: Point | None, weights_W: NDArray[np.float64]) -> None:
             bar.update(task, completed=episodes)
             if point is not None:
-                bar.update(task, description=f"{title}: E2E {point.judged.e2e_pct:+.1f} %")
+                bar.update(task, description=f"{title}: {point.judged.short}")
                 keep_checkpoint(options.out, weights_W, episodes)
 
+        if options.learner == PRODUCT:
+            from llmrouter.training.agents import product  # noqa: PLC0415
+
+            return product.train(seed=options.seed, episodes=options.episodes, on_point=on_point)
         if options.learner == EVOLUTION:
             from llmrouter.training.agents import evolution  # noqa: PLC0415
 
@@ -162,9 +178,3 @@ def learn(options: argparse.Namespace, environment: Environment) -> Learned:
 
         train = ddqn_literal.train if options.learner == LITERAL else ddqn_shielded.train
         return train(**given, reward=Reward(options.reward), on_point=on_point)
-
-
-def _validation() -> range:
-    from llmrouter.training.agents.learning import VALIDATION_SEEDS  # noqa: PLC0415
-
-    return VALIDATION_SEEDS

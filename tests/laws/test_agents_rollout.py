@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from llmrouter.arrivals.cells import cell
-from llmrouter.training.agents import network, rollout
+from llmrouter.domain import Preferences
+from llmrouter.training.agents import network, product_network, rollout
 from llmrouter.training.agents.environment import TICK_S, Decider, Environment
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ def random_shared(seed: int, hold_bias: float = 0.0) -> np.ndarray[Any, np.dtype
     return weights_W
 
 
+def random_product(seed: int, hold_bias: float = 0.0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    weights_W = 0.3 * np.random.default_rng(seed).standard_normal(product_network.PRODUCT_WEIGHTS)
+    weights_W[-1] = hold_bias
+    return weights_W
+
+
+def in_window(count: int) -> Decider:
+    return Decider(rollout.WINDOW, np.array([1.0, 0.5, 0.1, 0.2, 0.3]), window=count)
+
+
 def interpreted(world: Any, agent: Any) -> int:  # noqa: ANN401 - arrays as records
     """``rollout`` under Python: rows of structured arrays with fields as attributes."""
     pool = world.pool
@@ -63,6 +74,8 @@ def times(outcomes: Outcomes) -> tuple[bytes, bytes, bytes]:
         (SMALL_PACED, Decider(rollout.SHIELDED, random_paper(2))),
         (SMALL, Decider(rollout.SHARED, random_shared(3))),
         (SMALL, Decider(rollout.BATCH_HOLD)),
+        (SMALL, Decider(rollout.PRODUCT, random_product(4), preferences=Preferences(ttft=1.0, tpot=0.0))),
+        (SMALL, in_window(5)),
     ],
 )
 def test_interpreted_and_compiled_agents_decide_alike(environment: Environment, decider: Decider) -> None:
@@ -80,8 +93,10 @@ def test_interpreted_and_compiled_agents_decide_alike(environment: Environment, 
         Decider(rollout.SHIELDED, random_paper(1, hold_bias=1e6)),
         Decider(rollout.SHARED, random_shared(1, hold_bias=1e6)),
         Decider(rollout.BATCH_HOLD),
+        Decider(rollout.PRODUCT, random_product(1, hold_bias=1e6)),
+        in_window(8),
     ],
-    ids=["random", "always holds", "shared, always holds", "batch-hold"],
+    ids=["random", "always holds", "shared, always holds", "batch-hold", "product, always holds", "window"],
 )
 def test_no_shielded_agent_keeps_a_request_from_being_served(environment: Environment, decider: Decider) -> None:
     patient = replace(environment, cut_s=2_000.0)
@@ -148,3 +163,37 @@ def test_equal_seeds_give_equal_episodes_and_another_seed_others() -> None:
     assert one.state.tobytes() == again.state.tobytes()
     assert one.action.tobytes() == again.action.tobytes()
     assert one.state.tobytes() != other.state.tobytes()
+
+
+def test_a_window_of_one_is_the_rule_that_looks_at_the_head_alone() -> None:
+    """With nothing but the cost to go by, the pair of the head is what batch-hold chooses."""
+    alone = Decider(rollout.WINDOW, np.array([1.0, 0.0, 0.0, 0.0, 0.0]), window=1)
+    windowed, ruled = SMALL.play(alone, 3).outcomes, SMALL.play(Decider(rollout.BATCH_HOLD), 3).outcomes
+    same = np.mean(windowed.instance == ruled.instance)
+    assert same > 0.5
+    assert windowed.e2e_s.mean() == pytest.approx(ruled.e2e_s.mean(), rel=0.05)
+
+
+def test_a_wide_window_lets_short_requests_go_first() -> None:
+    shortest = Decider(rollout.WINDOW, np.array([0.0, 0.0, 1.0, 0.0, 0.0]), window=64, longest_hold_s=1e9)
+    first = Decider(rollout.WINDOW, np.array([1.0, 0.0, 0.0, 0.0, 0.0]), window=1)
+    waits = []
+    for decider in (shortest, first):
+        outcomes = SMALL.play(decider, 3).outcomes
+        short = outcomes.workload.predicted_output_tokens < 100
+        waits.append(outcomes.wait_s[short].mean() / outcomes.wait_s.mean())
+    assert waits[0] < 0.8 * waits[1]
+
+
+def test_the_product_is_told_what_the_contract_says() -> None:
+    preferences = Preferences(ttft=1.0, tpot=2.0, e2e=1.0, fairness=0.0)
+    steps = SMALL.steps(Decider(rollout.PRODUCT, random_product(2, hold_bias=0.5), preferences=preferences), 1)
+    assert steps.raw.shape[1] == 16 * 4 + 6
+    rows_TIF, line_TH = steps.raw[:, :64].reshape(len(steps), 4, 16), steps.raw[:, 64:]
+    assert (rows_TIF[..., 15] == steps.allowed[:, :-1]).all()
+    assert (line_TH[:, 0] >= 1).all()
+    assert (line_TH[:, 1] >= 0).all()
+    assert np.allclose(line_TH[:, 2:], (0.25, 0.5, 0.25, 0.0))
+    assert (rows_TIF[..., 6] == TIGHT.engine.profile.kv_tokens).all()
+    chosen = np.take_along_axis(steps.allowed, steps.action[:, None], axis=1)
+    assert chosen.all()

@@ -38,6 +38,7 @@ def two_steps() -> Steps:
     return Steps(
         state=np.zeros((2, 15), np.float32),
         shared=np.zeros((2, 49), np.float32),
+        raw=np.zeros((2, 38), np.float32),
         allowed=np.array([[True, True, True], [True, False, True]]),
         action=np.array([1, 2]),
         own_s=np.array([[3.0, 5.0], [3.0, 1.0]]),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         ("--learner ddqn-shielded --episodes 0", "--episodes must be 1 to 100000, not 0"),
         ("--learner ddqn-shielded --seed -1", "--seed must be 0 to 2147483647, not -1"),
         ("--learner evolution --instances 1", "--instances must be 2 to 64, not 1"),
+        ("--learner learned --instances 8", "--instances is unknown to --learner learned"),
+        ("--learner learned --reward guided", "none: it has an objective of its own"),
         ("--learner distil", "--teacher is needed by --learner distil"),
         ("--learner evolution --teacher x", "--teacher is needed by --learner distil and known to no other"),
     ],

@@ -17,7 +17,7 @@ import numpy as np
 from llmrouter.training.agents import rewards, rollout
 from llmrouter.training.agents.double_q import Learner, Memory, Recipe
 from llmrouter.training.agents.environment import TICK_S, Decider, Environment
-from llmrouter.training.agents.learning import TRAINING_SEEDS, Course, Learned, OnPoint, nobody
+from llmrouter.training.agents.learning import TRAINING_SEEDS, Learned, OnPoint, course_in, nobody
 from llmrouter.training.agents.network import paper_shape
 from llmrouter.training.agents.rewards import Reward
 
@@ -51,7 +51,7 @@ def train(
     rng = np.random.default_rng([seed, 3])
     learner = Learner(paper_shape(environment.instances), settings.recipe, rng)
     memory = Memory(settings.remembered, environment.instances)
-    course = Course(environment, _decider(learner.weights))
+    course = course_in(environment, _decider(learner.weights))
     for episode in range(episodes):
         epsilon = max(0.0, 1.0 - episode / settings.explored)
         steps = environment.steps(_decider(learner.weights, epsilon), int(rng.choice(TRAINING_SEEDS)))

@@ -15,7 +15,7 @@ import numpy as np
 from llmrouter.training.agents import rewards, rollout
 from llmrouter.training.agents.double_q import Learner, Memory, Recipe
 from llmrouter.training.agents.environment import Decider, Environment
-from llmrouter.training.agents.learning import TRAINING_SEEDS, Course, Learned, OnPoint, nobody
+from llmrouter.training.agents.learning import TRAINING_SEEDS, Learned, OnPoint, course_in, nobody
 from llmrouter.training.agents.network import paper_shape
 from llmrouter.training.agents.rewards import Reward
 
@@ -50,7 +50,7 @@ def train(
     rng = np.random.default_rng([seed, 2])
     learner = Learner(paper_shape(environment.instances), settings.recipe, rng)
     memory = Memory(settings.remembered, environment.instances)
-    course = Course(environment, _decider(learner.weights))
+    course = course_in(environment, _decider(learner.weights))
     for episode in range(episodes):
         explored = min(1.0, episode / settings.explored)
         epsilon = 1.0 + explored * (settings.last_epsilon - 1.0)

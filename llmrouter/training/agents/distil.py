@@ -20,7 +20,7 @@ import optax
 from llmrouter.training.agents import rollout
 from llmrouter.training.agents.double_q import COMPILED, reordered, values
 from llmrouter.training.agents.environment import Decider, Environment
-from llmrouter.training.agents.learning import TRAINING_SEEDS, Course, Learned, OnPoint, nobody
+from llmrouter.training.agents.learning import TRAINING_SEEDS, Learned, OnPoint, course_in, nobody
 from llmrouter.training.agents.network import Shape, paper_shape, shared_scores
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def train(
     weights_W = jnp.asarray(shape.first_weights(rng, last_scale=0.1), jnp.float32)
     state = optax.adam(recipe.learning_rate).init(weights_W)
     known: list[Columns] = []
-    course = Course(environment, _decider(weights_W))
+    course = course_in(environment, _decider(weights_W))
     done = 0
     for done in range(
         recipe.episodes_per_round, max(episodes, recipe.episodes_per_round) + 1, recipe.episodes_per_round

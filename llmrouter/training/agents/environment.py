@@ -38,13 +38,15 @@ import numpy as np
 
 from llmrouter.arrivals import predictions
 from llmrouter.arrivals.cells import Cell, cell
-from llmrouter.feature_set import FEATURE_NAMES
+from llmrouter.domain import Preferences
+from llmrouter.feature_set import LEARNED_INSTANCE_NAMES, LEARNED_LINE_NAMES
 from llmrouter.routing.rules import Rule
+from llmrouter.routing.sight import HOLD_S, LONGEST_HOLD_S
 from llmrouter.sim.arrays import lay_out, structured
 from llmrouter.sim.kernel.records import NONE
 from llmrouter.sim.run import play
 from llmrouter.sim.setup import CompiledPolicy, RouterSide, Setup
-from llmrouter.training.agents import compiled, rollout
+from llmrouter.training.agents import compiled, product_network, rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +75,12 @@ class Decider:
     kind: int
     weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     epsilon: float = 0.0
-    hold_s: float = 0.1
-    longest_hold_s: float = 5.0
+    hold_s: float = HOLD_S
+    longest_hold_s: float = LONGEST_HOLD_S
     batch: int = 6
     batch_wait_s: float = 1.0
+    window: int = 1
+    preferences: Preferences = field(default_factory=Preferences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Steps:
     Attributes:
         state: (T, 6·I + 3), the paper's, scaled.
         shared: (T, 20·I + 9), the shared network's.
+        raw: (T, 16·I + 6), what ``llmrouter.routing.sight`` tells of the instances and then of the line.
         allowed: (T, I + 1), what the shield let the agent do.
         action: (T,).
         own_s, imposed_s, coalesce_s, mixing_s: (T, I), what the head would have cost on each instance.
@@ -98,6 +103,7 @@ class Steps:
 
     state: NDArray[np.float32]
     shared: NDArray[np.float32]
+    raw: NDArray[np.float32]
     allowed: NDArray[np.bool_]
     action: NDArray[np.int64]
     own_s: NDArray[np.float64]
@@ -154,8 +160,8 @@ class Environment:
         """The decisions of an episode."""
         setup, requests = self.setup, self.workload(seed)
         world = lay_out(setup, requests, seed=seed)
-        agent = _agent(decider, self, seed, cut_at_s=requests.duration_s + self.cut_s, log=True)
-        _run(world, setup, requests, agent, seed, compiled.rollout())
+        agent = agent_of(decider, self.instances, seed, cut_at_s=requests.duration_s + self.cut_s, log=True)
+        drive_agent(world, setup, requests, agent, seed, compiled.rollout())
         return _steps(agent, world, self.instances)
 
     def play(
@@ -177,12 +183,12 @@ class Environment:
         requests = self.workload(seed) if workload is None else workload
         setup = self.setup
         world = lay_out(setup, requests, seed=seed)
-        agent = _agent(decider, self, seed, cut_at_s=requests.duration_s + self.cut_s, log=False)
-        outcomes = _run(world, setup, requests, agent, seed, compiled.rollout() if drive is None else drive)
+        agent = agent_of(decider, self.instances, seed, cut_at_s=requests.duration_s + self.cut_s, log=False)
+        outcomes = drive_agent(world, setup, requests, agent, seed, compiled.rollout() if drive is None else drive)
         return Episode(outcomes, int(agent.it["decisions"][0]))
 
 
-def _run(  # noqa: PLR0917 - private, called twice
+def drive_agent(  # noqa: PLR0917 - called here and for the product's network
     world: World,
     setup: Setup,
     requests: Workload,
@@ -190,6 +196,8 @@ def _run(  # noqa: PLR0917 - private, called twice
     seed: int,
     drive: Callable[[Any, Any], int],
 ) -> Outcomes:
+    """Runs a laid out world with an agent's answers."""
+
     def advance(world: World) -> int:
         world.run["rule"] = NONE
         return drive(world, agent)
@@ -197,16 +205,18 @@ def _run(  # noqa: PLR0917 - private, called twice
     return play(world, setup, requests, _GATE, advance=advance, seed=seed)
 
 
-def _agent(decider: Decider, environment: Environment, seed: int, *, cut_at_s: float, log: bool) -> rollout.Agent:
-    instances = environment.instances
+def agent_of(decider: Decider, instances: int, seed: int, *, cut_at_s: float, log: bool) -> rollout.Agent:
+    """The arrays of a decider among so many instances."""
     it = structured(rollout.SETTINGS, 1)
-    for name in ("kind", "epsilon", "hold_s", "longest_hold_s", "batch", "batch_wait_s"):
+    for name in ("kind", "epsilon", "hold_s", "longest_hold_s", "batch", "batch_wait_s", "window"):
         it[name] = getattr(decider, name)
     it["random"] = (seed * 0x9E37_79B9_7F4A_7C15 >> 21) % 2_147_483_646 + 1
     it["cut_at_s"], it["head"], it["hold_until"], it["recording"] = cut_at_s, NONE, -1.0, int(log)
     size = rollout.PAPER_PER_INSTANCE * instances + rollout.PAPER_QUEUE
     shared = rollout.SHARED_PER_INSTANCE * instances + rollout.SHARED_HOLD
     steps = MOST_STEPS if log else 0
+    raw = np.zeros(len(LEARNED_INSTANCE_NAMES) * instances + len(LEARNED_LINE_NAMES))
+    raw[-len(decider.preferences.shares) :] = decider.preferences.shares
     return rollout.Agent(
         it=it,
         weights=np.ascontiguousarray(decider.weights, dtype=np.float64),
@@ -217,9 +227,11 @@ def _agent(decider: Decider, environment: Environment, seed: int, *, cut_at_s: f
         costs=np.zeros(rollout.COSTS * instances),
         scores=np.zeros(instances + 1),
         allowed=np.zeros(instances + 1, np.int64),
-        row=np.zeros(len(FEATURE_NAMES)),
+        raw=raw,
+        terms=np.zeros(product_network.TERMS * instances),
         log_state=np.zeros((steps, size), np.float32),
         log_shared=np.zeros((steps, shared), np.float32),
+        log_raw=np.zeros((steps, len(raw)), np.float32),
         log_costs=np.zeros((steps, rollout.COSTS * instances)),
         log_allowed=np.zeros((steps, instances + 1), np.int64),
         log_action=np.zeros(steps, np.int64),
@@ -234,6 +246,7 @@ def _steps(agent: rollout.Agent, world: World, instances: int) -> Steps:
     return Steps(
         state=agent.log_state[:count].copy(),
         shared=agent.log_shared[:count].copy(),
+        raw=agent.log_raw[:count].copy(),
         allowed=agent.log_allowed[:count].astype(bool),
         action=agent.log_action[:count].copy(),
         own_s=costs_TIC[..., 0],

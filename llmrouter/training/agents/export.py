@@ -16,6 +16,7 @@ from llmrouter.manifest import Bounds, Manifest, ModelKind, Tensor, TrainingData
 from llmrouter.training.agents import rollout
 from llmrouter.training.agents.card import card_of
 from llmrouter.training.agents.graph import OPSET, paper_model, shared_model
+from llmrouter.training.agents.judged import Front
 from llmrouter.training.agents.learning import VALIDATION_SEEDS
 from llmrouter.training.agents.network import paper_values, shared_scores
 from llmrouter.training.onnx_files import (
@@ -73,6 +74,8 @@ def export(learned: Learned, environment: Environment) -> Artefact:
     worst = _compare_shared(model, learned, steps) if shared else _compare_paper(model, learned, steps)
     form = _shared_form() if shared else _paper_form(environment.instances)
     judged = learned.best.judged
+    if isinstance(judged, Front):
+        raise TypeError("the product's network has an export of its own")
     manifest = Manifest(
         name=f"{learned.learner}-{learned.seed}",
         kind=ModelKind.POLICY,

@@ -35,6 +35,57 @@ class Judged:
     preemptions: float
     unfinished: float
 
+    @property
+    def score(self) -> float:
+        """Checkpoints are chosen by it, the lowest: the mean of both changes, and 100 for each unfinished request."""
+        return 0.5 * (self.makespan_pct + self.e2e_pct) + 100.0 * self.unfinished
+
+    @property
+    def said(self) -> str:
+        """In a sentence."""
+        return (
+            f"on the validation seeds against round-robin: makespan {self.makespan_pct:+.2f} %, mean E2E "
+            f"{self.e2e_pct:+.2f} %, {self.preemptions:.0f} preemptions, {self.unfinished:g} unfinished"
+        )
+
+    @property
+    def short(self) -> str:
+        """In a word."""
+        return f"E2E {self.e2e_pct:+.1f} %"
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Of the product's network on its validation tasks: mean changes against the default rule, 100·ln of the ratio.
+
+    ``worth_pct`` is what the tasks' preferences make of them; checkpoints are chosen by it, the lowest.
+    """
+
+    ttft_pct: float
+    tpot_pct: float
+    e2e_pct: float
+    fairness_pct: float
+    worth_pct: float
+
+    @property
+    def score(self) -> float:
+        """``worth_pct``."""
+        return self.worth_pct
+
+    @property
+    def said(self) -> str:
+        """In a sentence."""
+        return (
+            f"on the validation tasks against the default rule, by their preferences: {self.worth_pct:+.2f} % (TTFT "
+            f"tail {self.ttft_pct:+.1f}, TPOT tail {self.tpot_pct:+.1f}, mean E2E {self.e2e_pct:+.1f}, slowdown tail "
+            f"{self.fairness_pct:+.1f})"
+        )
+
+    @property
+    def short(self) -> str:
+        """In a word."""
+        return f"worth {self.worth_pct:+.2f} %"
+
 
 def ends_s(outcomes: Outcomes, cut_s: float = 300.0) -> NDArray[np.float64]:
     """When each request finished; one that did not: ``cut_s`` after the last arrival, or the last finish if later."""

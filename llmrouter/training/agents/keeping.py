@@ -13,7 +13,7 @@ from llmrouter.plots import theme
 from llmrouter.plots.charts import Axis, Series, line_chart
 from llmrouter.plots.markup import Markup, el
 from llmrouter.training.agents.environment import Decider
-from llmrouter.training.agents.judged import Judged
+from llmrouter.training.agents.judged import Front, Judged
 from llmrouter.training.agents.learning import Learned, Point
 
 if TYPE_CHECKING:
@@ -78,29 +78,33 @@ def _point(said: dict[str, object]) -> Point:
     judged = said["judged"]
     if not isinstance(judged, dict) or not isinstance(said["episodes"], int):
         raise TypeError("a point of the curve is not one")
-    return Point(said["episodes"], Judged(**{name: float(value) for name, value in judged.items()}))
+    made = Front if "worth_pct" in judged else Judged
+    return Point(said["episodes"], made(**{name: float(value) for name, value in judged.items()}))
 
 
 def curve_svg(learned: Learned) -> Markup:
-    """Changes against round-robin on the validation requests over episodes, as a file of its own.
+    """Changes on the validation requests over episodes, as a file of its own.
 
     The scale is that of the trained agent: what it was before its first episode may lie outside.
     """
+    product = isinstance(learned.best.judged, Front)
+    shown_of = ((1, "worth", "worth_pct") if product else (1, "makespan", "makespan_pct"), (2, "mean E2E", "e2e_pct"))
+    base = "the default rule" if product else "round-robin"
     series = [
         Series(
             name=name,
             slot=slot,
             points=tuple((float(point.episodes), getattr(point.judged, field)) for point in learned.curve),
         )
-        for slot, name, field in ((1, "makespan", "makespan_pct"), (2, "mean E2E", "e2e_pct"))
+        for slot, name, field in shown_of
     ]
     shown = [value for one in series for _, value in one.points[1:]] or [0.0]
     drawn = line_chart(
         series,
-        title="makespan (blue), mean E2E (orange)",
-        description="Change against round-robin on the validation requests, in percent, over episodes of training.",
+        title=f"{shown_of[0][1]} (blue), mean E2E (orange)",
+        description=f"Change against {base} on the validation requests, in percent, over episodes of training.",
         x=Axis(f"episodes of {learned.learner}, seed {learned.seed}"),
-        y=Axis("against round-robin, %"),
+        y=Axis(f"against {base}, %"),
         limit=(min(0.0, *shown) - 1.0, max(0.0, *shown) + 1.0),
     )
     return el("svg", el("style", theme.style()), drawn, xmlns="http://www.w3.org/2000/svg", viewbox="0 0 420 260")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmrouter.training.agents.environment import Decider, Environment
-    from llmrouter.training.agents.judged import Judged
+    from llmrouter.training.agents.judged import Front, Judged
 
 TRAINING_SEEDS = range(1_000)
 """Requests to learn from: the benchmark's training block."""
@@ -27,12 +27,7 @@ class Point:
     """Of a curve: how an agent is doing on the validation seeds after so many episodes of training."""
 
     episodes: int
-    judged: Judged
-
-    @property
-    def score(self) -> float:
-        """Checkpoints are chosen by it, the lowest: the mean of both changes, and 100 for each unfinished request."""
-        return 0.5 * (self.judged.makespan_pct + self.judged.e2e_pct) + 100.0 * self.judged.unfinished
+    judged: Judged | Front
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +45,11 @@ class Learned:
 
 
 class Course:
-    """How an agent fares while it learns: its points on the validation seeds, and the agent where it was best."""
+    """How an agent fares while it learns: its points on what it is judged by, and the agent where it was best."""
 
-    def __init__(self, environment: Environment, decider: Decider) -> None:
-        self._environment = environment
+    def __init__(self, judge: Callable[[Decider], Judged | Front], decider: Decider, *, tick_s: float = 0.0) -> None:
+        self._judge = judge
+        self._tick_s = tick_s
         self._decider = decider
         self._best = self._point(0, decider)
         self._curve = [self._best]
@@ -62,7 +58,7 @@ class Course:
         """The agent after so many episodes; kept where it is better than all before."""
         point = self._point(episodes, decider)
         self._curve.append(point)
-        if point.score < self._best.score:
+        if point.judged.score < self._best.judged.score:
             self._best, self._decider = point, decider
         return point
 
@@ -73,14 +69,19 @@ class Course:
             reward=reward,
             seed=seed,
             decider=self._decider,
-            tick_s=self._environment.tick_s,
+            tick_s=self._tick_s,
             episodes=episodes,
             best=self._best,
             curve=tuple(self._curve),
         )
 
     def _point(self, episodes: int, decider: Decider) -> Point:
-        return Point(episodes, judge(self._environment, decider, VALIDATION_SEEDS))
+        return Point(episodes, self._judge(decider))
+
+
+def course_in(environment: Environment, decider: Decider) -> Course:
+    """The course of an agent that is judged on the validation seeds of an environment."""
+    return Course(lambda one: judge(environment, one, VALIDATION_SEEDS), decider, tick_s=environment.tick_s)
 
 
 OnPoint = Callable[[int, "Point | None", "NDArray[np.float64]"], None]

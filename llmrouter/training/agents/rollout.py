@@ -27,14 +27,16 @@ from llmrouter.routing.rules import (
     mixing_penalty_scaled,
     own_latency,
 )
-from llmrouter.sim.kernel.decisions import eligible, has_room
+from llmrouter.sim.kernel.decisions import eligible, fill_row, has_room
 from llmrouter.sim.kernel.events import schedule
 from llmrouter.sim.kernel.ledger import generated
 from llmrouter.sim.kernel.records import DECIDE, DONE, LOAD_FIELDS, TICK, World
 from llmrouter.sim.kernel.world import advance
+from llmrouter.training.agents.product_network import ROW, score_product
+from llmrouter.training.agents.window import best_pair, waiting_fit
 
 # How an agent decides.
-PER_TICK, SHIELDED, SHARED, BATCH_HOLD = 0, 1, 2, 3
+PER_TICK, SHIELDED, SHARED, BATCH_HOLD, PRODUCT, WINDOW = 0, 1, 2, 3, 4, 5
 
 PAPER_PER_INSTANCE, PAPER_QUEUE = 6, 3
 SHARED_PER_INSTANCE, SHARED_HOLD = 20, 9
@@ -52,6 +54,7 @@ SETTINGS: dict[str, str] = {
     "cut_at_s": "f8",
     "batch": "f8",
     "batch_wait_s": "f8",
+    "window": "i8",
     "head": "i8",
     "head_since": "f8",
     "hold_until": "f8",
@@ -82,9 +85,11 @@ class Agent(NamedTuple):
     costs: Any
     scores: Any
     allowed: Any
-    row: Any
+    raw: Any
+    terms: Any
     log_state: Any
     log_shared: Any
+    log_raw: Any
     log_costs: Any
     log_allowed: Any
     log_action: Any
@@ -109,21 +114,40 @@ def answer(world: World, agent: Agent) -> None:
     run.answered = 1
     run.load_sensitive = 1
     run.bids = 0
-    if it.head != s:
+    if it.kind == PRODUCT:  # as a router has it: a hold ends with the next event
+        it.head_since = run.asking_since if run.asking_since >= 0.0 else run.now
+    elif it.head != s:
         it.head = s
         it.head_since = run.now
         it.hold_until = -1.0
-    if run.now < it.hold_until or permit(world, agent, s) == 0:
+    elif run.now < it.hold_until:
+        return
+    if it.kind == WINDOW:
+        run.asking, world.bids[0] = best_pair(world, agent, s)
+        run.bids = 1 if world.bids[0] >= 0 else 0
+        it.decisions += 1
+        if run.bids == 0:
+            keep_holding(world, agent)
+        return
+    if permit(world, agent, s) == 0:
         return
     action = choose(world, agent, s)
     it.decisions += 1
     if action < instances:
         run.bids = 1
         world.bids[0] = action
+    elif it.kind == PRODUCT:
+        run.hold_until = run.now + it.hold_s
     elif it.kind != PER_TICK:
-        it.hold_until = run.now + it.hold_s - 1e-9
-        if run.decision_every_s == 0.0:
-            schedule(world, run.now + it.hold_s, TICK, 0)  # wakes the line; no other tick is made without a period
+        keep_holding(world, agent)
+
+
+def keep_holding(world: World, agent: Agent) -> None:
+    """Holds for ``hold_s``."""
+    run, it = world.run[0], agent.it[0]
+    it.hold_until = run.now + it.hold_s - 1e-9
+    if run.decision_every_s == 0.0:
+        schedule(world, run.now + it.hold_s, TICK, 0)  # wakes the line; no other tick is made without a period
 
 
 def permit(world: World, agent: Agent, s: int) -> int:
@@ -152,6 +176,13 @@ def choose(world: World, agent: Agent, s: int) -> int:
     """The action: at random with probability ε, else the allowed one with the highest score, the first of equals."""
     run, it = world.run[0], agent.it[0]
     instances = run.instances
+    if it.kind == PRODUCT:
+        see_raw(world, agent, s)
+        score_product(agent.raw, agent.weights, agent.terms, agent.first, agent.scores, instances)
+        action = best_allowed(agent, instances)
+        if it.recording and it.steps < len(agent.log_action):
+            note(world, agent, action)
+        return action
     price(world, agent, s)
     if it.kind == BATCH_HOLD:
         return batch_hold(world, agent, s)
@@ -207,6 +238,8 @@ def note(world: World, agent: Agent, action: int) -> None:
         agent.log_state[step, place] = agent.state[place]
     for place in range(agent.log_shared.shape[1]):
         agent.log_shared[step, place] = agent.shared[place]
+    for place in range(agent.log_raw.shape[1]):
+        agent.log_raw[step, place] = agent.raw[place]
     for place in range(agent.log_costs.shape[1]):
         agent.log_costs[step, place] = agent.costs[place]
     for place in range(run.instances + 1):
@@ -223,33 +256,26 @@ def held(world: World) -> int:
     return int(world.routers[world.run[0].asking_router].held)
 
 
-def fill(world: World, agent: Agent, e: int, s: int) -> None:
-    """The features of an instance for the head, in the order of ``FEATURE_NAMES``."""
-    engine, sequence = world.pool.engines[e], world.pool.sequences[s]
-    for k in range(LOAD_FIELDS):
-        agent.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
-    agent.row[4] = sequence.prompt
-    agent.row[5] = sequence.predicted
-    agent.row[6] = engine.kv_tokens
-    agent.row[7] = engine.max_sequences
-    agent.row[8] = engine.base_decode_s
-    agent.row[9] = engine.prefill_s_per_token
-    agent.row[10] = engine.prefill_s_per_token_squared
-    agent.row[11] = engine.context_s_per_token
-    agent.row[12] = engine.sequence_s
-    agent.row[13] = engine.prefill_first
-    agent.row[14] = 0.0
-
-
 def price(world: World, agent: Agent, s: int) -> None:
     """Writes what the head costs on each instance; see ``COSTS``."""
     for e in range(world.run[0].instances):
-        fill(world, agent, e, s)
-        own_s = own_latency(agent.row)
-        agent.costs[COSTS * e] = own_s
-        agent.costs[COSTS * e + 1] = marginal_cost_row(agent.row, IMPOSED_ALONE)
-        agent.costs[COSTS * e + 2] = marginal_cost_row(agent.row, COALESCE_ALONE)
-        agent.costs[COSTS * e + 3] = mixing_penalty_scaled(agent.row)
+        fill_row(world, e, s)
+        agent.costs[COSTS * e] = own_latency(world.row)
+        agent.costs[COSTS * e + 1] = marginal_cost_row(world.row, IMPOSED_ALONE)
+        agent.costs[COSTS * e + 2] = marginal_cost_row(world.row, COALESCE_ALONE)
+        agent.costs[COSTS * e + 3] = mixing_penalty_scaled(world.row)
+
+
+def see_raw(world: World, agent: Agent, s: int) -> None:
+    """Writes what ``llmrouter.routing.sight`` tells of each instance and of the line; preferences are there already."""
+    run = world.run[0]
+    for e in range(run.instances):
+        fill_row(world, e, s)
+        for k in range(ROW - 1):
+            agent.raw[ROW * e + k] = world.row[k]
+        agent.raw[ROW * e + ROW - 1] = agent.allowed[e]
+    agent.raw[ROW * run.instances] = run.asking_held
+    agent.raw[ROW * run.instances + 1] = run.now - agent.it[0].head_since
 
 
 def see_paper(world: World, agent: Agent, s: int) -> None:
@@ -348,8 +374,8 @@ def see_shared(world: World, agent: Agent, s: int) -> None:
     agent.shared[at + 7] = 0.0
     agent.shared[at + 8] = world.pool.sequences[s].predicted / 500.0
     for e in range(instances):
-        fill(world, agent, e, s)
-        see_instance(agent, e, instances)
+        fill_row(world, e, s)
+        see_instance(agent, world.row, e, instances)
         begin = SHARED_PER_INSTANCE * e
         agent.shared[begin + 11] = min((agent.costs[COSTS * e] - least_own) / 5.0, 5.0)
         agent.shared[begin + 12] = min((agent.costs[COSTS * e + 1] - least_imposed) / 5.0, 5.0)
@@ -357,28 +383,28 @@ def see_shared(world: World, agent: Agent, s: int) -> None:
         agent.shared[begin + 13] = min((cost_s - least_cost) / 5.0, 5.0)
 
 
-def see_instance(agent: Agent, e: int, instances: int) -> None:
-    """Writes what the shared network sees of one instance, whose features are in ``row``; adds to what hold sees.
+def see_instance(agent: Agent, row: Any, e: int, instances: int) -> None:  # noqa: ANN401 - an array
+    """Writes what the shared network sees of one instance with the features ``row``; adds to what hold sees.
 
     Room is what the gate leaves of KV, in fiftieths of it, within ±3: ``50·(1 − (C + p + r·(R + d))/K)``.
     """
-    n, context, queued, left = agent.row[0], agent.row[1], agent.row[2], agent.row[3]
-    p, d, kv, slots = agent.row[4], agent.row[5], agent.row[6], agent.row[7]
+    n, context, queued, left = row[0], row[1], row[2], row[3]
+    p, d, kv, slots = row[4], row[5], row[6], row[7]
     room = 50.0 * (1.0 - (context + p + DECODE_RESERVE_FRACTION * (left + d)) / kv)
     room = max(-3.0, min(room, 3.0))
     at, hold = SHARED_PER_INSTANCE * e, SHARED_PER_INSTANCE * instances
     agent.shared[at] = n / slots
     agent.shared[at + 1] = context / kv
-    agent.shared[at + 2] = agent.row[9] * queued
+    agent.shared[at + 2] = row[9] * queued
     agent.shared[at + 3] = left / kv
     agent.shared[at + 4] = room
-    agent.shared[at + 5] = 10.0 * (agent.row[8] + agent.row[12] * n + agent.row[11] * context)
+    agent.shared[at + 5] = 10.0 * (row[8] + row[12] * n + row[11] * context)
     agent.shared[at + 6] = left / max(n, 1.0) / 500.0
     agent.shared[at + 7] = agent.costs[COSTS * e] / 20.0
     agent.shared[at + 8] = agent.costs[COSTS * e + 1] / 20.0
     agent.shared[at + 9] = agent.costs[COSTS * e + 2]
     agent.shared[at + 10] = 1.0 if queued > 0.0 else 0.0
-    agent.shared[at + 14] = agent.row[9] * p * 5.0
+    agent.shared[at + 14] = row[9] * p * 5.0
     agent.shared[at + 15] = d / 500.0
     for k in range(4):
         agent.shared[at + 16 + k] = agent.shared[hold + k]
@@ -417,26 +443,13 @@ def batch_hold(world: World, agent: Agent, s: int) -> int:
     for e in range(instances):
         if not agent.allowed[e]:
             continue
-        if not everyone and world.asked_loads[e * LOAD_FIELDS + 2] <= 0.0 and fit(world, agent, e, s) < it.batch:
+        if (
+            not everyone
+            and world.asked_loads[e * LOAD_FIELDS + 2] <= 0.0
+            and waiting_fit(world, agent, e, s) < it.batch
+        ):
             continue
         cost = agent.costs[COSTS * e] + agent.costs[COSTS * e + 1] + 2.0 * agent.costs[COSTS * e + 2]
         if cost < least:
             best, least = e, cost
     return int(best)
-
-
-def fit(world: World, agent: Agent, e: int, s: int) -> int:
-    """How many of those that wait, from the head on, the gate of an instance would let in; at most ``batch``."""
-    run, it, pool = world.run[0], agent.it[0], world.pool
-    at, engine = e * LOAD_FIELDS, world.pool.engines[e]
-    limit = float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens)
-    tokens = world.asked_loads[at + 1] + run.decode_reserve_fraction * world.asked_loads[at + 3]
-    count, j = 0, s
-    while j >= 0 and count < it.batch:
-        sequence = pool.sequences[j]
-        tokens += sequence.prompt + run.decode_reserve_fraction * sequence.predicted
-        if tokens > limit:
-            break
-        count += 1
-        j = sequence.next
-    return count
