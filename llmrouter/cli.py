@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 FORWARDED = {
     "traffic": "send a recorded trace through routers and engines, and measure",
     "engine": "run simulated engines with vLLM's HTTP API",
+    "epp-conformance": "ask any endpoint picker whether it speaks the protocol",
     "simulate": "run one policy on one workload, simulated",
     "bench": "compare policies, paired and with intervals, over cells and loads",
     "tune": "find better numbers for the default policy on your traffic, or keep the ones you have",
@@ -70,6 +71,7 @@ FORWARDED = {
 MODULES = {
     "traffic": "llmrouter.testbed.replay",
     "engine": "llmrouter.testbed.engine_server",
+    "epp-conformance": "llmrouter.testbed.epp.command",
     "simulate": "llmrouter.study.simulate_command",
     "bench": "llmrouter.study.bench_command",
     "tune": "llmrouter.tuning.command",
