@@ -85,13 +85,14 @@ class BatchRules:
     """What a policy says of the batch class.
 
     ``fraction`` of an instance's KV and sequences may be filled with batch requests; they go only where at most
-    ``most_queued_tokens`` of prompts wait.
+    ``most_queued_tokens`` of prompts wait. ``grouped`` says whether common beginnings of prompts count.
     """
 
     fraction: float = 0.5
     most_queued_tokens: int = 0
     patience_s: float = 60.0
     least_share: float = 0.05
+    grouped: bool = True
 
     def headroom(self, request: Request, load: Load, profile: EngineProfile) -> bool:
         """Whether a request leaves head-room on an instance; see ``leaves_headroom``."""

@@ -94,7 +94,7 @@ class _Group:
     def __init__(self, rules: QueueRules, kinship: Kinship | None) -> None:
         self._searched: _Searched
         if kinship is not None:
-            self._searched = _Kin(rules, kinship)
+            self._searched = _Kin(rules, kinship) if rules.batch.grouped else _Keys(rules)
         elif rules.order is Order.HIGHEST_RESPONSE_RATIO:
             self._searched = _Ratios()
         elif rules.order is Order.MODIFIED_DUE_DATE:

@@ -186,6 +186,7 @@ def _describe_batch(run: NDArray[np.void], side: RouterSide) -> None:
     """Writes what a router side says of the batch class."""
     run["batch_fraction"], run["batch_queued"] = side.batch.fraction, side.batch.most_queued_tokens
     run["batch_patience_s"], run["batch_least_share"] = side.batch.patience_s, side.batch.least_share
+    run["batch_grouped"] = int(side.batch.grouped)
     run["batch_max_wait_s"], run["batch_max_held"] = side.batch_max_wait_s, side.batch_max_held
 
 

@@ -145,13 +145,14 @@ def best_of_line(world: World, line: int) -> int:
     first = _whose_turn(world, head)
     run.gap = pool.sequences[first].batch
     top, whose = standing(pool.sequences[first].priority, run.gap), pool.sequences[first].tenant
+    grouped = run.gap and run.batch_grouped and world.batch_row[line] < MOST_IN_A_ROW
     best, best_key, best_near = NONE, 0.0, 0
     s = head
     while s >= 0:
         sequence = pool.sequences[s]
         if standing(sequence.priority, sequence.batch) == top and (not run.fair or sequence.tenant == whose):
             key = _key(world, s)
-            near = _kinship(world, line, s) if run.gap and world.batch_row[line] < MOST_IN_A_ROW else 0
+            near = _kinship(world, line, s) if grouped else 0
             if best < 0 or near > best_near or (near == best_near and key < best_key):
                 best, best_key, best_near = s, key, near
         s = sequence.next

@@ -263,6 +263,7 @@ RUN_FIELDS: dict[str, str] = {
     "batch_least_share": "f8",
     "batch_max_wait_s": "f8",
     "batch_max_held": "i8",
+    "batch_grouped": "i8",
     "gap": "i8",
     "even": "i8",
     "line_order": "i8",
