@@ -2,7 +2,7 @@
 
 The router's ``Calibrating`` and ``LoadReplica`` hear what clients report, and the marginal cost behind its KV gate
 decides on the replica's snapshots. Rows are situations; figures are mean and 99th percentile of E2E against the same
-router with ``calibrate: Off``, in %, means and 95 % intervals over paired seeds. ``truth`` sees every instance's own
+router with ``calibrate: None``, in %, means and 95 % intervals over paired seeds. ``truth`` sees every instance's own
 step times at every moment.
 """
 
@@ -209,7 +209,7 @@ def play(name: str, situation: Situation, how: str, *, requests: int, seed: int)
         return made.engine.profile.slower(speed(at, now_s))
 
     router = DecidingRouter(
-        Calibrate.OFF if how == TRUTH else Calibrate(how), arriving, rng, truth if how == TRUTH else None
+        Calibrate.NONE if how == TRUTH else Calibrate(how), arriving, rng, truth if how == TRUTH else None
     )
     router.run = ReportedRun(
         case.engines,
@@ -228,11 +228,11 @@ def play(name: str, situation: Situation, how: str, *, requests: int, seed: int)
 
 
 def row_of(name: str, situation: Situation, *, requests: int, seeds: int) -> Row:
-    """All ways to decide in one situation, against ``Off``."""
+    """All ways to decide in one situation, against ``None``."""
     length = requests * situation.length
     every = range(FIRST_SEED, FIRST_SEED + seeds)
     told = {how: [play(name, situation, how, requests=length, seed=seed) for seed in every] for how in WAYS}
-    off = np.array([(one.mean_s, one.p99_s) for one in told["Off"]])
+    off = np.array([(one.mean_s, one.p99_s) for one in told["None"]])
     change = {
         how: 100.0 * (np.array([(one.mean_s, one.p99_s) for one in runs]) / off - 1.0) for how, runs in told.items()
     }

@@ -117,7 +117,7 @@ class InlineProfile(Resource):
     mode: Literal["Chunked", "PrefillFirst"] = "Chunked"
 
 
-Calibrate = Literal["Off", "Slowness", "Full"]
+Calibrate = Literal["None", "Slowness", "Full"]
 """What of the learned step times decisions use: see ``routing/calibration_use.py``."""
 
 

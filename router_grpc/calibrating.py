@@ -90,7 +90,7 @@ class Calibrating:
 
     def calibrate_of(self, pool: str) -> Calibrate:
         """What decisions use of what is learned of a pool."""
-        return self._calibrate.get(pool, Calibrate.OFF)
+        return self._calibrate.get(pool, Calibrate.NONE)
 
     def follow(self, calibrate: Mapping[str, Calibrate]) -> None:
         """What decisions use of each pool from now on; nothing of a pool that is not named."""

@@ -31,7 +31,7 @@ _LEAVES_LEVEL = 0.5 * LEVEL + MOVED
 class Calibrate(StrEnum):
     """What of the learned step times decisions use: nothing, how slow each instance is, or the coefficients as well."""
 
-    OFF = "Off"
+    NONE = "None"
     SLOWNESS = "Slowness"
     FULL = "Full"
 
@@ -73,7 +73,7 @@ class UsedProfiles:
         if max(abs(math.log(ratios[name] / used)) for name, used in self._ratios.items()) > MOVED:
             self._ratios = ratios
             self._profiles = {} if self.uses_coefficients else {0: self.profile}
-        slowness = {} if calibrate is Calibrate.OFF else belief.slowness
+        slowness = {} if calibrate is Calibrate.NONE else belief.slowness
         levels = {name: self._level(name, math.log(one)) for name, one in slowness.items()}
         self._levels = {name: level for name, level in levels.items() if level}
 

@@ -140,7 +140,7 @@ def learned(slow: str, fast: str) -> ClassCalibration:
     return calibration
 
 
-@pytest.mark.parametrize("calibrate", ["Off", "Slowness", "Full"])
+@pytest.mark.parametrize("calibrate", ["None", "Slowness", "Full"])
 async def test_a_restarted_router_decides_with_what_is_saved_before_it_is_ready(
     redis_server: RedisServer, calibrate: str
 ) -> None:
@@ -165,8 +165,8 @@ async def test_a_restarted_router_decides_with_what_is_saved_before_it_is_ready(
     async with live_router(config) as live:
         views = {view.instance.instance_id: view for view in live.router.app.service.snapshot().views}
         ratio = views[slow].instance.profile.base_decode_s / views[fast].instance.profile.base_decode_s
-        assert ratio == pytest.approx(1.0 if calibrate == "Off" else SLOWNESS, rel=0.1)
-        if calibrate != "Off":
+        assert ratio == pytest.approx(1.0 if calibrate == "None" else SLOWNESS, rel=0.1)
+        if calibrate != "None":
             assert (await live.route()).instance_id == fast
             await until(lambda: bool(live.acknowledgements and live.acknowledgements[-1].calibration))
             said = live.acknowledgements[-1].calibration[0]

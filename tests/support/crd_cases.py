@@ -115,7 +115,7 @@ BAD_ROUTERS = [
         "an unknown calibration",
         pool(profile={"name": "llama-3.1-8b-rtx4090", "calibrate": "Maybe"}),
         "profile.calibrate",
-        'supported values: "Off", "Slowness", "Full"',
+        'supported values: "None", "Slowness", "Full"',
     ),
     Case("a step of no time", inline(baseDecodeSeconds=0), "baseDecodeSeconds", "greater than 0"),
     Case("a negative coefficient", inline(sequenceSeconds=-1), "sequenceSeconds", "greater than or equal to 0"),

@@ -59,7 +59,7 @@ def test_each_coefficient_has_its_own_ratio() -> None:
 
 @pytest.mark.parametrize(
     ("calibrate", "factor", "slowness"),
-    [(Calibrate.OFF, 1.0, 1.0), (Calibrate.SLOWNESS, 1.0, 2.0), (Calibrate.FULL, 3.0, 2.0)],
+    [(Calibrate.NONE, 1.0, 1.0), (Calibrate.SLOWNESS, 1.0, 2.0), (Calibrate.FULL, 3.0, 2.0)],
 )
 def test_decisions_use_what_they_may(calibrate: Calibrate, factor: float, slowness: float) -> None:
     used = UsedProfiles(H100_MIX)
@@ -68,7 +68,7 @@ def test_decisions_use_what_they_may(calibrate: Calibrate, factor: float, slowne
     assert used.of("slow").base_decode_s == pytest.approx(factor * slowness * base_s, rel=LEVEL)
     assert used.of("other").base_decode_s == pytest.approx(factor * base_s)
     assert (used.uses_coefficients, used.uses_slowness) == (factor != 1.0, slowness != 1.0)
-    used.follow(belief(3.0, slow=2.0), Calibrate.OFF)
+    used.follow(belief(3.0, slow=2.0), Calibrate.NONE)
     assert used.of("slow") == H100_MIX, "switched off, it is used no more"
 
 

@@ -119,7 +119,7 @@ def test_slow_instances_are_bounded() -> None:
         {"slow": {"x": 2.0, "y": 1.6}},
         {"relative_residual": 0.2},
         {"frozen": "BadResiduals"},
-        {"calibrate": "Off"},
+        {"calibrate": "None"},
     ],
 )
 def test_it_is_written_when_it_moves_or_is_old(changes: dict[str, object]) -> None:

@@ -133,7 +133,7 @@ def test_decisions_see_what_was_learned_and_only_where_they_may() -> None:
     view = replica.view(INSTANCE, now_s=1.0)
     assert replica.view(INSTANCE, now_s=1.0) is view
     assert (view.instance.instance_id, view.instance.endpoint) == (INSTANCE.instance_id, INSTANCE.endpoint)
-    calibrating.follow({"main": Calibrate.OFF})
+    calibrating.follow({"main": Calibrate.NONE})
     assert seen(calibrating, replica) is H100_MIX
 
 
