@@ -215,11 +215,14 @@ async def _too_long(target: Target) -> None:
     async with Stream(target) as stream:
         await stream.send(headers_message("/v1/chat/completions"))
         first: asyncio.Task[Picked] = asyncio.create_task(stream.picked())
-        for _ in range(target.most_body_bytes // len(piece) + 1):
-            if first.done():
-                break
-            await stream.send(body_message(piece, ends=False))
-        found = await first
+        try:
+            for _ in range(target.most_body_bytes // len(piece) + 1):
+                if first.done():
+                    break
+                await stream.send(body_message(piece, ends=False))
+            found = await first
+        finally:
+            await asyncio.gather(first, return_exceptions=True) if first.done() else first.cancel()
     check(found.status == TOO_LARGE, f"status {found.status or 'none: it was sent on'}, not {TOO_LARGE}")
 
 
@@ -305,7 +308,7 @@ async def _any_configuration(target: Target) -> None:
 
 
 async def _health(target: Target) -> None:
-    stub: Any = health_pb2_grpc.HealthStub(target.channel)
+    stub: Any = health_pb2_grpc.HealthStub(target.health or target.channel)
     wrong = []
     for name in HEALTH_NAMES:
         try:

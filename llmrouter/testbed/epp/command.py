@@ -50,11 +50,22 @@ async def judge(case: Case, targets: Mapping[str, Target]) -> Verdict:
 
 async def judge_all(given: argparse.Namespace) -> list[Verdict]:
     """All cases, one after the other."""
-    addresses = {"serving": given.target, "empty": given.empty_target, "full": given.full_target}
+    addresses = {
+        "serving": given.target,
+        "health": given.health,
+        "empty": given.empty_target,
+        "full": given.full_target,
+    }
     channels = {name: _channel(address, tls=given.tls) for name, address in addresses.items() if address}
     try:
         targets = {
-            name: Target(channel, given.model, answer_s=given.timeout, most_body_bytes=given.max_body_bytes)
+            name: Target(
+                channel,
+                given.model,
+                answer_s=given.timeout,
+                most_body_bytes=given.max_body_bytes,
+                health=channels.get("health"),
+            )
             for name, channel in channels.items()
         }
         return [await judge(case, targets) for case in CASES if given.only in case.name]
@@ -100,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target", required=True, metavar="HOST:PORT", help="a picker with ready instances")
     parser.add_argument("--model", required=True, help="a model that it serves")
+    parser.add_argument("--health", metavar="HOST:PORT", help="its health service (default: the target)")
     parser.add_argument("--empty-target", metavar="HOST:PORT", help="a picker without any instance")
     parser.add_argument("--full-target", metavar="HOST:PORT", help="a picker whose instances take no more")
     parser.add_argument("--tls", action="store_true", help="connect with TLS (default: plain text)")

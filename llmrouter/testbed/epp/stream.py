@@ -42,14 +42,14 @@ class Target:
         model: one that it serves.
         answer_s: for how long an answer is waited for.
         most_body_bytes: a body that is longer must be refused.
-        endpoints: some that it may pick, where they are known.
+        health: to its health service, where that has a port of its own.
     """
 
     channel: grpc.aio.Channel
     model: str
     answer_s: float = 10.0
     most_body_bytes: int = 32 * 1024 * 1024
-    endpoints: tuple[str, ...] = ()
+    health: grpc.aio.Channel | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +84,12 @@ class Stream:
         try:
             await asyncio.wait_for(self._call.write(message), self._target.answer_s)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise Deviation(f"the stream ended while the request was sent: {said(error)}") from error
+            raise Deviation(f"the stream ended while the request was sent: {await self._status()}") from error
+
+    async def _status(self) -> str:
+        """What the stream ended with."""
+        code = await asyncio.wait_for(self._call.code(), self._target.answer_s)
+        return f"{code.name} {await self._call.details() or ''}".strip()[:200]
 
     async def receive(self) -> pb.ProcessingResponse:
         """The next message; raises Deviation where none comes in time, or the stream ends."""
