@@ -21,6 +21,7 @@ from llmrouter.study.predictors import Predictor
 from llmrouter.study.simulate_options import engine_counts
 from llmrouter.study.traces import add_trace_options
 from llmrouter.tuning.judgement import Objective
+from llmrouter.tuning.parameters import named
 from llmrouter.tuning.scenes import scene_of
 from llmrouter.tuning.search import Plan
 from llmrouter.tuning.windows import HELD_OUT_FRACTION
@@ -158,7 +159,6 @@ def parse(rest: Sequence[str]) -> Options:
     name, current = _current(given, configured)
     objective: Objective = given.objective or current.objective.preset
     form = _form(current)
-    preset = _with_preset(form, objective)
     is_update = given.update is not None
     return Options(
         scene=scene_of(given, configured, count),
@@ -172,7 +172,7 @@ def parse(rest: Sequence[str]) -> Options:
         name=given.name or name,
         current=current,
         current_name=name,
-        start=form.model_copy(update={"objective": _of_preset(form.objective, objective)}) if is_update else preset,
+        start=named(form, objective) if is_update else _with_preset(form, objective),
         others=() if is_update else tuple((one, _with_preset(form, one)) for one in PRESETS),
         held_out_windows=given.windows,
         jobs=given.jobs,
@@ -235,8 +235,5 @@ def _form(policy: RoutingPolicySpec) -> RoutingPolicySpec:
 
 
 def _with_preset(policy: RoutingPolicySpec, preset: str) -> RoutingPolicySpec:
-    return policy.model_copy(update={"objective": ObjectiveSpec.model_validate({"preset": preset})})
-
-
-def _of_preset(objective: ObjectiveSpec, preset: str) -> ObjectiveSpec:
-    return objective.model_copy(update={"preset": preset})
+    """The policy with the weights of a preset, each of them named."""
+    return named(policy.model_copy(update={"objective": ObjectiveSpec.model_validate({"preset": preset})}), preset)

@@ -120,6 +120,13 @@ def policy_at(
     return RoutingPolicySpec.model_validate(declared)
 
 
+def named(policy: RoutingPolicySpec, preset: str) -> RoutingPolicySpec:
+    """The policy with every weight named as it is in force, then under another preset's name."""
+    explicit = policy_at(policy, (), np.zeros(0))
+    objective = explicit.objective.model_copy(update={"preset": preset})
+    return explicit.model_copy(update={"objective": objective})
+
+
 def bounds_of(searched: Sequence[Parameter]) -> NDArray[np.float64]:
     """Lowest and highest step of each parameter, shape (P, 2).
 

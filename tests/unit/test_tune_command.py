@@ -12,11 +12,12 @@ import yaml
 
 from llmrouter import cli
 from llmrouter.config_file import parse_policy
+from llmrouter.objectives import PRESETS
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import RoutingPolicySpec
 from llmrouter.tuning import options as tune_options
 from llmrouter.tuning.judgement import SHOWN, judge
-from llmrouter.tuning.parameters import parameters, policy_at, steps_of
+from llmrouter.tuning.parameters import compiled_policy, parameters, policy_at, steps_of
 from llmrouter.tuning.written import manifest, numbers
 
 if TYPE_CHECKING:
@@ -129,9 +130,11 @@ def test_the_policy_of_the_file_is_what_is_improved_on(tmp_path: Path) -> None:
     options = parsed(tmp_path, "--config", str(tmp_path / "router.yaml"))
     assert (options.name, options.plan.objective) == ("mine", "E2E")
     assert options.current.objective.stall_weight == 0.9
-    assert options.start.objective.stall_weight is None  # the search begins with the preset …
+    assert options.start.objective.stall_weight == PRESETS["E2E"].stall  # the search begins with the preset …
     assert options.start.queue.max_depth == 77  # … and leaves the rest as it is
     assert [name for name, _ in options.others] == ["SLO", "Balanced", "E2E"]
+    for _, policy in options.others:
+        assert None not in [getattr(policy.objective, f"{name}_weight") for name in PRESETS["E2E"].as_mapping()]
     assert options.scene.constant_tokens == 100
     assert len(options.scene.setup.engines) == 3
 
@@ -143,6 +146,15 @@ def test_an_update_begins_with_the_file_s_own_numbers(tmp_path: Path) -> None:
     assert options.others == ()
     assert options.start.objective.stall_weight == 0.9
     assert (options.name, options.start.objective.preset) == ("other", "SLO")
+
+
+def test_an_update_for_another_objective_keeps_the_weights_in_force(tmp_path: Path) -> None:
+    """They are the old preset's where the file names none."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(ROUTER.split("---", maxsplit=1)[0].replace(", stallWeight: 0.9", ""))
+    options = parsed(tmp_path, "--update", str(file), "--objective", "SLO")
+    assert compiled_policy(options.start).weights == PRESETS["E2E"]
+    assert options.start.objective.preset == "SLO"
 
 
 def test_each_part_of_a_trace_has_its_own_rate_unless_one_is_asked_for(tmp_path: Path) -> None:
