@@ -126,8 +126,7 @@ async def test_a_slow_engine_gets_visibly_fewer_requests_once_it_is_known(tmp_pa
     assert in_use == 1.0
     knowing = [one.instance_id for one in outcomes if one.stretch == "knowing"]
     assert len(knowing) == round(10.0 * RATE_RPS)
-    assert knowing.count(slow) <= 0.35 * len(knowing)
-    assert knowing.count(slow) < 0.7 * knowing.count(fast)
+    assert 0 < knowing.count(slow) <= 0.28 * len(knowing), "35 % where the profile decides"
 
 
 def learned(slow: str, fast: str) -> ClassCalibration:
