@@ -43,14 +43,18 @@ if TYPE_CHECKING:
     from llmrouter.tuning.options import Options
 
 CASES = (
-    "--cell h100-mix --load 0.95 --objective Balanced",
-    "--cell h100-mix --load 0.95 --objective SLO",
-    "--cell h100-prod --load 0.95 --objective E2E",
-    "--cell paper-v100 --load 1.1 --objective E2E",
-    "--cell azure --load 0.95 --objective Balanced",
+    "--cell h100-mix --rate 42.3 --objective Balanced",
+    "--cell h100-mix --rate 42.3 --objective SLO",
+    "--cell h100-prod --rate 21.1 --objective E2E",
+    "--cell paper-v100 --rate 14.6 --objective E2E",
+    "--cell azure --rate 65.5 --objective Balanced",
 )
-UPDATES = "--cell h100-mix --load 0.95 --objective Balanced --requests 1000"
-NULLS = ("--cell h100-mix --load 0.5 --requests 600", "--cell azure --load 0.5 --requests 600")
+"""Rates are 0.95 of C of docs/evidence.md, for paper-v100 1.1."""
+
+UPDATES = "--cell h100-mix --rate 42.3 --objective Balanced --requests 1000"
+NULLS = ("--cell h100-mix --rate 22 --requests 600", "--cell azure --rate 34 --requests 600")
+"""Half of C: engines are idle often enough for ties."""
+
 OTHER_CHANCE = 1_000_000
 """Added to a run's seed for another draw of its ties."""
 
