@@ -282,6 +282,7 @@ class ObjectiveWeights:
     overflow: float = 1.0
     spread: float = 0.0
     pressure: float = 1.0
+    reuse: float = 3.0
 
     def as_mapping(self) -> Mapping[str, float]:
         """Names to values, in the order models take them."""

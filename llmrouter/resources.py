@@ -361,6 +361,7 @@ class ObjectiveSpec(Resource):
     overflow_weight: Weight | None = None
     spread_weight: Weight | None = None
     pressure_weight: Weight | None = None
+    reuse_weight: Weight | None = None
     preferences: PreferencesSpec = PreferencesSpec()
 
 
@@ -396,11 +397,11 @@ class FairnessSpec(Resource):
 class BatchSpec(Resource):
     """The batch class: where and when requests go that nobody waits for; see ``routing/batch.py``."""
 
-    fill_fraction: float = Field(default=0.5, ge=0.01, le=1)
+    fill_fraction: float = Field(default=0.1, ge=0.01, le=1)
     max_queued_tokens: int = Field(default=0, ge=0, le=10_000_000)
     max_wait_seconds: float = Field(default=600.0, ge=0, le=86_400)
-    patience_seconds: float = Field(default=60.0, ge=0, le=86_400)
-    least_share: float = Field(default=0.05, ge=0, le=0.5)
+    patience_seconds: float = Field(default=300.0, ge=0, le=86_400)
+    least_share: float = Field(default=0.02, ge=0, le=0.5)
     depth_fraction: float = Field(default=0.5, ge=0, le=1)
 
 

@@ -44,13 +44,13 @@ MIXING_ALPHA = 0.5
 MIXING_EPSILON_S = 0.5
 """Constants of the mixing penalty for a V100 (arXiv 2408.13510); ε, which is not printed, is its heavy prompt."""
 
-OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Weights of the marginal cost that leave only the request's own seconds."""
 
-IMPOSED_ALONE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+IMPOSED_ALONE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Weights that leave only what the others lose: ``stall`` and ``slowdown``."""
 
-COALESCE_ALONE = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+COALESCE_ALONE = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 LEAST_BASE_S = 1e-4
 """The shortest step of an empty batch that ``spread`` is divided by."""
@@ -224,15 +224,17 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         slowdown = n·v·(g3 + g2·(p + v/2)),          v = min(d, R/n)
         coalesce = n·b if the engine runs prefill-only steps and has no queued prefill, else 0
         spread   = d·(crowd + g3 + g2·p)² / b
+        reuse    = −(g1·c + g1b·c²)
         cost     = w_wait·wait + w_decode·decode + w_stall·(1 + w_pressure·B)·stall + w_slowdown·slowdown
-                   + w_coalesce·coalesce + w_overflow·overflow + w_spread·spread
+                   + w_coalesce·coalesce + w_overflow·overflow + w_spread·spread + w_reuse·reuse
 
     ``wait`` is the request's own time to its first token, ``decode`` its own time from there. ``stall`` and
     ``slowdown`` are what the n requests that share the batch lose: the prompt stalls each of them once, and for v steps
     (while the mean one still runs) every step is longer by the new sequence and its growing context. ``spread`` grows
     with the square of a step's length beyond that of an empty batch: it keeps long contexts apart. Where prefill is the
     bottleneck prompts wait everywhere, B grows, and ``stall`` with it: long prompts then queue behind each other, and
-    short ones pass. Where decoding or KV is, B stays near 0.
+    short ones pass. Where decoding or KV is, B stays near 0. ``reuse`` is what a hit saves later prompts: one that is
+    computed once more takes room in the cache from another that would have hit.
     """
     n, context, queued, remaining = x[REQUESTS], x[CONTEXT], x[QUEUED], x[REMAINING]
     p, d, cached = x[PROMPT], x[PREDICTED], x[CACHED]
@@ -262,6 +264,7 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         + weights[4] * coalesce_s
         + weights[5] * overflow_s
         + weights[6] * spread_s
+        - weights[8] * (g1 * cached + x[PREFILL_SQUARED] * cached * cached)
     )
 
 

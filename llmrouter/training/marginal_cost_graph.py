@@ -104,6 +104,7 @@ def marginal_cost_model() -> ModelProto:
         graph.mul(coalesce_s, w["coalesce"]),
         graph.mul(overflow_s, w["overflow"]),
         graph.mul(spread_s, w["spread"]),
+        graph.mul(_saved(graph, f), w["reuse"], -1.0),
     )
     graph.finish(cost_s, "costs")
     return _model(graph)
@@ -115,6 +116,13 @@ def _prefill(graph: _Graph, f: dict[str, str]) -> str:
     return graph.add(
         graph.mul(f["prefill_s_per_token"], graph.op("Sub", p, cached)),
         graph.mul(f["prefill_s_per_token_squared"], squares),
+    )
+
+
+def _saved(graph: _Graph, f: dict[str, str]) -> str:
+    cached = f["cached_prompt_tokens"]
+    return graph.add(
+        graph.mul(f["prefill_s_per_token"], cached), graph.mul(f["prefill_s_per_token_squared"], cached, cached)
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-5
 OWN = ObjectiveWeights(
-    wait=1.0, decode=1.0, stall=0.0, slowdown=0.0, coalesce=0.0, overflow=0.0, spread=0.0, pressure=0.0
+    wait=1.0, decode=1.0, stall=0.0, slowdown=0.0, coalesce=0.0, overflow=0.0, spread=0.0, pressure=0.0, reuse=0.0
 )
 ZERO = weights_of(OWN)
 LOADS = ("requests", "context_tokens", "queued_prefill_tokens", "remaining_decode_tokens")
@@ -38,6 +38,7 @@ weights = st.builds(
     overflow=st.floats(0.0, 10.0),
     spread=st.floats(0.0, 10.0),
     pressure=st.floats(0.0, 10.0),
+    reuse=st.floats(0.0, 10.0),
 ).map(weights_of)
 
 
@@ -167,7 +168,7 @@ def test_coalescing_never_raises_the_cost_of_an_engine_with_queued_prefill(
     row: Row, weights_W: NDArray[np.float32]
 ) -> None:
     queued = row | {"queued_prefill_tokens": max(1.0, row["queued_prefill_tokens"])}
-    without_W = weights_W * np.array([1, 1, 1, 1, 0, 1, 1, 1], dtype=np.float32)
+    without_W = weights_W * np.array([1, 1, 1, 1, 0, 1, 1, 1, 1], dtype=np.float32)
     assert cost(queued, weights_W) == cost(queued, without_W)
 
 
@@ -206,6 +207,24 @@ def test_pressure_is_the_mean_of_the_prefill_that_waits(pool: list[Row], weights
     pressed_W[pressure] = 0.0
     want_I = [marginal_costs([list(row.values())], pressed_W.tolist())[0] for row in pool]
     np.testing.assert_allclose(marginal_cost(array_of(*pool), weights_W), want_I, rtol=ROUNDING)
+
+
+@given(rows, weights, st.floats(0.0, 1.0))
+def test_a_hit_saves_its_prefill_and_what_others_would_lose_by_another_copy(
+    row: Row, weights_W: NDArray[np.float32], share: float
+) -> None:
+    """Each token that is cached lowers the cost; where none is, the weight of reuse says nothing."""
+    idle = row | dict.fromkeys(LOADS, 0.0)
+    cached = float(int(share * row["prompt_tokens"]))
+    saved_s = row["prefill_s_per_token"] * cached + row["prefill_s_per_token_squared"] * cached**2
+    reuse = WEIGHT_NAMES.index("reuse")
+    without_W = weights_W.copy()
+    without_W[reuse] = 0.0
+    assert cost(row, weights_W) == cost(row, without_W)
+    whole_s, hit_s = cost(idle, weights_W), cost(idle | {"cached_prompt_tokens": cached}, weights_W)
+    np.testing.assert_allclose(
+        whole_s - hit_s, (1.0 + weights_W[reuse]) * saved_s, rtol=ROUNDING, atol=ROUNDING * max(whole_s, 1.0) * 12.0
+    )
 
 
 def test_columns_have_the_names_of_the_features() -> None:
