@@ -84,15 +84,15 @@ class Situation:
 
 SITUATIONS = (
     Situation("alike"),
-    Situation("alike, wrong profile", prior=WRONG),
     Situation("one 2x slow", one_slow),
     Situation("one 2x slow, wrong profile", one_slow, prior=WRONG),
-    Situation("one 2x slow for a third of the run", slow_for_a_while, load=0.8, length=3),
-    Situation("one 2x slow for a third of the run, load 0.4 C", slow_for_a_while, load=0.4, length=2),
-    Situation("one 2x slow, 10 % lie", one_slow, lies="10 % lie"),
+    Situation("alike, wrong profile", prior=WRONG),
     Situation("alike, all lie", lies="all lie"),
+    Situation("one 2x slow, 10 % lie", one_slow, lies="10 % lie"),
     Situation("one 2x slow, clock jumps", one_slow, jumps=True),
     Situation("one 2x slow, load 0.4 C", one_slow, load=0.4),
+    Situation("one 2x slow for a third of the run", slow_for_a_while, load=0.8, length=3),
+    Situation("one 2x slow for a third of the run, load 0.4 C", slow_for_a_while, load=0.4, length=2),
 )
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=3_000)
     parser.add_argument("--cell", default="", help="cells whose name begins so")
-    parser.add_argument("--only", default="", help="situations that contain this")
+    parser.add_argument("--only", default="", help="situations whose name contains this")
     options = parser.parse_args()
     print(
         "| situation | mean: Slowness | Full | truth | p99: Slowness | Full | truth | first, % |\n" + "|---" * 8 + "|"
