@@ -28,7 +28,7 @@ from rich.progress import Progress
 from llmrouter.arrivals import transform
 from llmrouter.arrivals.multi_turn import SessionLaw, sessions
 from llmrouter.arrivals.readers import read
-from llmrouter.domain import Candidate, Hold, Placement, Request
+from llmrouter.domain import Candidate, Hold, ObjectiveWeights, Placement, Request
 from llmrouter.profiles import H100_MIX
 from llmrouter.routing.policies import LeastInFlight, request_bound
 from llmrouter.routing.prefixes import PrefixIndex
@@ -86,7 +86,12 @@ LAWS = {
 """Sessions over few system prompts; long ones of coding agents; single questions over 300 documents, which together are
 1.8 million tokens, more than all caches hold (1.6 million)."""
 
+REQUESTS = {"chat": 8_000, "agents": 4_000, "documents": 4_000}
+"""Of a run: some minutes, so that sessions begin and end."""
+
 GATED = {"max_requests": None, "kv_fraction": 1.0}
+UNCREDITED = replace(ObjectiveWeights(), reuse=0.0).in_order
+"""The default's weights without the credit for what a hit saves later prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +169,14 @@ def session_affinity(workload: Workload) -> Policy:
 
 
 BASE = Contender("WorkloadImpact, no index", ruled(Rule.MARGINAL_COST, **GATED), PrefixView.UNKNOWN)
+LMETRIC = Contender("LMetric, index", ruled(Rule.LMETRIC))
 WORTH = (
     BASE,
     replace(BASE, name="WorkloadImpact, index", prefixes=PrefixView.INDEX),
     replace(BASE, name="WorkloadImpact, true caches", prefixes=PrefixView.EXACT),
+    Contender("WorkloadImpact, index, reuse 0", ruled(Rule.MARGINAL_COST, weights=UNCREDITED, **GATED)),
     Contender("LMetric, no index", ruled(Rule.LMETRIC), PrefixView.UNKNOWN),
-    Contender("LMetric, index", ruled(Rule.LMETRIC)),
+    LMETRIC,
     Contender("LMetric, true caches", ruled(Rule.LMETRIC), PrefixView.EXACT),
     Contender("TokenLoad 3:2:2, index", ruled(Rule.TOKEN_LOAD)),
     Contender("sticky until saturated", sticky_until_saturated),
@@ -184,7 +191,7 @@ def split(count: int) -> tuple[Contender, ...]:
     side = {"routers": count, "refresh_s": 0.1}
     return tuple(
         replace(one, name=f"{one.name.split(',')[0]}, {count} routers, {word}", prefixes=view, **side)  # type: ignore[arg-type]
-        for one in (BASE, WORTH[4])
+        for one in (BASE, LMETRIC)
         for word, view in (
             ("no index", PrefixView.UNKNOWN),
             ("own indexes", PrefixView.INDEX),
@@ -287,13 +294,14 @@ def part_of_runs(options: argparse.Namespace, console: Console) -> list[dict[str
     with Progress(console=console) as progress:
         task = progress.add_task("runs", total=len(cells) * len(options.loads) * len(contenders) * options.seeds)
         for cell in cells:
-            most_rps = capacity_rps(cell, trace, options.requests)
+            requests = options.requests or REQUESTS.get(cell, 4_000)
+            most_rps = capacity_rps(cell, trace, requests)
             for load in options.loads:
                 rate = load * most_rps
                 print(f"\n{cell}: {load:g} C = {rate:.2f} req/s; E2E s, TTFT s, change % of E2E mean, p99, "
                       "TTFT mean, p99; hit %, wrong %")  # fmt: skip
                 seeds = range(SELECTION.first, SELECTION.first + options.seeds)
-                made = {seed: workload_of(cell, trace, rate, options.requests, seed) for seed in seeds}
+                made = {seed: workload_of(cell, trace, rate, requests, seed) for seed in seeds}
                 for row in measured(contenders, made.__getitem__, seeds, lambda: progress.advance(task)):
                     rows.append({"cell": cell, "load": load, "rate_rps": rate, **row})
                     print(shown(row), flush=True)
@@ -355,13 +363,13 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, help="a trace with prefix blocks (Mooncake's) in place of the laws")
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="of what round-robin sustains")
     parser.add_argument("--routers", type=int, nargs="+", default=[4], help="of --part routers (default: 4)")
-    parser.add_argument("--requests", type=int, default=4_000, help="of each run, about (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=0, help="of each run, about (default: some minutes of them)")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=2_000, help="timed calls of --part cost (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=None, help="file to write")
     options = parser.parse_args()
-    if options.seeds < 2 or options.requests < 1 or min(options.loads) <= 0 or options.runs < 1:  # noqa: PLR2004
-        parser.error("--seeds must be at least 2, --requests and --runs at least 1, --loads above 0")
+    if options.seeds < 2 or options.requests < 0 or min(options.loads) <= 0 or options.runs < 1:  # noqa: PLR2004
+        parser.error("--seeds must be at least 2, --requests at least 0, --runs at least 1, --loads above 0")
     print(f"$ {(command := shlex.join(['python', *sys.argv]))}")
     rows = part_of_cost(options) if options.part == "cost" else part_of_runs(options, Console(stderr=True))
     out = options.json or Path(f"build/bench/prefix_index_{options.part}.json")
