@@ -13,6 +13,7 @@ import json
 import random
 import shlex
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from bench.calibration import LIES, Case, Jumping
 from bench.calibration_reports import ReportedRun
 from bench.calibration_worth import interval, task_means, workload
+from bench.models import pool
 from llmrouter.arrivals.cells import cell
 from llmrouter.domain import InstanceView, Placement, Request, Reservation
 from llmrouter.routing.calibration_use import Calibrate
@@ -257,6 +259,31 @@ def line(row: Row) -> str:
     return f"| {row['cell']}, {row['situation']} | {shown} | {first} |"
 
 
+def cost(runs: int = 1_500) -> None:
+    """Prints how long a snapshot and a decision take, in µs, on declared and on corrected profiles."""
+    asked = Request("r", "m", prompt_tokens=800, predicted_output_tokens=200.0, arrived_at_s=0.0)
+    for count in (4, 16, 64):
+        rng = random.Random(1)
+        views = pool(count, rng).views
+        instances = [view.instance for view in views]
+        loads = {view.instance.instance_id: view.load for view in views}
+        believed = [replace(one, profile=one.profile.slower(1.0 + 0.05 * (at % 6))) for at, one in enumerate(instances)]
+        for name, pairs in (
+            ("declared", {}),
+            ("corrected", dict(zip(loads, zip(instances, believed, strict=True), strict=True))),
+        ):
+            replica, policy, took_us = LoadReplica(), WorkloadImpact(kv_gate(1.0)), []
+            replica.replace(loads, now_s=0.0)
+            replica.believe(pairs)
+            for run in range(runs):
+                changed = instances[run % count].instance_id
+                replica.absorb({changed: loads[changed]})
+                started_ns = time.perf_counter_ns()
+                policy.decide(asked, replica.snapshot(instances, now_s=1.0), rng)
+                took_us.append((time.perf_counter_ns() - started_ns) / 1_000)
+            print(f"{count} instances, {name}: {np.median(took_us):.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench/calibration_deciding.json"))
@@ -264,7 +291,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3_000)
     parser.add_argument("--cell", default="", help="cells whose name begins so")
     parser.add_argument("--only", default="", help="situations whose name contains this")
+    parser.add_argument("--cost", action="store_true", help="microseconds of a decision, and no table")
     options = parser.parse_args()
+    if options.cost:
+        cost()
+        return
     print(
         "| situation | mean: Slowness | Full | truth | p99: Slowness | Full | truth | first, % |\n" + "|---" * 8 + "|"
     )
