@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
-from llmrouter.domain import EngineMode, EngineProfile, ObjectiveWeights, Preferences
+from llmrouter.domain import BatchHold, EngineMode, EngineProfile, ObjectiveWeights, Preferences
 from llmrouter.errors import InvalidConfigError
 from llmrouter.feature_set import LENGTH_FEATURE_VERSION
-from llmrouter.objectives import PREFERENCES, PRESETS
+from llmrouter.objectives import BATCH_HOLDS, PREFERENCES, PRESETS
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import (
     Calibrate,
@@ -64,6 +64,9 @@ TOKENIZERS_FOLDER = "/var/lib/llmrouter/tokenizers"
 POLICIES_BY_COST = frozenset({"Onnx", "Learned", "WorkloadImpact"})
 """Types whose room is KV where ``hold.room`` does not say and requests may be held."""
 
+TYPES_THAT_BATCH = frozenset({"Onnx", "WorkloadImpact"})
+"""Types that let prompts wait for each other; see ``routing.batching``."""
+
 
 class PolicyConfig(Resource):
     """A RoutingPolicy as routers run it; ``model_*`` are set for types Onnx and Learned only."""
@@ -89,6 +92,20 @@ class PolicyConfig(Resource):
         preset = PRESETS[self.objective.preset]
         given = {name: getattr(self.objective, f"{name}_weight") for name in preset.as_mapping()}
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def batch_hold(self) -> BatchHold:
+        """How long a head waits at will for a batch: the preset's numbers, and those that are given in their place."""
+        preset, hold = BATCH_HOLDS[self.objective.preset], self.hold
+        if not hold.enabled or self.type not in TYPES_THAT_BATCH:
+            return BatchHold()
+        wait_s = preset.wait_s if hold.batch_wait_seconds is None else hold.batch_wait_seconds
+        return BatchHold(
+            size=hold.batch_size or preset.size,
+            wait_s=min(wait_s, self.guard.max_hold_seconds),
+            stale_after_s=self.guard.stale_after_seconds,
+            longest_wait_s=hold.max_wait_seconds,
+        )
 
     @property
     def preferences(self) -> Preferences:

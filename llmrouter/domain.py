@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -198,11 +199,30 @@ SHORTEST_HOLD_S = 0.001
 class Hold:
     """The answer *wait at the router*, and why.
 
-    Whoever goes first tries again when the state changes; with ``until_s`` also at that instant, if it is to come.
+    Whoever goes first tries again when the state changes; with ``until_s`` also at that instant, if it is to come, and
+    with ``until_held`` once so many are in the line.
     """
 
     reason: str
     until_s: float | None = None
+    until_held: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHold:
+    """How long the head of a line waits at will, so that prompts go to an engine together: see ``routing.batching``.
+
+    Attributes:
+        size: for so many requests in its line, itself with them; 1 for none.
+        wait_s: from when it became the first, at most (s).
+        stale_after_s: not on loads older than this (s).
+        longest_wait_s: how long a request may be held at all (s).
+    """
+
+    size: int = 1
+    wait_s: float = 0.0
+    stale_after_s: float = 1.0
+    longest_wait_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import ObjectiveWeights, Preferences
+from llmrouter.domain import BatchHold, ObjectiveWeights, Preferences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,15 @@ PRESETS: Mapping[str, ObjectiveWeights] = MappingProxyType(
     }
 )
 """Weights by preset: short tails of TTFT and TPOT, a bit of all, the least mean E2E."""
+
+BATCH_HOLDS: Mapping[str, BatchHold] = MappingProxyType(
+    {
+        "SLO": BatchHold(size=2, wait_s=0.05),
+        "Balanced": BatchHold(size=2, wait_s=0.15),
+        "E2E": BatchHold(size=4, wait_s=0.5),
+    }
+)
+"""How long a preset lets a head wait at will where it is for engines that prefill first; a bound of TTFT."""
 
 PREFERENCES: Mapping[str, Preferences] = MappingProxyType(
     {

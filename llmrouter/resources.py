@@ -373,6 +373,8 @@ class HoldSpec(Resource):
     max_wait_seconds: float = Field(default=10.0, ge=0, le=600)
     kv_fraction: float = Field(default=1.0, ge=0.1, le=1.0)
     decode_reserve_fraction: float = Field(default=DECODE_RESERVE_FRACTION, ge=0, le=1)
+    batch_size: int | None = Field(default=None, ge=1, le=64)
+    batch_wait_seconds: float | None = Field(default=None, ge=0, le=5)
 
 
 class TenantWeight(Resource):

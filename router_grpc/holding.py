@@ -19,7 +19,7 @@ from router_grpc.prefixing import KEPT_BYTES_PER_BLOCK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from llmrouter.domain import Request
+    from llmrouter.domain import Hold, Request
     from llmrouter.resources import QueueSpec
     from llmrouter.routing.batch import BatchRules
     from llmrouter.routing.claims import Claim
@@ -65,13 +65,13 @@ class Ticket:
         self.kept_bytes = kept
         self.turn = asyncio.Event()
 
-    def stays(self, until_s: float | None = None) -> None:
+    def stays(self, hold: Hold | None = None) -> None:
         """There was no place: whoever goes first tries at the next event, or now if there was one meanwhile.
 
-        At ``until_s`` it tries without one.
+        It tries without one as ``hold`` says, what the policy answered.
         """
         self.turn.clear()
-        self.line.tried(self, until_s)
+        self.line.tried(self, hold)
 
     def served(self) -> None:
         """There was one: its tenant pays."""
@@ -89,8 +89,8 @@ class Ticket:
 class HoldLine:
     """One line of held requests. Who goes first may try for a place, one at a time; an event lets it try again.
 
-    So does the instant that the policy named when it had to stay. A request that joins may try at once where it goes
-    before the one that tried last.
+    So does what the policy named when it had to stay: an instant, or a length of the line. A request that joins may try
+    at once where it goes before the one that tried last.
     """
 
     def __init__(self, rules: QueueRules, clock: Callable[[], float]) -> None:
@@ -103,6 +103,7 @@ class HoldLine:
         self._events = 0
         self._head_since_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._until_held: int | None = None
         self.kept_bytes = 0
         self.batch_kept_bytes = 0
         self.has_yielded = False
@@ -182,28 +183,28 @@ class HoldLine:
         """A request was dispatched without being held."""
         self._line.pass_by(request)
 
-    def tried(self, ticket: Ticket, until_s: float | None) -> None:
-        """A ticket that had the turn has to stay, until an event or ``until_s``."""
+    def tried(self, ticket: Ticket, hold: Hold | None) -> None:
+        """A ticket that had the turn has to stay, until an event or as ``hold`` says."""
         self._trying, self._last = None, ticket.held
         if self._again:
             self._next()
         else:
-            self._wake_at(until_s)
+            self._wait(hold)
 
     @contextmanager
     def ticket(
-        self, request: Request, *, work_s: float, kept: int, since: int, until_s: float | None = None
+        self, request: Request, *, work_s: float, kept: int, since: int, hold: Hold | None = None
     ) -> Iterator[Ticket]:
         """Joins the line for the length of a ``with``.
 
         Whoever joins an empty line after events that followed ``since``, the ``events`` before its own attempt, may try
-        again at once; else at ``until_s``, which that attempt was told, if no event comes before.
+        again at once; else as ``hold`` says, which that attempt was told, if no event comes before.
         """
         held = self._line.add(request, work_s)
         ticket = self._tickets[held] = Ticket(self, held, kept)
         self.kept_bytes += kept
         self.batch_kept_bytes += kept * request.batch
-        self._joined(held, missed=self._events != since, until_s=until_s)
+        self._joined(held, missed=self._events != since, hold=hold)
         try:
             yield ticket
         finally:
@@ -217,13 +218,16 @@ class HoldLine:
                 self._trying = None
             self._next()
 
-    def _joined(self, held: Held, *, missed: bool, until_s: float | None) -> None:
+    def _joined(self, held: Held, *, missed: bool, hold: Hold | None) -> None:
         if len(self._line) == 1:
             self._last, self._head_since_s = held, self._clock()
             if missed:
                 self._next()
             else:
-                self._wake_at(until_s)
+                self._wait(hold)
+            return
+        if self._until_held is not None and len(self._line) >= self._until_held:
+            self._next()
             return
         rival = self._trying.held if self._trying is not None else self._last
         if rival is None or self._line.goes_before(held, rival, self._clock()):
@@ -234,7 +238,7 @@ class HoldLine:
         self._again = self._trying is not None
         if self._again:
             return
-        self._wake_at(None)
+        self._wait(None)
         best = self._line.best(self._clock())
         if best is None:
             self._head_since_s = None
@@ -242,11 +246,12 @@ class HoldLine:
             self._trying = self._tickets[best]
             self._trying.turn.set()
 
-    def _wake_at(self, until_s: float | None) -> None:
-        """Lets whoever goes first then try at an instant to come; there is one such instant at most."""
+    def _wait(self, hold: Hold | None) -> None:
+        """Lets whoever goes first then try as ``hold`` says; what was said before is over."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        until_s, self._until_held = (None, None) if hold is None else (hold.until_s, hold.until_held)
         if until_s is not None and math.isfinite(until_s) and (left_s := until_s - self._clock()) > 0:
             self._timer = asyncio.get_running_loop().call_later(max(left_s, SHORTEST_HOLD_S), self._next)
 

@@ -133,13 +133,13 @@ class RuntimeBuilder:
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> Served:
         policy = config.policy
         if policy.type not in MODEL_TYPES:
-            return Served(make_policy(policy.type, _room_rule(config), policy.weights))
+            return Served(make_policy(policy.type, _room_rule(config), policy.weights, policy.batch_hold))
         model, manifest = self._model_bytes(policy, bundle)
         if policy.type == "Learned":
             return _learned(config, model, manifest)
         scorer = load_scorer(model, manifest, expected_sha256=policy.model_sha256)
         envelope = _envelope(config, scorer.manifest)
-        primary = Scored(_room_rule(config), Enveloped(scorer, envelope), policy.weights)
+        primary = Scored(_room_rule(config), Enveloped(scorer, envelope), policy.weights, policy.batch_hold)
         return Served(primary, scorer.provider, envelope)
 
     def _model_bytes(self, policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:

@@ -130,7 +130,7 @@ class RouterService:
     ) -> RouteAnswer:
         """Places a request now or as soon as its turn comes; ``kept`` bytes of memory are its own while it is held."""
         line = self._holding.line(request.model)
-        reason, again_at_s = "others are held already", None
+        hold = Hold("others are held already")
         events = line.events
         if not len(line):
             is_new = request.request_id not in self._world.open_requests
@@ -140,15 +140,15 @@ class RouterService:
                     line.pass_by(request)
                     self._world.open_requests.charged(request)
                 return outcome
-            reason, again_at_s = outcome.reason, outcome.until_s
+            hold = outcome
         if is_named and (standing := await self._standing(request, runtime)) is not None:
             return standing
         if not runtime.config.policy.hold.enabled:
-            raise SaturatedError(f"{reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
+            raise SaturatedError(f"{hold.reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
         until_s, bound = _longest_hold(request, runtime.config.policy, deadline_s)
         self._holding.check_bounds(request, runtime.config.policy.queue, kept)
-        with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events, until_s=again_at_s) as ticket:
-            return await self._wait_for_place(request, ticket, until_s=until_s, bound=bound, reason=reason)
+        with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events, hold=hold) as ticket:
+            return await self._wait_for_place(request, ticket, until_s=until_s, bound=bound, reason=hold.reason)
 
     def claims(self) -> dict[str, Claim]:
         """What other routers are told of whoever goes first in each line, by model."""
@@ -198,7 +198,7 @@ class RouterService:
                     self._world.open_requests.charged(request)
                 return replace(outcome, held_s=max(self._world.clock() - request.arrived_at_s, 1e-9))
             reason = outcome.reason
-            ticket.stays(outcome.until_s)
+            ticket.stays(outcome)
 
     async def _attempt(
         self, request: Request, runtime: Runtime, line: HoldLine, ticket: Ticket | None = None

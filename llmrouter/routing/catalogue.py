@@ -25,7 +25,7 @@ from llmrouter.routing.policies import LeastInFlight, PowerOfTwo, Random, RoundR
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from llmrouter.domain import InstanceView, ObjectiveWeights, Room
+    from llmrouter.domain import BatchHold, InstanceView, ObjectiveWeights, Room
     from llmrouter.routing.policies import Policy, RoomyPolicy
     from llmrouter.routing.rules import Rule
 
@@ -61,9 +61,12 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 
 def make_policy(
-    name: str, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None
+    name: str,
+    room_rule: Callable[[InstanceView], Room],
+    weights: ObjectiveWeights | None = None,
+    batch_hold: BatchHold | None = None,
 ) -> Policy:
-    """A policy by name; ``weights`` are read by ``WorkloadImpact`` alone.
+    """A policy by name; ``weights`` and ``batch_hold`` are read by ``WorkloadImpact`` alone.
 
     Raises:
         InvalidInputError: no policy has this name.
@@ -71,5 +74,5 @@ def make_policy(
     if name not in POLICIES:
         raise InvalidInputError(f"policy {name!r} is none of {', '.join(POLICIES)}")
     if name == WorkloadImpact.name:
-        return WorkloadImpact(room_rule, weights)
+        return WorkloadImpact(room_rule, weights, batch_hold)
     return POLICIES[name](room_rule)

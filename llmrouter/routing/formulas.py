@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import ObjectiveWeights
+from llmrouter.domain import BatchHold, ObjectiveWeights
 from llmrouter.routing.features import feature_rows, profile_features
 from llmrouter.routing.marginal_cost import marginal_costs
 from llmrouter.routing.policies import RoomyPolicy, Ruled, ordered
@@ -144,8 +144,14 @@ class WorkloadImpact(RoomyPolicy):
     name = "WorkloadImpact"
     rule = Rule.MARGINAL_COST
 
-    def __init__(self, room_rule: Callable[[InstanceView], Room], weights: ObjectiveWeights | None = None) -> None:
+    def __init__(
+        self,
+        room_rule: Callable[[InstanceView], Room],
+        weights: ObjectiveWeights | None = None,
+        batch_hold: BatchHold | None = None,
+    ) -> None:
         super().__init__(room_rule)
+        self.batch_hold = batch_hold or BatchHold()
         self._weights = (weights or ObjectiveWeights()).in_order
         self._tail_of = per_profile(profile_features)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
-from llmrouter.domain import Candidate, Decision, Hold, NoCandidate, Placement, Room
+from llmrouter.domain import BatchHold, Candidate, Decision, Hold, NoCandidate, Placement, Room
+from llmrouter.routing.batching import hold_for_batch
 from llmrouter.routing.features import feature_rows, features_of, profile_features, weights_of
 from llmrouter.routing.inflight import fits, kv_bound
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
@@ -44,6 +45,8 @@ __all__ = [
 
 MAX_CANDIDATES = 8
 """How many instances, best first, a decision names; the reserve call walks them in order."""
+
+_NO_BATCH_HOLD = BatchHold()
 
 Ranked = list[tuple[float, "InstanceView"]]
 
@@ -92,6 +95,9 @@ class MissingFeatureError(CannotDecideError):
         super().__init__("MissingFeatures", message)
 
 
+_tail_of = per_profile(profile_features)
+
+
 class RoomyPolicy:
     """What all policies share: who is eligible, who has room, and the answer where there is nobody.
 
@@ -101,6 +107,7 @@ class RoomyPolicy:
     name = ""
     load_sensitive = True
     rule: Rule | None = None
+    batch_hold = _NO_BATCH_HOLD
 
     def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         self.room_of = room_rule
@@ -113,6 +120,8 @@ class RoomyPolicy:
         if not roomy:
             return Hold(f"none of {eligible} instances has room")
         ranked = self._rank(request, roomy, rng)
+        if self.batch_hold.size > 1 and (hold := self._waits(request, snapshot, ranked[0][1], roomy)) is not None:
+            return hold
         candidates = tuple(
             [Candidate(view.instance.instance_id, score, view.load) for score, view in ranked[:MAX_CANDIDATES]]
         )
@@ -146,6 +155,13 @@ class RoomyPolicy:
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         """The views in order, the best first; ``MAX_CANDIDATES`` of them are enough."""
         raise NotImplementedError
+
+    def _waits(
+        self, request: Request, snapshot: PoolSnapshot, best: InstanceView, roomy: Sequence[InstanceView]
+    ) -> Hold | None:
+        """The answer *wait for a batch*, where the best instance is to be given one; see ``batching``."""
+        row = next(iter(feature_rows(request, [best], _tail_of)))
+        return hold_for_batch(self.batch_hold, row, self.room_of(best), request=request, snapshot=snapshot, roomy=roomy)
 
     def _reason(self, candidates: Sequence[Candidate], eligible: int, roomy: int) -> str:
         best = candidates[0]
@@ -253,9 +269,14 @@ class Scored(RoomyPolicy):
     name = "Onnx"
 
     def __init__(
-        self, room_rule: Callable[[InstanceView], Room], scorer: ScorerLike, weights: ObjectiveWeights
+        self,
+        room_rule: Callable[[InstanceView], Room],
+        scorer: ScorerLike,
+        weights: ObjectiveWeights,
+        batch_hold: BatchHold = _NO_BATCH_HOLD,
     ) -> None:
         super().__init__(room_rule)
+        self.batch_hold = batch_hold
         self._scorer = scorer
         self._weights_W = weights_of(weights)
         self._tail_of = per_profile(profile_features)

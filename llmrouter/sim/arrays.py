@@ -141,6 +141,7 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         line_tried=np.full(routers * models, NONE, np.int64),
         head_since=np.zeros(routers * models),
         line_wake=np.full(routers * models, INFINITY),
+        line_size=np.zeros(routers * models, np.int64),
         told=np.full(routers * models, NONE, np.int64),
         told_key=np.zeros(routers * models),
         yielded=np.zeros(routers * models, np.int64),

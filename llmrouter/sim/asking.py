@@ -7,7 +7,6 @@ import random
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import (
-    SHORTEST_HOLD_S,
     Hold,
     Instance,
     InstanceView,
@@ -68,6 +67,7 @@ class Asking:
         self._now, self._asking, self._router = (run[name].data for name in ("now", "asking", "asking_router"))
         self._answered, self._count = run["answered"].data, run["bids"].data
         self._sensitive, self._until = run["load_sensitive"].data, run["hold_until"].data
+        self._size = run["hold_size"].data
         self._held, self._since = run["asking_held"].data, run["asking_since"].data
         self._gap, self._batch = run["gap"].data, setup.routers.batch
         self._is_batch = world.pool.sequences["batch"].data
@@ -96,9 +96,10 @@ class Asking:
             self._count[0] = NO_CANDIDATE
 
     def _hold(self, hold: Hold) -> None:
-        """Says when the head tries again at the latest, as a router's line would; an instant that is over says nothing."""
+        """Says when the head tries again, as a router's line would; an instant that is over says nothing."""
         if hold.until_s is not None and hold.until_s > self._now[0]:
-            self._until[0] = max(hold.until_s, self._now[0] + SHORTEST_HOLD_S)
+            self._until[0] = hold.until_s
+        self._size[0] = hold.until_held or 0
 
     def _bid(self, decision: Placement, snapshot: PoolSnapshot, policy: Policy) -> None:
         """Writes the candidates; where they are checked again, also the bounds that the reserve call holds them to."""

@@ -24,6 +24,7 @@ _MODULES = (
     "llmrouter.domain",  # a constant of it
     "llmrouter.routing.inflight",
     "llmrouter.routing.rules",
+    "llmrouter.routing.batching",
     "llmrouter.routing.orders",
     "llmrouter.routing.batch",
     "llmrouter.routing.fairness",

@@ -119,6 +119,7 @@ def _configure(world: World, setup: Setup, policy: Policy | CompiledPolicy) -> N
         run["max_requests"] = NONE if policy.max_requests is None else policy.max_requests
         run["kv_fraction"] = -1.0 if policy.kv_fraction is None else policy.kv_fraction
         run["decode_reserve_fraction"] = policy.decode_reserve_fraction
+        run["batch_hold_size"], run["batch_hold_wait_s"] = policy.batch_hold.size, policy.batch_hold.wait_s
         world.weights[:] = policy.weights
     else:
         run["rule"] = NONE

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import DECODE_RESERVE_FRACTION, ObjectiveWeights
+from llmrouter.domain import DECODE_RESERVE_FRACTION, BatchHold, ObjectiveWeights
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.batch import BatchRules
 from llmrouter.routing.fairness import LEAST_WEIGHT, MOST_WEIGHT
@@ -147,6 +147,7 @@ class CompiledPolicy:
         max_requests: bound of the requests in flight on an instance; ``None`` takes the profile's ``max_sequences``.
         kv_fraction: share of an engine's KV that may be committed (the KV gate); ``None`` where KV is not bounded.
         decode_reserve_fraction: r of the gate.
+        batch_hold: see ``routing/batching.py``; the longest hold is the router side's.
     """
 
     rule: Rule
@@ -154,3 +155,4 @@ class CompiledPolicy:
     max_requests: int | None = 512
     kv_fraction: float | None = None
     decode_reserve_fraction: float = DECODE_RESERVE_FRACTION
+    batch_hold: BatchHold = BatchHold()  # noqa: RUF009 - frozen

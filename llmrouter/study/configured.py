@@ -86,6 +86,7 @@ def policy_of(config: RouterConfig) -> CompiledPolicy:
         max_requests=None if policy.room_is_kv else config.limits.max_in_flight_per_instance,
         kv_fraction=policy.hold.kv_fraction if policy.room_is_kv else None,
         decode_reserve_fraction=policy.hold.decode_reserve_fraction,
+        batch_hold=policy.batch_hold,
     )
 
 

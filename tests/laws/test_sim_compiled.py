@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from support.sim_worlds import Case, cases, columns, compile_and_run, interpret
 
-from llmrouter.domain import EngineMode, Hold, Placement
+from llmrouter.domain import BatchHold, EngineMode, Hold, Placement
 from llmrouter.profiles import H100_MIX, PAPER_V100
 from llmrouter.routing.catalogue import RULES, make_policy
 from llmrouter.routing.policies import LeastInFlight, kv_gate, request_bound
@@ -135,6 +135,28 @@ def test_a_compiled_rule_and_its_policy_come_to_the_same_under_every_view(name: 
     workload = lognormal(1_200, rate_rps=55.0)
     fast = simulate(setup, workload, CompiledPolicy(rule=RULES[name], max_requests=None, kv_fraction=0.9))
     assert columns(fast) == columns(simulate(setup, workload, make_policy(name, kv_gate(0.9))))
+
+
+@pytest.mark.parametrize("side", ["exact", "stale, reserves", "ticks"])
+def test_batch_hold_is_the_same_compiled_and_in_the_policy_that_serves(side: str) -> None:
+    """On engines that prefill first it holds, and both come to equal bytes; on chunked ones nothing changes."""
+    workload, hold = lognormal(600, rate_rps=30.0), BatchHold(3, 0.2)
+    waits_s = {}
+    for mode in EngineMode:
+        engines = tuple(
+            replace(
+                one, profile=replace(one.profile, mode=mode, base_decode_s=one.profile.base_decode_s * (1 + place / 91))
+            )
+            for place, one in enumerate(UNEQUAL)
+        )
+        setup = Setup(engines=engines, routers=replace(SIDES[side], max_wait_s=5.0))
+        rule = CompiledPolicy(rule=Rule.MARGINAL_COST, max_requests=None, kv_fraction=0.9)
+        fast, plain = simulate(setup, workload, replace(rule, batch_hold=hold)), simulate(setup, workload, rule)
+        policy = make_policy("WorkloadImpact", kv_gate(0.9), batch_hold=replace(hold, longest_wait_s=5.0))
+        assert columns(fast) == columns(simulate(setup, workload, policy))
+        assert (columns(fast) == columns(plain)) == (mode is EngineMode.CHUNKED)
+        waits_s[mode] = float(np.mean(fast.wait_s - plain.wait_s))
+    assert waits_s[EngineMode.PREFILL_FIRST] > 0.0 == waits_s[EngineMode.CHUNKED]
 
 
 def test_a_compiled_rule_and_its_policy_agree_where_prefill_and_decode_are_apart() -> None:

@@ -265,6 +265,8 @@ BAD_POLICIES = [
         "decodeReserveFraction",
         "less than or equal to 1",
     ),
+    Case("no batch", {"type": "Random", "hold": {"batchSize": 0}}, "batchSize", "greater than or equal to 1"),
+    Case("a long batch", {"type": "Random", "hold": {"batchWaitSeconds": 6}}, "batchWaitSeconds", "equal to 5"),
     Case("no KV", {"type": "Random", "hold": {"kvFraction": 0}}, "kvFraction", "greater than or equal to 0.1"),
     Case(
         "an unknown room",
@@ -333,5 +335,6 @@ GOOD_POLICIES: list[Spec] = [
     {"type": "WorkloadImpact", "guard": {"fallback": "LMetric"}, "hold": {"room": "Requests"}},
     {"type": "WorkloadImpact", "guard": {"forceFallback": True, "maxHoldSeconds": 0, "maxShareFactor": 1000}},
     {"type": "LeastKvTokens", "hold": {"room": "Kv", "kvFraction": 0.9}},
+    {"type": "WorkloadImpact", "hold": {"batchSize": 1, "batchWaitSeconds": 0.5}},
     {"type": "LMetric", "prefixAffinity": {"enabled": False}},
 ]

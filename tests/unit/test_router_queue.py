@@ -12,11 +12,13 @@ from support.router_world import MODEL, Bench, config_of, until
 
 from llmrouter.domain import Hold, Request
 from llmrouter.errors import SaturatedError
+from llmrouter.profiles import PAPER_V100
 from llmrouter.resources import QueueSpec
 from llmrouter.routing.lines import QueueRules
 from llmrouter.routing.orders import ORDERS, Order
 from llmrouter.routing.policies import LeastInFlight, request_bound
 from router_grpc.holding import CALL_BYTES, Holding, HoldLine, kept_bytes
+from router_grpc.reports import ReportKind
 
 if TYPE_CHECKING:
     import random
@@ -163,13 +165,14 @@ async def free(bench: Bench, tasks: list[asyncio.Task[Any]]) -> None:
 
 async def test_the_bound_in_bytes_counts_prompts_and_is_named() -> None:
     prompt = b"word " * 2000
-    bench = Bench(config(maxBytes=2 * kept_bytes(prompt)))
+    room = 5 * kept_bytes(prompt) // 2  # for two, and the hashes of their prompts' beginnings
+    bench = Bench(config(maxBytes=room))
     tasks = await hold(bench, 2, prompt=prompt)
     refusal = await refused(bench, prompt=prompt)
     assert refusal.reason == "QueueBytes"
-    assert f"queue.maxBytes is {2 * kept_bytes(prompt)}" in str(refusal)
+    assert f"queue.maxBytes is {room}" in str(refusal)
     await free(bench, tasks)
-    again = await hold(Bench(config(maxBytes=2 * kept_bytes(prompt))), 2, prompt=prompt)
+    again = await hold(Bench(config(maxBytes=room)), 2, prompt=prompt)
     for task in again:
         task.cancel()
     await asyncio.gather(*again, return_exceptions=True)
@@ -345,10 +348,9 @@ async def test_a_held_head_tries_again_at_the_instant_that_the_policy_named() ->
     bench.clock.now_s = policy.until_s
     answers = await asyncio.gather(*tasks)
     assert all(answer.held_s > 0 for answer in answers)
-    first, last = policy.seen[0], policy.seen[-1]
-    assert first[1:] == (1, None)
-    assert policy.seen[1][1:] == (2, came_s)
-    assert last[1:] == (1, policy.until_s)
+    assert policy.seen[0] == ("h0", 1, None)
+    assert ("h0", 2, came_s) in policy.seen
+    assert policy.seen[-1] == ("h1", 1, policy.until_s)
     assert bench.service._holding.line(MODEL)._timer is None
 
 
@@ -376,9 +378,9 @@ async def test_an_event_lets_a_held_head_try_before_its_instant() -> None:
 async def test_an_instant_that_does_not_come_sets_no_timer(until_s: float) -> None:
     crowd = Crowd(QueueRules())
     ticket = crowd.join(0, work_s=1.0)
-    ticket.stays(until_s)
+    ticket.stays(Hold("never", until_s))
     assert crowd.line._timer is None
-    ticket.stays(0.5)
+    ticket.stays(Hold("soon", 0.5))
     assert crowd.line._timer is not None
     crowd.leave(ticket)
     assert crowd.line._timer is None
@@ -398,3 +400,32 @@ def test_whoever_overtakes_takes_over_since_when_the_line_waits() -> None:
     assert crowd.line.head_since_s == 3.0
     crowd.leave(long)
     assert crowd.line.head_since_s is None
+
+
+def test_a_line_that_is_long_enough_lets_its_first_try() -> None:
+    """The policy said how many; who overtakes tries as ever, and an attempt puts an end to what was said before."""
+    crowd = Crowd(QueueRules())
+    head = crowd.join(0, work_s=1.0)
+    head.stays(Hold("for a batch", until_held=3))
+    crowd.join(1, work_s=1.0)
+    assert crowd.with_turn() == []
+    crowd.join(2, work_s=1.0)
+    assert crowd.with_turn() == [head]
+    head.stays()
+    crowd.join(3, work_s=1.0)
+    assert crowd.with_turn() == []
+
+
+async def test_the_default_policy_holds_for_a_batch_and_sends_it_together() -> None:
+    """On an engine that prefills first and decodes: three are held until the third comes."""
+    hold = {"batchSize": 3, "batchWaitSeconds": 5}
+    policy = {"type": "WorkloadImpact", "hold": hold}
+    pool = {"name": "main", "endpoints": ["a:1"], "profile": {"name": PAPER_V100.name}}
+    bench = Bench(config_of("a:1", policy=policy, pools=[pool]))
+    await bench.route("first")
+    await bench.report("first", ReportKind.FIRST_TOKEN)
+    bench.world.replica.absorb(await bench.world.ledger.loads())
+    tasks = await join(bench, 2)
+    assert not any(task.done() for task in tasks)
+    await asyncio.gather(bench.route("third"), *tasks)
+    assert bench.service.held == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmrouter.routing.batch import leaves_headroom
+from llmrouter.routing.batching import at_the_latest_s, waits_for_batch
 from llmrouter.routing.inflight import fits, gate_requests, has_free_kv
 from llmrouter.routing.rules import queued_prefill_s, score
 from llmrouter.sim.kernel.known_prefixes import cached_tokens
@@ -103,7 +104,7 @@ def name_bids(world: World, router: int, s: int) -> int:
     count = 0
     while count < most:
         e = _choose(world, router, s, backlog_s)
-        if e < 0:
+        if e < 0 or (count == 0 and run.batch_hold_size > 1 and _waits(world, e, s)):
             break
         world.passed[e] = 1
         world.bids[count] = e
@@ -121,6 +122,26 @@ def name_bids(world: World, router: int, s: int) -> int:
         if world.asked_loads[second * LOAD_FIELDS] < world.asked_loads[first * LOAD_FIELDS]:
             world.bids[0], world.bids[1] = second, first
     return count
+
+
+def _waits(world: World, e: int, s: int) -> bool:
+    """Whether a request waits for a batch, because e is the best instance for it; notes until when."""
+    run, sequence = world.run[0], world.pool.sequences[s]
+    line = int(sequence.router * run.models + sequence.model)
+    until_s = at_the_latest_s(world.head_since[line], sequence.arrived_at, run.batch_hold_wait_s, run.max_wait_s)
+    if run.now >= until_s:
+        return False
+    fill_row(world, e, s)
+    held, size = world.pool.sizes[2 * run.instances + line], run.batch_hold_size
+    _, limit = _bounds(world, e, e * LOAD_FIELDS)
+    if not waits_for_batch(world.row, held, size, limit, run.decode_reserve_fraction):
+        return False
+    for k in range(run.instances):
+        if eligible(world, k, s) and world.asked_loads[k * LOAD_FIELDS] <= 0.0:
+            return False
+    run.hold_until = until_s
+    run.hold_size = size if held < size else 0
+    return True
 
 
 def _look(world: World, router: int, s: int) -> float:

@@ -58,6 +58,8 @@ def join(world: World, s: int) -> None:
     if world.pool.sizes[2 * run.instances + line] == 1:
         world.dirty[line] = 1
         world.head_since[line] = run.now
+    elif 0 < world.line_size[line] <= world.pool.sizes[2 * run.instances + line]:
+        world.dirty[line] = 1
     elif not run.in_line_order and world.dirty[line] == 0:
         world.dirty[line] = 1 if _goes_before(world, s, world.line_tried[line]) else 0
 

@@ -242,6 +242,7 @@ RUN_FIELDS: dict[str, str] = {
     "bids": "i8",
     "load_sensitive": "i8",
     "hold_until": "f8",
+    "hold_size": "i8",
     "retried": "i8",
     # the setup
     "instances": "i8",
@@ -281,14 +282,19 @@ RUN_FIELDS: dict[str, str] = {
     "max_requests": "i8",
     "kv_fraction": "f8",
     "decode_reserve_fraction": "f8",
+    "batch_hold_size": "i8",
+    "batch_hold_wait_s": "f8",
 }
 """The one record of a run. ``checks`` says whether dispatches are compared with the loads of now; ``kv_fraction`` is
 below 0 where KV is not bounded, ``max_requests`` where the profile says. ``in_line_order`` says that whoever came first
 goes first: no other order, no priorities, no fairness, no batch class. ``batches`` says whether there is one, ``gap``
-whether whoever tries now may go only where it leaves head-room, ``even`` whether lines yield. ``first_line`` is the one after that which was served last.
+whether whoever tries now may go only where it leaves head-room, ``even`` whether lines yield. ``first_line`` is the one
+after that which was served last.
+
 ``asking_held`` counts those in the line of the request in question, ``asking_since`` is since when it or one that it
-overtook has been the first there, below 0 where it has just come. ``hold_until`` is when a head that has to stay tries again without an event, ``wake_at`` the next such instant of any
-line; at least ``NEVER_S`` where there is none.
+overtook has been the first there, below 0 where it has just come. ``hold_until`` is when a head that has to stay tries
+again without an event, ``wake_at`` the next such instant of any line, at least ``NEVER_S`` where there is none;
+``hold_size`` is how long the line is to be for that, 0 where it does not matter.
 """
 
 ROUTER_FIELDS: dict[str, str] = {
@@ -338,9 +344,11 @@ class World(NamedTuple):
 
     ``deadlines`` and ``ranks`` are (N), or empty where no request has one. ``line_tried`` (R·M) is who tried last in a
     line and had to stay, ``head_since`` (R·M) since when nobody has left a line as its first, ``line_wake`` (R·M) when
-    whoever is the first tries again without an event. Where tenants are treated fairly, ``served`` and ``held_by`` (R·M·T) are their counters and
-    held requests in each line, ``served_last`` (R·M) the counter of the one whose request left last, ``tenant_weights``
-    (T) their weights; else they are empty.
+    whoever is the first tries again without an event, ``line_size`` (R·M) how long the line is to be for that.
+
+    Where tenants are treated fairly, ``served`` and ``held_by`` (R·M·T) are their counters and held requests in each
+    line, ``served_last`` (R·M) the counter of the one whose request left last, ``tenant_weights`` (T) their weights;
+    else they are empty.
 
     ``told`` (R·M) is the held request that a line claims a place for, ``told_key`` (R·M) its key then, ``yielded``
     (R·M) whether a line has left a place to another. Of the batch class of each line: ``batch_last`` (R·M) is who was
@@ -357,6 +365,7 @@ class World(NamedTuple):
     line_tried: Any
     head_since: Any
     line_wake: Any
+    line_size: Any
     told: Any
     told_key: Any
     yielded: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmrouter.domain import SHORTEST_HOLD_S
 from llmrouter.sim.kernel.decisions import bid_has_room, eligible, name_bids
 from llmrouter.sim.kernel.events import schedule
 from llmrouter.sim.kernel.known_prefixes import cached_tokens, report_prefix, use_prefix
@@ -208,8 +209,9 @@ def follow(world: World, router: int, s: int, chosen: int) -> None:
     run, line = world.run[0], line_of(world, s)
     if chosen < 0:
         world.dirty[line] = 0
-        world.line_wake[line] = run.hold_until
-        run.wake_at = min(run.wake_at, run.hold_until)
+        world.line_wake[line] = max(run.hold_until, run.now + SHORTEST_HOLD_S)
+        run.wake_at = min(run.wake_at, world.line_wake[line])
+        world.line_size[line] = run.hold_size
     else:
         world.routers[router].may_decide = 0
         run.first_line = (line + 1) % (run.routers * run.models)
@@ -217,6 +219,7 @@ def follow(world: World, router: int, s: int, chosen: int) -> None:
         leave_line(world, s)
         dispatch(world, s, chosen)
     run.hold_until = NEVER_S
+    run.hold_size = 0
     if run.checks and run.bids > 0:
         refresh_bids(world, router)
 
