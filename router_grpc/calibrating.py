@@ -134,7 +134,7 @@ class Calibrating:
         self._intervals.dispatched(
             reservation.request_id,
             instance,
-            prompt_tokens=reservation.prompt_tokens,
+            prompt_tokens=max(1, reservation.prompt_tokens - reservation.cached_tokens),
             alone=view.total.requests <= 1 and not view.foreign.requests,
             now_s=now_s,
         )
