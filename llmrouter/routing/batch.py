@@ -88,10 +88,10 @@ class BatchRules:
     ``most_queued_tokens`` of prompts wait. ``grouped`` says whether common beginnings of prompts count.
     """
 
-    fraction: float = 0.5
+    fraction: float = 0.1
     most_queued_tokens: int = 0
-    patience_s: float = 60.0
-    least_share: float = 0.05
+    patience_s: float = 300.0
+    least_share: float = 0.02
     grouped: bool = True
 
     def headroom(self, request: Request, load: Load, profile: EngineProfile) -> bool:

@@ -219,6 +219,12 @@ def _check_lines(world: World) -> None:
     for router in range(run.routers):
         waiting = sum(len(line) for number, line in enumerate(lines) if number // run.models == router)
         assert world.routers[router].held == waiting <= run.max_held
+        batch = sum(
+            pool.sequences[s].batch for number, line in enumerate(lines) if number // run.models == router for s in line
+        )
+        assert world.routers[router].batch_held == batch <= run.batch_max_held
+    for number, line in enumerate(lines):
+        assert world.told[number] < 0 or world.told[number] in line
 
 
 def _check_events(world: World) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from llmrouter.domain import EngineMode, EngineProfile
+from llmrouter.routing.batch import BatchRules
 from llmrouter.routing.orders import Order
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out
@@ -280,6 +281,19 @@ def router_sides(draw: st.DrawFn) -> RouterSide:
         fair=draw(st.booleans()),
         prefixes=draw(st.sampled_from(list(PrefixView))),
         tenant_weights=draw(st.sampled_from([(), (("b", 3.0),)])),
+        batch=draw(
+            st.builds(
+                BatchRules,
+                fraction=st.sampled_from([0.1, 0.7]),
+                most_queued_tokens=st.sampled_from([0, 50]),
+                patience_s=st.sampled_from([0.0, 0.1, 5.0]),
+                least_share=st.sampled_from([0.0, 0.3]),
+                grouped=st.booleans(),
+            )
+        ),
+        batch_max_wait_s=draw(st.sampled_from([np.inf, 0.3])),
+        batch_max_held=draw(st.sampled_from([1_000, 2])),
+        even=draw(st.booleans()),
     )
 
 
@@ -346,6 +360,7 @@ def _said(draw: st.DrawFn, count: int) -> dict[str, Any]:
         "priority": of(0, 0, 0, 1, -100),
         "deadline_s": of(np.inf, -1.0, 0.2, 1.0),
         "predicted_rank": of(np.nan, 1.0, 50.0),
+        "batch": of(0, 0, 1),
     }
 
 
