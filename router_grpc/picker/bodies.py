@@ -34,6 +34,7 @@ class Asked:
     stop: int | None = None
     turn: int | None = None
     streams: bool = False
+    cache_salt: str = ""
 
 
 def asked_of(path: str, body: bytes) -> Asked | None:
@@ -136,6 +137,7 @@ def _asked(
         stop=_stops(content.get(stop)),
         turn=turn,
         streams=content.get("stream") is True,
+        cache_salt=salt if isinstance(salt := content.get("cache_salt"), str) else "",
     )
 
 

@@ -228,6 +228,7 @@ class Exchange:
             tenant=next((self._headers[one] for one in names.TENANT if one in self._headers), ""),
             priority=names.whole_number(self._headers, names.PRIORITY),
             deadline_ms=names.whole_number(self._headers, names.DEADLINE_MS),
+            cache_salt=asked.cache_salt,
             batch=self._headers.get(names.BATCH, "") == "true",
             subset=self._subset,
         )
@@ -281,18 +282,20 @@ class Exchange:
             yield from self._tell(ReportKind.FAILED, reason=f"status {self._status}")
         elif self._scan is not None:
             self._scan.end()
-            yield from self._tell(
-                ReportKind.FINISHED,
-                output_tokens=self._scan.output_tokens,
-                prompt_tokens=self._scan.usage.prompt_tokens,
+            usage = self._scan.usage
+            yield Tell(
+                Report(
+                    self._request_id,
+                    ReportKind.FINISHED,
+                    output_tokens=self._scan.output_tokens,
+                    prompt_tokens=usage.prompt_tokens,
+                    cached_prompt_tokens=usage.cached_tokens,
+                )
             )
         self._request_id = ""
 
-    def _tell(
-        self, kind: ReportKind, *, output_tokens: int | None = None, prompt_tokens: int | None = None, reason: str = ""
-    ) -> Iterator[Effect]:
-        report = Report(self._request_id, kind, output_tokens=output_tokens, prompt_tokens=prompt_tokens, reason=reason)
-        yield Tell(report)
+    def _tell(self, kind: ReportKind, *, output_tokens: int | None = None, reason: str = "") -> Iterator[Effect]:
+        yield Tell(Report(self._request_id, kind, output_tokens=output_tokens, reason=reason))
 
     def _expect(self, phase: _Phase, kind: str) -> None:
         if self._phase is not phase:

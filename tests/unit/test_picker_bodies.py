@@ -33,8 +33,9 @@ class TestChat:
             tools=[{}, {}],
             stop=["a", "b", "c"],
             stream=True,
+            cache_salt="mine",
         )
-        assert found == Asked("llama", "é".encode(), 0, 7, 0.5, tools=2, stop=3, turn=2, streams=True)
+        assert found == Asked("llama", "é".encode(), 0, 7, 0.5, 2, 3, 2, streams=True, cache_salt="mine")
 
     def test_the_newer_limit_counts(self) -> None:
         messages = [{"role": "user", "content": "a"}]

@@ -245,6 +245,14 @@ class TestAnAnswer:
             (ReportKind.FINISHED, 2 * PROGRESS_EVENTS),
         ]
 
+    def test_usage_goes_with_the_end(self) -> None:
+        exchange = answering()
+        exchange.receive(response_headers())
+        usage = {"prompt_tokens": 3, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2}}
+        effects = exchange.receive(response_body(json.dumps({"usage": usage}).encode(), ends=True))
+        (report,) = [one.report for one in effects if isinstance(one, Tell) and one.report.kind is ReportKind.FINISHED]
+        assert (report.output_tokens, report.prompt_tokens, report.cached_prompt_tokens) == (5, 3, 2)
+
     @pytest.mark.parametrize("status", [400, 404, 500, 503])
     def test_an_error_of_the_engine_is_a_failure(self, status: int) -> None:
         exchange = answering()
