@@ -151,6 +151,9 @@ class LengthMetrics:
             "length_usage_refused_total", "Reports of output tokens that were not believed, by reason.", ["reason"]
         )
         self.groups = gauge("length_groups", "Groups of requests whose lengths are told apart.")
+        self.clipped = counter(
+            "length_clipped_total", "Predictions of a model beyond what answers of the application have."
+        )
         self.learning_dropped = counter(
             "length_learning_dropped_total", "Finished requests that nothing was learned from, for want of time."
         )

@@ -12,10 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.artefact import with_features
+from llmrouter.lengths.class_range import ENOUGH_ANSWERS, within_class
 from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.drift import DriftWatch
-from llmrouter.lengths.predictor import refusal
-from llmrouter.lengths.served import certain
+from llmrouter.lengths.predictor import label, refusal
+from llmrouter.lengths.served import REMEMBERED, certain
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_watch import LengthWatch
 from router_grpc.worker import BatchWorker, NotInTimeError
@@ -128,6 +129,7 @@ class LengthService:
         self.watch = LengthWatch(metrics, DriftWatch())
         self._plan = LengthPlan()
         self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
+        self._answers: dict[str, int] = {}
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
         self._worker: BatchWorker[_Asked, Foretold] = BatchWorker(self._answer, name="lengths")
 
@@ -206,7 +208,8 @@ class LengthService:
 
     def _may_learn(self) -> bool:
         now_s = self._clock()
-        self._allowance = min(LEARNED_BURST, self._allowance + LEARNED_PER_S * (now_s - self._allowed_at_s))
+        passed_s = max(0.0, now_s - self._allowed_at_s)
+        self._allowance = min(LEARNED_BURST, self._allowance + LEARNED_PER_S * passed_s)
         self._allowed_at_s = now_s
         if self._allowance < 1.0:
             return False
@@ -230,11 +233,26 @@ class LengthService:
         kept = [one if one.prompt is None else replace(one, prompt=None) for one in asked]
         if plan.learns:
             self._learner.explore(plan.exploration)
-            laws = self._learner.predict(kept)
+            laws = [self._within_class(*one) for one in zip(kept, self._learner.predict(kept), strict=True)]
         else:
             laws = [certain(plan.constant_tokens, request, source=CONSTANT) for request in kept]
         counted = [counted for _, counted in read]
         return [Foretold(*one) for one in zip(kept, laws, counted, strict=True)]
+
+    def _within_class(self, request: LengthRequest, law: LengthDistribution) -> LengthDistribution:
+        """A model's law, its expected tokens within what answers of the application have."""
+        if request.given is None or self._answers.get(label(request.application), 0) < ENOUGH_ANSWERS:
+            return law
+        of_class = self._learner.of_application(replace(request, max_output_tokens=None))
+        believed = law if of_class is None else within_class(law, of_class)
+        if believed is not law:
+            self._metrics.clipped.inc()
+        return believed
+
+    def _note_answer(self, request: LengthRequest) -> None:
+        application = label(request.application)
+        if application in self._answers or len(self._answers) < REMEMBERED:
+            self._answers[application] = self._answers.get(application, 0) + 1
 
     def _read(self, asked: _Asked) -> tuple[LengthRequest, CountedPrompt | None]:
         """The request with its prompt as text and the prompt's tokens, and how these were counted."""
@@ -280,6 +298,8 @@ class LengthService:
         """On the worker's thread."""
         request = foretold.request
         refused = self._learner.learn(request, output_tokens)
+        if refused is None:
+            self._note_answer(request)
         self.watch.finished(request, foretold.law, output_tokens, refused)
         if prompt_tokens is None or foretold.counted is None:
             return

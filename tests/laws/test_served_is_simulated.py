@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from llmrouter.config import RouterConfig
     from llmrouter.domain import Decision, EngineProfile, InstanceView, PoolSnapshot, Request, Room
     from llmrouter.routing.policies import Policy
-    from llmrouter.sim.setup import CompiledPolicy
 
 pytestmark = pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
 PACKAGES = Path(__file__).resolve().parents[2]
@@ -215,6 +214,7 @@ class Follower:
     def __init__(self, policy: Policy, chosen: list[int]) -> None:
         self.name = policy.name
         self.decisions = 0
+        self.cached = 0
         self._policy = policy
         self._chosen = chosen
 
@@ -224,6 +224,7 @@ class Follower:
         if not answer:
             return decision
         self.decisions += 1
+        self.cached += bool(request.cached_tokens)
         chosen, least = self._chosen[int(request.request_id[1:])], min(answer.values())
         assert answer[chosen] <= least + FLOAT32 * abs(least)
         (kept,) = [one for one in decision.candidates if int(one.instance_id) == chosen]  # type: ignore[union-attr]
@@ -233,19 +234,41 @@ class Follower:
         return self._policy.room_of(view)
 
 
-@pytest.mark.parametrize("name", ["Onnx Balanced", "Onnx SLO", "WorkloadImpact E2E", "LMetric"])
-def test_a_whole_compiled_run_is_the_routers_own(name: str) -> None:
+def follow(name: str, setup: Setup, requests: Workload) -> Follower:
     """Machine code and the router's objects, decision by decision, come to the same bytes."""
     config = configured(TYPES[name])
-    compiled: CompiledPolicy = policy_of(config)
-    setup = Setup(engines=tuple(map(EngineModel, POOLS["h100, unequal"])))
-    requests = workload("h100, unequal", 1_200)
-    fast = simulate(setup, requests, compiled, seed=4)
+    fast = simulate(setup, requests, policy_of(config), seed=4)
     follower = Follower(served(config), fast.instance.tolist())
     slow = simulate(setup, requests, follower, seed=4)
     assert slow.instance.tolist() == fast.instance.tolist()
     assert slow.finished_at_s.tobytes() == fast.finished_at_s.tobytes()
     assert follower.decisions == len(requests)
+    return follower
+
+
+@pytest.mark.parametrize("name", ["Onnx Balanced", "Onnx SLO", "WorkloadImpact E2E", "LMetric"])
+def test_a_whole_compiled_run_is_the_routers_own(name: str) -> None:
+    setup = Setup(engines=tuple(map(EngineModel, POOLS["h100, unequal"])))
+    follow(name, setup, workload("h100, unequal", 1_200))
+
+
+@pytest.mark.parametrize("name", ["Onnx Balanced", "WorkloadImpact Balanced", "LMetric", "MinMin"])
+def test_so_is_one_with_prompts_that_begin_alike(name: str) -> None:
+    """Expected prefix hits enter both alike."""
+    engines = tuple(EngineModel(profile, prefix_caching=True) for profile in POOLS["h100, unequal"])
+    plain, blocks, block_tokens = workload("h100, unequal", 800), 8, 64
+    rng = np.random.default_rng(2)
+    shared = [100 * int(rng.integers(0, 12)) for _ in range(len(plain))]
+    requests = Workload.of(
+        plain.arrived_at_s,
+        np.maximum(plain.prompt_tokens, blocks * block_tokens),
+        plain.output_tokens,
+        predicted_output_tokens=plain.predicted_output_tokens,
+        prefix_start=[blocks * n for n in range(len(plain) + 1)],
+        prefix_blocks=[first + block for first in shared for block in range(blocks)],
+        prefix_block_tokens=block_tokens,
+    )
+    assert follow(name, Setup(engines=engines), requests).cached > 100
 
 
 PROFILE_FEATURES = {"max_sequences", "prefill_s_per_token_squared", "context_s_per_token", "sequence_s"}

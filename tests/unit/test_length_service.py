@@ -280,3 +280,34 @@ async def test_exploration_ranks_strangers_sooner(served: Served) -> None:
     assert explored.law.quantiles == plain.law.quantiles
     assert explored.law.rank < 0.5 * plain.law.rank
     assert explored.law.rank < known.law.rank
+
+
+async def test_a_model_that_is_far_off_is_held_to_what_answers_of_the_application_have(served: Served) -> None:
+    """Answers of 40 to 60 tokens, a model that says thousands of the next: it is believed up to p99, and counted."""
+    before = await served.foretell(b"x" * 9_000, application="chat")
+    assert before.law.expected_tokens > 500
+    for n in range(60):
+        await served.finish(await served.foretell(b"x" * (40 + n % 21), application="chat"), 40 + n % 21)
+    assert served.count("length_clipped_total") == 0
+    far = await served.foretell(b"x" * 9_000, application="chat")
+    assert 40 < far.law.expected_tokens < 100
+    assert served.count("length_clipped_total") == 1
+    near = await served.foretell(b"x" * 50, application="chat")
+    assert 40 < near.law.expected_tokens < 60
+    await served.foretell(b"x" * 9_000, application="unheard of")
+    assert served.count("length_clipped_total") == 1
+
+
+async def test_the_limit_of_a_request_stands_above_the_range_of_its_class(served: Served) -> None:
+    for n in range(60):
+        await served.finish(await served.foretell(b"x" * (400 + n), application="chat"), 400 + n)
+    assert (await served.foretell(b"x" * 9_000, application="chat", max_output_tokens=9)).law.expected_tokens <= 9
+
+
+@pytest.mark.parametrize("jump_s", [-1e9, 1e9])
+async def test_learning_goes_on_after_a_jump_of_the_clock(served: Served, jump_s: float) -> None:
+    served.clock.now_s += jump_s
+    for _ in range(3):
+        await served.finish(await served.foretell(application="chat"), 9)
+    assert served.count("length_learning_dropped_total") == 0
+    assert served.service.groups > 0
