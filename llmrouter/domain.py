@@ -235,7 +235,7 @@ class NoCandidate:
 Decision = Placement | Hold | NoCandidate
 
 
-DECODE_RESERVE_FRACTION = 0.15
+DECODE_RESERVE_FRACTION = 0.3
 """r: the share of the predicted tokens to come that is counted against KV now; most of it is freed before it fills."""
 
 

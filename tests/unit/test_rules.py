@@ -118,7 +118,7 @@ def test_the_spread_by_hand() -> None:
 
 
 def test_the_wait_for_kv_by_hand() -> None:
-    deficit = 1_000 + 100 + 0.15 * 250 - 1_000
+    deficit = 1_000 + 100 + 0.3 * 250 - 1_000
     waits = (0.02 + 1e-3 * 4 + 1e-6 * 1_000) * 50 * (deficit / 1_000)
     full, free = (
         marginal_cost_row(row(kv_tokens=kv), (1.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0)) for kv in (1_000.0, 20_000.0)
