@@ -22,7 +22,7 @@ from support.played_routers import (
     spoiled_manifest,
 )
 
-from llmrouter.acknowledgement import RouterMix
+from llmrouter.acknowledgement import RouterCalibration, RouterMix
 from llmrouter.artefacts import builtin_model
 from llmrouter.testbed.cluster.api import Api, ApiError
 
@@ -95,6 +95,25 @@ def test_the_traffics_mix_is_shown_and_goes_when_routers_fall_silent(control_pla
     acknowledge(space)
 
     space.wait(lambda: "mix" not in space.status("fleet"), "no mix")
+
+
+def test_a_slow_instance_is_named_and_told_of_once(space: Space) -> None:
+    known = {"pool": "main", "calibrate": "Full", "observations": 500, "relative_residual": 0.04}
+    slow = RouterCalibration(**known, profile_residual=0.5, slow={"10.0.0.1:8000": 2.04})
+
+    acknowledge(space, calibration=(slow,), at_s=time.time())
+
+    space.wait(lambda: "calibration" in space.status("fleet"), "the calibration")
+    (pool,) = space.status("fleet")["calibration"]["pools"]
+    assert pool == {
+        "pool": "main",
+        "calibrate": "Full",
+        "observations": 1_000,
+        "relativeResidual": 0.04,
+        "profileResidual": 0.5,
+        "slowInstances": [{"instance": "10.0.0.1:8000", "slowness": 2.04}],
+    }
+    space.wait(lambda: len(space.events("fleet", "SlowInstance")) == 1, "the event")
 
 
 def test_a_policy_switch_reaches_the_config_and_restarts_nothing(space: Space) -> None:
