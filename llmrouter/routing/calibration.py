@@ -211,7 +211,7 @@ class ClassCalibration:
 
     def seconds(self, observation: Observation) -> float:
         """What is foretold for an observation with what is believed now."""
-        slowness = self._instances.of(observation.instance_id)
+        slowness = self._believed_instances.of(observation.instance_id)
         return float(self._prior_C * _amounts(observation) @ self._believed()) * slowness
 
     @property
