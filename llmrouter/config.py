@@ -29,6 +29,7 @@ from llmrouter.resources import (
     LLMRouterSpec,
     ModelName,
     ObjectiveSpec,
+    OutliersSpec,
     PolicyType,
     PoolSpec,
     Port,
@@ -173,6 +174,7 @@ class RouterConfig(Resource):
     state: StateSpec = StateSpec()
     listeners: ListenersSpec = ListenersSpec()
     limits: LimitsSpec = LimitsSpec()
+    outliers: OutliersSpec = OutliersSpec()
     log_level: str = "INFO"
 
     @property
@@ -232,6 +234,7 @@ def compile_router(
         state=spec.state,
         listeners=spec.listeners,
         limits=spec.limits,
+        outliers=spec.outliers,
         log_level=spec.router.log_level,
     )
 

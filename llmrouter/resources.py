@@ -291,6 +291,14 @@ class LimitsSpec(Resource):
     scrape_interval_seconds: float = Field(default=1.0, ge=0.1, le=60)
 
 
+class OutliersSpec(Resource):
+    """When an instance whose requests fail gets none for a while."""
+
+    consecutive_failures: int = Field(default=5, ge=0, le=1000)
+    eject_seconds: float = Field(default=10.0, ge=0.1, le=300)
+    max_ejected_fraction: float = Field(default=0.5, ge=0, le=1)
+
+
 class LLMRouterSpec(Resource):
     """What to route over and how to run it."""
 
@@ -302,6 +310,7 @@ class LLMRouterSpec(Resource):
     listeners: ListenersSpec = ListenersSpec()
     router: RouterSpec = RouterSpec()
     limits: LimitsSpec = LimitsSpec()
+    outliers: OutliersSpec = OutliersSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -292,6 +292,7 @@ class RouterApp:
         outside.directory.set_unreachable(outside.scraper.unreachable)
         self.world.replica.forget_except(instance.instance_id for instance in instances)
         self.world.prefixes.index.keep_only({instance.instance_id for instance in instances})
+        self.world.outliers.keep_only({instance.instance_id for instance in instances})
         self.service.kick()  # what engines report may have made room
 
     def _heartbeat_s(self) -> float:

@@ -34,6 +34,7 @@ class Gauges:
         self._show_mix(now_s)
         metrics.instances.labels("ready").set(len(world.instances.current()))
         metrics.instances.labels("total").set(world.instances.total)
+        metrics.ejected.set(world.outliers.ejected)
         self._show_loads()
 
     def show_policy(self, runtime: Runtime) -> None:

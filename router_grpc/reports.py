@@ -50,6 +50,8 @@ class Report:
     prompt_tokens: int | None = None
     cached_prompt_tokens: int | None = None
     reason: str = ""
+    is_fault: bool = True
+    """Of a failure: whether the instance is to blame, and not the request."""
 
 
 class ReportService:
@@ -129,6 +131,7 @@ class ReportService:
             if entry.arrived_at_s is not None:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
         if report.kind is not ReportKind.STARTED:
+            self._world.outliers.answered(reservation.instance_id)
             self._world.calibrating.advanced(report.request_id, report.output_tokens, now_s=now_s)
         return True
 
@@ -158,7 +161,9 @@ class ReportService:
             self._settle_with(entry, released.generated_tokens)
         if report.kind is ReportKind.FINISHED:
             self._observe_finish(report, entry)
+            self._world.outliers.answered(released.instance_id)
         elif report.kind is ReportKind.FAILED:
+            self._blame(report, released.instance_id)
             _log.info(
                 "request failed",
                 extra={"request_id": report.request_id, "reason": report.reason, "instance": released.instance_id},
@@ -170,6 +175,14 @@ class ReportService:
         """Has the tenant pay for what there was, within what can be; one that another router charged pays there."""
         if entry is not None and entry.charge is not None:
             self._settle(entry.charge, min(max(0, output_tokens), MAX_REPORTED_TOKENS))
+
+    def _blame(self, report: Report, instance_id: str) -> None:
+        world = self._world
+        if not report.is_fault:
+            world.outliers.answered(instance_id)
+        elif world.outliers.failed(instance_id, now_s=world.clock(), instances=len(world.instances.current())):
+            world.metrics.ejections.inc()
+            _log.warning("instance left out: its requests fail", extra={"instance": instance_id})
 
     def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
         if entry is not None and entry.prefix is not None and report.cached_prompt_tokens is not None:

@@ -14,6 +14,7 @@ from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.envelope import Envelope, Enveloped, EnvelopedNetwork, EnvelopedState
 from llmrouter.routing.guard import Guard, GuardRules, Why
 from llmrouter.routing.learned import Learned, PaperAgent, SharedAgent
+from llmrouter.routing.outliers import OutlierRules
 from llmrouter.routing.policies import PowerOfTwo, Scored
 from llmrouter.routing.rooms import kv_gate, request_bound
 from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network, load_scorer
@@ -61,6 +62,12 @@ class Runtime:
     policy_digest: str
     models: frozenset[str]
     refused_digest: str | None = None
+
+    @property
+    def outliers(self) -> OutlierRules:
+        """When instances that fail are left out."""
+        spec = self.config.outliers
+        return OutlierRules(spec.consecutive_failures, spec.eject_seconds, spec.max_ejected_fraction)
 
     @property
     def deciding(self) -> str:

@@ -73,6 +73,7 @@ class RouterService:
         """Puts a runtime in force: decisions from now on are its own, those of held requests as well."""
         self._runtime = runtime
         self._world.prefixes.enabled = runtime.config.policy.prefix_affinity.enabled
+        self._world.outliers.follow(runtime.outliers)
         self._world.lengths.use(runtime.lengths)
         self.reorder()
         self.kick()
@@ -95,7 +96,7 @@ class RouterService:
 
     def snapshot(self) -> PoolSnapshot:
         """The instances as a policy would see them now."""
-        snapshot = self._world.replica.snapshot(self._world.instances.current(), now_s=self._world.clock())
+        snapshot = self._world.replica.snapshot(self._world.ready(), now_s=self._world.clock())
         if self._world.is_alone:
             snapshot = replace(snapshot, reservations=self._world.open_requests.reservations)
         return snapshot
@@ -322,6 +323,7 @@ class RouterService:
             return None
         entry = self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
         entry.prefix = entry.prefix or self._world.prefixes.sent(request, chosen, self._world.metrics.prefixes)
+        self._world.outliers.dispatched(chosen.instance_id, now_s=self._world.clock())
         self._world.calibrating.dispatched(reservation, chosen, self._world.replica, now_s=self._world.clock())
         others = [
             (instance.instance_id, instance.endpoint)

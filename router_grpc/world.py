@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from llmrouter.planning.mix import MixMeter
 from llmrouter.routing.inflight import contribution
+from llmrouter.routing.outliers import Outliers
 from router_grpc.calibrating import Calibrating
 from router_grpc.prefixing import Prefixing
 from router_grpc.unbroken import Unbroken
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from llmrouter.domain import Reservation
+    from llmrouter.domain import Instance, Reservation
     from llmrouter.metrics import RouterMetrics
     from router_grpc.length_service import LengthService
     from router_grpc.open_requests import OpenRequests
@@ -44,6 +45,13 @@ class World:
     calibrating: Calibrating = field(default_factory=Calibrating)
     prefixes: Prefixing = field(default_factory=Prefixing)
     is_alone: bool = False
+    outliers: Outliers = field(default_factory=Outliers)
+
+    def ready(self) -> Sequence[Instance]:
+        """Instances that may get a request now: those that are ready, without outliers."""
+        instances = self.instances.current()
+        out = self.outliers.left_out((one.instance_id for one in instances), now_s=self.clock())
+        return [one for one in instances if one.instance_id not in out] if out else instances
 
     async def release(self, request_id: str) -> Reservation | None:
         """Takes a reservation out of the ledger, the replica and the book; ``None`` where the ledger knows none."""

@@ -30,7 +30,8 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 PROGRESS_EVENTS = 64
 """Progress is told after so many tokens: more often it would cost more than it is worth."""
 
-FAILED_FROM = 400
+FAILED_FROM, FAULT_FROM = 400, 500
+"""Statuses of an answer that is none, and of one that its engine is to blame for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,8 @@ class Exchange:
         if not self._request_id:
             return
         if self._has_failed:
-            yield from self._tell(ReportKind.FAILED, reason=f"status {self._status}")
+            is_fault = self._status is None or self._status >= FAULT_FROM
+            yield Tell(Report(self._request_id, ReportKind.FAILED, reason=f"status {self._status}", is_fault=is_fault))
         elif self._scan is not None:
             self._scan.end()
             usage = self._scan.usage

@@ -34,12 +34,12 @@ def chat(**changes: object) -> dict[str, Any]:
 
 @dataclass
 class Front:
-    """Envoy's address, a client's session, and the router behind it."""
+    """Envoy's address, a client's session, the router behind it, and the engines."""
 
     url: str
     session: aiohttp.ClientSession
     live: LiveRouter
-    endpoints: tuple[str, ...]
+    servers: tuple[EngineServer, ...]
 
     async def post(self, path: str = CHAT_PATH, **parts: Any) -> tuple[int, bytes, aiohttp.ClientResponse]:  # noqa: ANN401
         async with self.session.post(self.url + path, **parts) as answer:
@@ -53,20 +53,18 @@ class Front:
 @asynccontextmanager
 async def front(tmp_path: Path, *, engines: int = 2, **parts: Any) -> AsyncIterator[Front]:  # noqa: ANN401
     async with AsyncExitStack() as stack:
-        endpoints = []
-        for _ in range(engines):
-            server = EngineServer(ENGINE)
+        servers = tuple(EngineServer(ENGINE) for _ in range(engines))
+        for server in servers:
             await server.start("127.0.0.1", 0)
             stack.push_async_callback(server.close)
-            endpoints.append(f"127.0.0.1:{server.port}")
-        named = endpoints or ["127.0.0.1:1"]
+        named = [f"127.0.0.1:{server.port}" for server in servers] or ["127.0.0.1:1"]
         live = await stack.enter_async_context(live_router(config_of(*named, **parts)))
         port = free_port()
         picker = f"127.0.0.1:{live.router.app.listener.port}"
         envoy = start_envoy(tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port()))
         stack.callback(envoy.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        found = Front(f"http://127.0.0.1:{port}", session, live, tuple(endpoints))
+        found = Front(f"http://127.0.0.1:{port}", session, live, servers)
 
         async def answers() -> bool:
             assert envoy.alive, envoy.log.read_text()[-2000:]
@@ -152,6 +150,16 @@ async def test_no_instance_is_503_and_a_full_one_429(tmp_path: Path) -> None:
         running.close()
         assert (status, answer.headers["x-llm-d-request-dropped-reason"]) == (429, "rejected-saturated"), text
         assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_an_instance_whose_requests_fail_is_left_out(tmp_path: Path) -> None:
+    """One of two refuses everything; after so many failures in a row all requests go to the other."""
+    async with front(tmp_path, outliers={"consecutiveFailures": 2, "ejectSeconds": 300}) as gateway:
+        await gateway.servers[0].drain(0.0)
+        statuses = [(await gateway.post(json=chat()))[0] for _ in range(30)]
+        assert sorted(set(statuses)) == [200, 503]
+        assert statuses.count(503) == gateway.live.count("llmrouter_reservations_total", event="failed") == 2
+        assert gateway.live.count("llmrouter_ejections_total") == 1
 
 
 async def test_paths_that_make_no_tokens_are_forwarded(tmp_path: Path) -> None:

@@ -209,6 +209,11 @@ BAD_ROUTERS = [
         "greater than or equal to 0.1",
     ),
     Case("redis without a port", router(state={"redis": {"address": "redis"}}), "address", "should match"),
+    Case(
+        "a share above 1", router(outliers={"maxEjectedFraction": 2}), "maxEjectedFraction", "less than or equal to 1"
+    ),
+    Case("a failure that is none", router(outliers={"consecutiveFailures": -1}), "consecutiveFailures", "equal to 0"),
+    Case("two listeners on a port", router(listeners={"extProcPort": 9000}), "listeners", "must differ"),
     Case("no prompt admitted", router(limits={"maxPromptTokens": 0}), "maxPromptTokens", "greater than or equal to 1"),
     Case("words for numbers", router(limits={"maxPromptTokens": "many"}), "maxPromptTokens", "must be of type integer"),
 ]
