@@ -294,14 +294,14 @@ class ObjectiveWeights:
     ``pressure`` is no term's: by so much ``stall`` weighs more for each second of prefill that waits (1/s).
     """
 
-    wait: float = 1.0
+    wait: float = 18.0
     decode: float = 1.0
-    stall: float = 0.25
-    slowdown: float = 0.25
-    coalesce: float = 2.0
+    stall: float = 0.5
+    slowdown: float = 0.4
+    coalesce: float = 4.0
     overflow: float = 1.0
-    spread: float = 0.0
-    pressure: float = 1.0
+    spread: float = 0.8
+    pressure: float = 2.5
     reuse: float = 3.0
 
     def as_mapping(self) -> Mapping[str, float]:

@@ -14,9 +14,29 @@ DEFAULT_PRESET = "Balanced"
 
 PRESETS: Mapping[str, ObjectiveWeights] = MappingProxyType(
     {
-        "SLO": ObjectiveWeights(),
+        "SLO": ObjectiveWeights(
+            wait=20.0,
+            decode=1.0,
+            stall=0.05,
+            slowdown=0.15,
+            coalesce=1.0,
+            overflow=1.0,
+            spread=1.5,
+            pressure=1.0,
+            reuse=3.0,
+        ),
         "Balanced": ObjectiveWeights(),
-        "E2E": ObjectiveWeights(),
+        "E2E": ObjectiveWeights(
+            wait=1.5,
+            decode=1.0,
+            stall=0.4,
+            slowdown=0.5,
+            coalesce=4.0,
+            overflow=1.0,
+            spread=0.3,
+            pressure=2.0,
+            reuse=3.0,
+        ),
     }
 )
 """Weights by preset: short tails of TTFT and TPOT, a bit of all, the least mean E2E."""

@@ -221,7 +221,7 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         wait     = overflow + g1·Q + prefill
         decode   = d·(crowd + b + g3 + g2·p)
         stall    = n·prefill
-        slowdown = n·v·(g3 + g2·(p + v/2)),          v = min(d, R/n)
+        slowdown = n·d·(g3 + g2·(p + d/2))
         coalesce = n·b if the engine runs prefill-only steps and has no queued prefill, else 0
         spread   = d·(crowd + g3 + g2·p)² / b
         reuse    = −(g1·c + g1b·c²)
@@ -229,8 +229,8 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
                    + w_coalesce·coalesce + w_overflow·overflow + w_spread·spread + w_reuse·reuse
 
     ``wait`` is the request's own time to its first token, ``decode`` its own time from there. ``stall`` and
-    ``slowdown`` are what the n requests that share the batch lose: the prompt stalls each of them once, and for v steps
-    (while the mean one still runs) every step is longer by the new sequence and its growing context. ``spread`` grows
+    ``slowdown`` are what the n requests that share the batch lose: the prompt stalls each of them once, and for d steps
+    every step is longer by the new sequence and its growing context (who ends is replaced by others). ``spread`` grows
     with the square of a step's length beyond that of an empty batch: it keeps long contexts apart. Where prefill is the
     bottleneck prompts wait everywhere, B grows, and ``stall`` with it: long prompts then queue behind each other, and
     short ones pass. Where decoding or KV is, B stays near 0. ``reuse`` is what a hit saves later prompts: one that is
@@ -240,20 +240,18 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
     p, d, cached = x[PROMPT], x[PREDICTED], x[CACHED]
     b, g1, g2, g3 = x[BASE], x[PREFILL], x[CONTEXT_S], x[SEQUENCE_S]
     n_or_1 = max(n, 1.0)
-    left = remaining / n_or_1
     crowd_s = g3 * n + g2 * context
     kv_deficit = context + p + DECODE_RESERVE_FRACTION * (remaining + d) - x[KV]
     slot_deficit = n + 1.0 - x[SLOTS]
     overflow_s = 0.0
     if kv_deficit > 0.0 or slot_deficit > 0.0:
         shares = max(0.0, kv_deficit) / max(context, 1.0) + max(0.0, slot_deficit) / n_or_1
-        overflow_s = (b + crowd_s) * left * shares
+        overflow_s = (b + crowd_s) * (remaining / n_or_1) * shares
     prefill_s = g1 * (p - cached) + x[PREFILL_SQUARED] * (p * p - cached * cached)
     wait_s = overflow_s + g1 * queued + prefill_s
     crowded_s = crowd_s + g3 + g2 * p
     decode_s = d * (crowded_s + b)
-    overlap = min(d, left)
-    slowdown_s = n * overlap * (g3 + g2 * (p + 0.5 * overlap))
+    slowdown_s = n * d * (g3 + g2 * (p + 0.5 * d))
     coalesce_s = n * b * x[PREFILL_FIRST] if queued <= 0.0 else 0.0
     spread_s = d * crowded_s * crowded_s / max(b, LEAST_BASE_S)
     return (

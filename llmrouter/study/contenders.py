@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
+from llmrouter.objectives import BATCH_HOLDS, DEFAULT_PRESET, PRESETS
 from llmrouter.routing import rooms
 from llmrouter.routing.catalogue import RULES, make_policy
 from llmrouter.sim.setup import CompiledPolicy
@@ -56,12 +57,26 @@ class Contender:
     in_all: bool = True
 
 
+_DEFAULTS = (PRESETS[DEFAULT_PRESET], BATCH_HOLDS[DEFAULT_PRESET])
+
+
 def _bounded(policy: str) -> Callable[[], CompiledPolicy]:
     return lambda: CompiledPolicy(rule=RULES[policy], max_requests=MAX_REQUESTS)
 
 
 def _gated(policy: str) -> Callable[[], CompiledPolicy]:
     return lambda: CompiledPolicy(rule=RULES[policy], max_requests=None, kv_fraction=1.0)
+
+
+def _preset(name: str) -> Callable[[], CompiledPolicy]:
+    """The marginal cost as a RoutingPolicy with this preset and nothing else has it."""
+    return lambda: CompiledPolicy(
+        rule=RULES[DEFAULT],
+        weights=PRESETS[name].in_order,
+        max_requests=None,
+        kv_fraction=1.0,
+        batch_hold=BATCH_HOLDS[name],
+    )
 
 
 def _baseline(name: str, description: str) -> Contender:
@@ -76,7 +91,7 @@ def _served(name: str, description: str, *, kind: Kind, gated: bool, in_all: boo
     """A policy that no rule of the compiled simulator stands for: the code that serves is asked at every decision."""
     room = rooms.kv_gate(1.0) if gated else rooms.request_bound(MAX_REQUESTS)
     policy = name.removesuffix("-as-served")
-    return Contender(name, kind, description, lambda: make_policy(policy, room), in_all=in_all)
+    return Contender(name, kind, description, lambda: make_policy(policy, room, *_DEFAULTS), in_all=in_all)
 
 
 _CONTENDERS = (
@@ -110,12 +125,14 @@ _CONTENDERS = (
         _bounded("DecodeBalancer"),
         in_all=False,
     ),
-    Contender(DEFAULT, Kind.OURS, "marginal cost; waits where KV is full: the default", _gated(DEFAULT)),
+    Contender(DEFAULT, Kind.OURS, "marginal cost; waits where KV is full: the default", _preset(DEFAULT_PRESET)),
+    Contender(f"{DEFAULT}-SLO", Kind.OURS, "the same, preset SLO", _preset("SLO")),
+    Contender(f"{DEFAULT}-E2E", Kind.OURS, "the same, preset E2E", _preset("E2E")),
     _served(f"{DEFAULT}-as-served", "the same by the serving code", kind=Kind.OURS, gated=True, in_all=False),
     _bound("DecodeBalancer-oracle", "fewest true tokens still to decode: the paper's", _bounded("DecodeBalancer")),
     _bound("LeastTokensLeft-oracle", "LeastTokensLeft with true lengths", _bounded("LeastTokensLeft")),
     _bound("OwnLatency-oracle", "OwnLatency with true lengths", _bounded("OwnLatency")),
-    _bound(f"{DEFAULT}-oracle", "the default with true lengths", _gated(DEFAULT)),
+    _bound(f"{DEFAULT}-oracle", "the default with true lengths", _preset(DEFAULT_PRESET)),
 )
 
 CONTENDERS = {contender.name: contender for contender in _CONTENDERS}

@@ -82,17 +82,12 @@ def marginal_cost_model() -> ModelProto:
     backlog_s = graph.mean(graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]))
     pressed = graph.add(graph.mul(w["pressure"], backlog_s), 1.0)
     n, p, d = f["requests"], f["prompt_tokens"], f["predicted_output_tokens"]
-    n_or_1 = graph.op("Max", n, 1.0)
-    left = graph.op("Div", f["remaining_decode_tokens"], n_or_1)
     crowd_s = graph.add(graph.mul(f["sequence_s"], n), graph.mul(f["context_s_per_token"], f["context_tokens"]))
-    overflow_s = _overflow(graph, f, left=left, n_or_1=n_or_1, crowd_s=crowd_s)
+    overflow_s = _overflow(graph, f, crowd_s)
     prefill_s = _prefill(graph, f)
     wait_s = graph.add(overflow_s, graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]), prefill_s)
     crowded_s = graph.add(crowd_s, f["sequence_s"], graph.mul(f["context_s_per_token"], p))
-    overlap = graph.op("Min", d, left)
-    longer_step_s = graph.add(
-        f["sequence_s"], graph.mul(f["context_s_per_token"], graph.add(p, graph.mul(overlap, 0.5)))
-    )
+    longer_step_s = graph.add(f["sequence_s"], graph.mul(f["context_s_per_token"], graph.add(p, graph.mul(d, 0.5))))
     nothing_queued = graph.op("LessOrEqual", f["queued_prefill_tokens"], 0.0)
     coalesce_s = graph.op("Where", nothing_queued, graph.mul(n, graph.mul(f["base_s"], f["prefill_first"])), 0.0)
     spread_s = graph.op("Div", graph.mul(d, crowded_s, crowded_s), graph.op("Max", f["base_s"], LEAST_BASE_S))
@@ -100,7 +95,7 @@ def marginal_cost_model() -> ModelProto:
         graph.mul(wait_s, w["wait"]),
         graph.mul(d, graph.add(crowded_s, f["base_s"]), w["decode"]),
         graph.mul(n, prefill_s, w["stall"], pressed),
-        graph.mul(n, overlap, longer_step_s, w["slowdown"]),
+        graph.mul(n, d, longer_step_s, w["slowdown"]),
         graph.mul(coalesce_s, w["coalesce"]),
         graph.mul(overflow_s, w["overflow"]),
         graph.mul(spread_s, w["spread"]),
@@ -126,8 +121,10 @@ def _saved(graph: _Graph, f: dict[str, str]) -> str:
     )
 
 
-def _overflow(graph: _Graph, f: dict[str, str], *, left: str, n_or_1: str, crowd_s: str) -> str:
+def _overflow(graph: _Graph, f: dict[str, str], crowd_s: str) -> str:
     n, context = f["requests"], f["context_tokens"]
+    n_or_1 = graph.op("Max", n, 1.0)
+    left = graph.op("Div", f["remaining_decode_tokens"], n_or_1)
     drain_s = graph.mul(graph.add(f["base_s"], crowd_s), left)
     to_come = graph.add(f["remaining_decode_tokens"], f["predicted_output_tokens"])
     wanted = graph.add(context, f["prompt_tokens"], graph.mul(to_come, DECODE_RESERVE_FRACTION))

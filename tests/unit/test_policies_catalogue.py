@@ -14,6 +14,7 @@ from llmrouter.profiles import H100_MIX
 from llmrouter.resources import PlainPolicyType, PolicyType, PredictingPolicyType
 from llmrouter.routing.catalogue import COMPARISONS, COUNTING, POLICIES, PREDICTING, make_policy
 from llmrouter.routing.rooms import MAX_KNOWN, kv_gate, per_profile, request_bound
+from llmrouter.routing.rules import marginal_cost_row
 from router_grpc.runtime import RuntimeBuilder
 
 BOUND = request_bound(8)
@@ -22,7 +23,7 @@ BOUND = request_bound(8)
 def test_the_types_of_a_routing_policy_are_the_catalogue_s() -> None:
     assert set(get_args(PlainPolicyType)) == set(COUNTING)
     assert set(get_args(PredictingPolicyType)) == set(PREDICTING)
-    assert set(get_args(PolicyType)) == {"Onnx", *POLICIES} - set(COMPARISONS)
+    assert set(get_args(PolicyType)) == {"Onnx", "Learned", *POLICIES} - set(COMPARISONS)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -64,7 +65,8 @@ class TestRoom:
         for weight in (0.0, 100.0):
             section = {"type": "WorkloadImpact", "objective": {"stallWeight": weight, "slowdownWeight": weight}}
             runtime = RuntimeBuilder(FakeClock()).build(bundle_of(config_of(policy=section)))
-            seen.append(runtime.guard.primary._score((5, 500, 0, 500.0, 100, 50.0, 1e5, 64, 0.01, 1e-4, 0, 0, 0, 0, 0)))  # type: ignore[attr-defined]
+            row = (5, 500, 0, 500.0, 100, 50.0, 1e5, 64, 0.01, 1e-4, 0, 0, 0, 0, 0)
+            seen.append(marginal_cost_row(row, runtime.guard.primary._weights))  # type: ignore[attr-defined]
         assert seen[1] == pytest.approx(seen[0] + 100 * 5 * 0.01)
 
 

@@ -14,7 +14,7 @@ from llmrouter.routing import rules
 from llmrouter.routing.catalogue import POLICIES
 from llmrouter.routing.rules import FORMULAS, OWN_ALONE, Rule, bucket_bound, marginal_cost_row, queued_prefill_s, score
 
-WEIGHTS = (1.0, 1.0, 0.25, 0.25, 2.0, 1.0, 0.0, 0.5)
+WEIGHTS = (1.0, 1.0, 0.25, 0.25, 2.0, 1.0, 0.0, 0.5, 0.0)
 ROW = {
     "requests": 4.0,
     "context_tokens": 1_000.0,
@@ -90,8 +90,7 @@ def test_by_hand(rule: Rule) -> None:
 
 
 def test_the_marginal_cost_by_hand() -> None:
-    overlap = 50.0  # min(d, R/n) = min(50, 50)
-    imposed = 4 * (1e-4 * 100 + 1e-4) + 4 * overlap * (1e-3 + 1e-6 * (100 + 25))
+    imposed = 4 * (1e-4 * 100 + 1e-4) + 4 * 50 * (1e-3 + 1e-6 * (100 + 25))
     own = BY_HAND[Rule.OWN_LATENCY]
     assert marginal_cost_row(row(), WEIGHTS) == pytest.approx(own + 0.25 * imposed, rel=1e-12)
     coalesce = 4 * 0.02
@@ -113,7 +112,7 @@ def test_what_is_cached_is_not_computed() -> None:
 
 def test_the_spread_by_hand() -> None:
     crowded = 1e-3 * 5 + 1e-6 * 1_100
-    alone = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0)
+    alone = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0)
     assert marginal_cost_row(row(), alone) == pytest.approx(2 * 50 * crowded**2 / 0.02, rel=1e-12)
 
 
@@ -121,7 +120,8 @@ def test_the_wait_for_kv_by_hand() -> None:
     deficit = 1_000 + 100 + 0.3 * 250 - 1_000
     waits = (0.02 + 1e-3 * 4 + 1e-6 * 1_000) * 50 * (deficit / 1_000)
     full, free = (
-        marginal_cost_row(row(kv_tokens=kv), (1.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0)) for kv in (1_000.0, 20_000.0)
+        marginal_cost_row(row(kv_tokens=kv), (1.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0))
+        for kv in (1_000.0, 20_000.0)
     )
     assert full - free == pytest.approx((1 + 3.0) * waits, rel=1e-9)
 
