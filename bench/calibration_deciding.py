@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shlex
 import sys
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import t
 
 from bench.calibration import LIES, Case, Jumping
 from bench.calibration_reports import ReportedRun
-from bench.calibration_worth import interval, task_means, workload
 from bench.models import pool
 from llmrouter.arrivals.cells import cell
 from llmrouter.domain import InstanceView, Placement, Request, Reservation
@@ -182,6 +183,27 @@ class DecidingRouter:
     def _running(self) -> ReportedRun:
         assert self.run is not None  # noqa: S101 - set before the run begins
         return self.run
+
+
+def task_means(name: str) -> Mapping[int, float]:
+    """Mean output of each application, as a router knows it."""
+    history = cell(name).history()
+    return {
+        int(one): float(history.output_tokens[history.application == one].mean())
+        for one in np.unique(history.application)
+    }
+
+
+def workload(case: Case, seed: int, means: Mapping[int, float]) -> Workload:
+    """A case's arrivals, outputs foretold by the application's mean."""
+    made = replace(case, seed=seed).workload
+    return made.with_predictions(np.array([means[int(one)] for one in made.application]))
+
+
+def interval(values_S: np.ndarray) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval."""
+    count = len(values_S)
+    return float(values_S.mean()), float(t.ppf(0.975, count - 1) * values_S.std(ddof=1) / math.sqrt(count))
 
 
 @dataclass(frozen=True, slots=True)
