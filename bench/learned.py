@@ -26,7 +26,9 @@ from rich.table import Table
 from llmrouter.arrivals.cells import cell
 from llmrouter.errors import InvalidInputError
 from llmrouter.objectives import DEFAULT_PRESET, PREFERENCES
+from llmrouter.routing.rules import Rule
 from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import CompiledPolicy
 from llmrouter.study.contenders import DEFAULT, contender
 from llmrouter.study.progress import progress
 from llmrouter.study.seeds import FINAL, SELECTION, ledger_path, record_opening
@@ -49,6 +51,9 @@ REQUESTS = {"paper-v100": 500, "h100-mix": 750, "h100-prod": 500}
 """Of a run, for each instance up to 4; above, as many for every four instances more as half of that."""
 
 COLUMNS = ("mean E2E", "p99 E2E", "TTFT p99", "TPOT p95", "slowdown, worst 5 %")
+SERVED = CompiledPolicy(rule=Rule.RANDOM, max_requests=None, kv_fraction=1.0)
+"""Lends the network the gate that routers have; the rule never decides."""
+
 PARTS = ("loads", "sizes", "unequal", "bursts")
 
 
@@ -116,7 +121,7 @@ def compared(setting: Setting, preset: str, decider: Decider, seeds: Sequence[in
     rows, worths = [], []
     for seed in seeds:
         task = setting.task(preset, seed)
-        learned, ruled = figures(task, tasks.play_network(task, decider)), figures(task, rule_on(preset, task))
+        learned, ruled = figures(task, tasks.play_network(task, decider, SERVED)), figures(task, rule_on(preset, task))
         rows.append(100.0 * (learned / ruled - 1.0))
         count = len(COLUMNS)
         worths.append(100.0 * tasks.worth(np.log(learned[count:] / ruled[count:]), task.preferences))

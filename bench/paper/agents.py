@@ -31,7 +31,7 @@ from llmrouter.study.progress import progress
 from llmrouter.study.seeds import FINAL, SELECTION, ledger_path, record_opening
 from llmrouter.study.statistics import half_width
 from llmrouter.training.agents import ddqn_literal, ddqn_shielded, distil, evolution, rollout
-from llmrouter.training.agents.environment import TICK_S, Decider, Environment
+from llmrouter.training.agents.environment import RESERVE_FRACTION, TICK_S, Decider, Environment
 from llmrouter.training.agents.judged import ROUND_ROBIN, ends_s, makespan_s, mean_e2e_s, round_robin
 from llmrouter.training.agents.keeping import keep, read_agent
 from llmrouter.training.agents.network import HOLD_SHAPE, SCORE_SHAPE, paper_shape
@@ -136,6 +136,7 @@ def gated(rule: Rule, imposed: float = 0.25) -> CompiledPolicy:
         weights=ObjectiveWeights(stall=imposed, slowdown=imposed).in_order,
         max_requests=None,
         kv_fraction=1.0,
+        decode_reserve_fraction=RESERVE_FRACTION,
     )
 
 

@@ -17,7 +17,7 @@ from llmrouter.training.agents.environment import TICK_S, Decider, Environment
 if TYPE_CHECKING:
     from llmrouter.sim.outcomes import Outcomes
 
-pytestmark = pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
+pytestmark = pytest.mark.timeout(1_200)  # the first simulation of a changed kernel compiles it
 
 CELL = cell("paper-v100")
 TIGHT = replace(CELL, engine=replace(CELL.engine, profile=replace(CELL.engine.profile, kv_tokens=150 * 16)))

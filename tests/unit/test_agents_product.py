@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from llmrouter.training.agents.learning import Learned
 
-pytestmark = pytest.mark.timeout(600)  # the first simulation of a changed kernel compiles it
+pytestmark = pytest.mark.timeout(1_200)  # the first simulation of a changed kernel compiles it
 
 ENGINE = cell("paper-v100").engine
 NUMBERS = 0.4 * np.random.default_rng(0).standard_normal(product_network.PRODUCT_WEIGHTS)

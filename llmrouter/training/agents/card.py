@@ -16,7 +16,7 @@ A routing agent learned in simulation, in the setting of arXiv 2408.13510. Learn
 
 | | |
 |---|---|
-| kind, feature version | policy, {version}: an agent's state, which no router computes; routers refuse it |
+| kind, feature version | policy, {version}; `spec.type: Learned` |
 | inputs | {inputs} |
 | outputs | {outputs} |
 | decides | {decides} |

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from llmrouter.routing import paper_state
 from llmrouter.sim import compiled as simulator
 from llmrouter.sim.kernel import world
-from llmrouter.training.agents import product_network, window
+from llmrouter.training.agents import product_network, shared_network, window
 from llmrouter.training.agents import rollout as module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OPTIONS = {"error_model": "numpy", "_nrt": False}
-_MODULES = (paper_state, product_network, window, module)
+_MODULES = (paper_state, product_network, shared_network, window, module)
 """What is compiled here beside the kernel: the functions that each defines."""
 
 

@@ -46,7 +46,7 @@ from llmrouter.sim.arrays import lay_out, structured
 from llmrouter.sim.kernel.records import NONE
 from llmrouter.sim.run import play
 from llmrouter.sim.setup import CompiledPolicy, RouterSide, Setup
-from llmrouter.training.agents import compiled, product_network, rollout
+from llmrouter.training.agents import compiled, product_network, rollout, shared_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,10 @@ TICK_S = 0.02
 MOST_STEPS = 60_000
 """Decisions of an episode that are logged at most."""
 
-_GATE = CompiledPolicy(rule=Rule.RANDOM, max_requests=None, kv_fraction=1.0)
+RESERVE_FRACTION = 0.15
+"""r of the agents' gate: the share of the tokens to come that counts against KV."""
+
+GATE = CompiledPolicy(rule=Rule.RANDOM, max_requests=None, kv_fraction=1.0, decode_reserve_fraction=RESERVE_FRACTION)
 """Lends the agents its room rule; the rule itself never decides."""
 
 
@@ -195,14 +198,15 @@ def drive_agent(  # noqa: PLR0917 - called here and for the product's network
     agent: rollout.Agent,
     seed: int,
     drive: Callable[[Any, Any], int],
+    gate: CompiledPolicy = GATE,
 ) -> Outcomes:
-    """Runs a laid out world with an agent's answers."""
+    """Runs a laid out world with an agent's answers, behind a gate."""
 
     def advance(world: World) -> int:
         world.run["rule"] = NONE
         return drive(world, agent)
 
-    return play(world, setup, requests, _GATE, advance=advance, seed=seed)
+    return play(world, setup, requests, gate, advance=advance, seed=seed)
 
 
 def agent_of(decider: Decider, instances: int, seed: int, *, cut_at_s: float, log: bool) -> rollout.Agent:
@@ -213,7 +217,7 @@ def agent_of(decider: Decider, instances: int, seed: int, *, cut_at_s: float, lo
     it["random"] = (seed * 0x9E37_79B9_7F4A_7C15 >> 21) % 2_147_483_646 + 1
     it["cut_at_s"], it["head"], it["hold_until"], it["recording"] = cut_at_s, NONE, -1.0, int(log)
     size = rollout.PAPER_PER_INSTANCE * instances + rollout.PAPER_QUEUE
-    shared = rollout.SHARED_PER_INSTANCE * instances + rollout.SHARED_HOLD
+    shared = shared_network.PER_INSTANCE * instances + shared_network.HOLD
     steps = MOST_STEPS if log else 0
     raw = np.zeros(len(LEARNED_INSTANCE_NAMES) * instances + len(LEARNED_LINE_NAMES))
     raw[-len(decider.preferences.shares) :] = decider.preferences.shares

@@ -1,8 +1,4 @@
-"""An agent as an artefact: graph, manifest, card; after holding the graph against the network on states it met.
-
-The feature versions are those of agents, far from the policies': a router, whose version is another, refuses an agent
-(``FeatureVersionMismatch``) before it runs it.
-"""
+"""An agent as an artefact: graph, manifest, card; after holding the graph against the network on states it met."""
 
 from __future__ import annotations
 
@@ -11,42 +7,48 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.feature_set import PAPER_STATE_VERSION, paper_state_names
+from llmrouter.feature_set import (
+    LEARNED_FEATURE_VERSION,
+    LEARNED_INSTANCE_NAMES,
+    LEARNED_LINE_NAMES,
+    PAPER_STATE_VERSION,
+    paper_state_names,
+)
 from llmrouter.manifest import Bounds, Manifest, ModelKind, Tensor, TrainingData
 from llmrouter.training.agents import rollout
 from llmrouter.training.agents.card import card_of
-from llmrouter.training.agents.graph import OPSET, paper_model, shared_model
+from llmrouter.training.agents.graph import paper_model
 from llmrouter.training.agents.judged import Front
 from llmrouter.training.agents.learning import VALIDATION_SEEDS
 from llmrouter.training.agents.network import paper_values, shared_scores
+from llmrouter.training.agents.shared_graph import shared_model
+from llmrouter.training.agents.told_graph import OPSET
 from llmrouter.training.onnx_files import (
     PRODUCER,
     Artefact,
     ExportDisagreesError,
     run_on_cpu,
+    runner_on_cpu,
     sha256_of,
     stable_bytes,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from llmrouter.training.agents.environment import Environment, Steps
     from llmrouter.training.agents.learning import Learned
 
-SHARED_STATE_VERSION = 102
 TOLERANCE = 1e-4
 """Largest difference of a value, relative to the larger of 1 and the value."""
 
-_SHARED_INSTANCE = (
-    *("requests_by_slots", "context_by_kv", "queued_prefill_s", "remaining_by_kv", "room", "step_s", "mean_left"),
-    *("own_s", "imposed_s", "coalesce_s", "prefilling", "own_above_least", "imposed_above_least", "cost_above_least"),
-    *("prompt_s", "predicted", "line_length", "head_age_s", "open_share", "prefilling_share"),
-)
-_SHARED_LINE = (
-    *("line/length", "line/head_age_s", "line/open_share", "line/prefilling_share", "line/least_coalesce_s"),
-    *("line/mean_room", "line/most_room", "line/mean_requests_by_slots", "line/predicted"),
-)
+COMPARED = 100
+"""Decisions that a network for any number of instances is compared on, from each episode."""
+
+BEYOND = 3.0
+"""How far beyond what it met such a network may be asked: bounds reach from 0 to so many times the most it met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def export(learned: Learned, environment: Environment) -> Artefact:
     )
     model = stable_bytes(graph)
     worst = _compare_shared(model, learned, steps) if shared else _compare_paper(model, learned, steps)
-    form = _shared_form() if shared else _paper_form(environment.instances)
+    form = told_form() if shared else _paper_form(environment.instances)
     judged = learned.best.judged
     if isinstance(judged, Front):
         raise TypeError("the product's network has an export of its own")
@@ -84,7 +86,7 @@ def export(learned: Learned, environment: Environment) -> Artefact:
         feature_names=form.names,
         inputs=form.inputs,
         outputs=form.outputs,
-        bounds=_bounds(form.names, steps, shared=shared),
+        bounds=told_bounds([steps.raw]) if shared else _bounds(form.names, steps),
         training_data=(
             TrainingData(
                 source=f"simulated: {environment.source.name}, {environment.instances} instances, "
@@ -119,13 +121,14 @@ def _paper_form(instances: int) -> _Form:
     )
 
 
-def _shared_form() -> _Form:
+def told_form() -> _Form:
+    """Of networks that see what ``llmrouter.routing.sight`` tells."""
     return _Form(
-        version=SHARED_STATE_VERSION,
-        names=(*(f"instance/{name}" for name in _SHARED_INSTANCE), *_SHARED_LINE),
+        version=LEARNED_FEATURE_VERSION,
+        names=(*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES),
         inputs=(
-            Tensor(name="instances", dtype="float32", shape=(None, rollout.SHARED_PER_INSTANCE)),
-            Tensor(name="line", dtype="float32", shape=(1, rollout.SHARED_HOLD)),
+            Tensor(name="instances", dtype="float32", shape=(None, len(LEARNED_INSTANCE_NAMES))),
+            Tensor(name="line", dtype="float32", shape=(len(LEARNED_LINE_NAMES),)),
         ),
         outputs=(Tensor(name="scores", dtype="float32", shape=(None,)),),
     )
@@ -138,16 +141,23 @@ def _compare_paper(model: bytes, learned: Learned, steps: Steps) -> float:
 
 
 def _compare_shared(model: bytes, learned: Learned, steps: Steps) -> float:
-    instances = steps.own_s.shape[1]
-    want_TA = shared_scores(learned.decider.weights, steps.shared.astype(np.float64), instances)
-    cut = rollout.SHARED_PER_INSTANCE * instances
+    every = max(1, len(steps) // COMPARED)
+    want_TA = shared_scores(learned.decider.weights, steps.shared.astype(np.float64), steps.own_s.shape[1])
+    return compare_told(model, steps.raw[::every], want_TA[::every])
+
+
+def compare_told(model: bytes, raw_TR: NDArray[np.float32], want_TA: NDArray[np.float64]) -> float:
+    """The worst relative difference of a graph over what it was told, each 16·I + 6 numbers.
+
+    Raises:
+        ExportDisagreesError: it is above the tolerance.
+    """
+    run = runner_on_cpu(model)
+    cut = raw_TR.shape[1] - len(LEARNED_LINE_NAMES)
     got_TA = np.array(
-        [
-            run_on_cpu(model, {"instances": row[:cut].reshape(instances, -1), "line": row[None, cut:]})
-            for row in steps.shared[:: max(1, len(steps) // 100)]
-        ]
+        [run({"instances": row[:cut].reshape(-1, len(LEARNED_INSTANCE_NAMES)), "line": row[cut:]}) for row in raw_TR]
     )
-    return worst_difference(got_TA, want_TA[:: max(1, len(steps) // 100)])
+    return worst_difference(got_TA, want_TA)
 
 
 def worst_difference(got_TA: NDArray[np.float32], want_TA: NDArray[np.float64]) -> float:
@@ -158,17 +168,26 @@ def worst_difference(got_TA: NDArray[np.float32], want_TA: NDArray[np.float64]) 
     return round(worst, 8)
 
 
-def _bounds(names: tuple[str, ...], steps: Steps, *, shared: bool) -> dict[str, Bounds]:
+def _bounds(names: tuple[str, ...], steps: Steps) -> dict[str, Bounds]:
     """What the states of an episode span, and half as much again on either side: the agent knows nothing else."""
-    if shared:
-        cut = rollout.SHARED_PER_INSTANCE * steps.own_s.shape[1]
-        rows = steps.shared[:, :cut].reshape(-1, rollout.SHARED_PER_INSTANCE)
-        low = np.concatenate([rows.min(axis=0), steps.shared[:, cut:].min(axis=0)])
-        high = np.concatenate([rows.max(axis=0), steps.shared[:, cut:].max(axis=0)])
-    else:
-        low, high = steps.state.min(axis=0), steps.state.max(axis=0)
+    low, high = steps.state.min(axis=0), steps.state.max(axis=0)
     apart = 0.5 * (high - low)
     return {
-        name: Bounds(min=float(f"{a:.9g}"), max=float(f"{b:.9g}"))
+        name: Bounds(min=round(float(a), 6), max=round(float(b), 6))
         for name, a, b in zip(names, low - apart, high + apart, strict=True)
+    }
+
+
+def told_bounds(told: Sequence[NDArray[np.float32]]) -> dict[str, Bounds]:
+    """From 0 to ``BEYOND`` times the most that was met in what was told, each (T, 16·I + 6); shares end at 1."""
+    names = (*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES)
+    shares = {"prefill_first", "has_room", *(name for name in LEARNED_LINE_NAMES if "prefer" in name)}
+    met = []
+    for one in told:
+        cut = one.shape[1] - len(LEARNED_LINE_NAMES)
+        met.append([*one[:, :cut].reshape(-1, len(LEARNED_INSTANCE_NAMES)).max(axis=0), *one[:, cut:].max(axis=0)])
+    most = np.max(met, axis=0).tolist()
+    return {
+        name: Bounds(min=0.0, max=1.0 if name in shares else float(f"{BEYOND * value:.4g}"))
+        for name, value in zip(names, most, strict=True)
     }

@@ -1,4 +1,4 @@
-"""Agents as ONNX graphs: the networks that ``rollout`` runs, in single precision."""
+"""The paper's network as an ONNX graph, in single precision."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
-from llmrouter.training.agents import rollout
-from llmrouter.training.agents.network import HOLD_SHAPE, SCORE_SHAPE, Shape, paper_shape
+from llmrouter.training.agents.network import Shape, paper_shape
+from llmrouter.training.agents.told_graph import IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-
-OPSET = 17
-IR_VERSION = 9
 
 
 def paper_model(weights_W: Floats, instances: int) -> ModelProto:
@@ -28,26 +25,6 @@ def paper_model(weights_W: Floats, instances: int) -> ModelProto:
         constants,
         inputs={"state": ["N", shape.widths[0]]},
         outputs={"values": ["N", shape.widths[-1]]},
-    )
-
-
-def shared_model(weights_W: Floats) -> ModelProto:
-    """Inputs ``instances`` float32 (I, 20) and ``line`` (1, 9); output ``scores`` (I + 1,), hold's last; any I."""
-    cut = SCORE_SHAPE.count
-    scores, first = _perceptron(
-        "score", SCORE_SHAPE, weights_W[:cut], source="instances", result="each", between="Tanh"
-    )
-    hold, second = _perceptron("hold", HOLD_SHAPE, weights_W[cut:], source="line", result="hold", between="Tanh")
-    last = [
-        helper.make_node("Concat", ["each", "hold"], ["column"], name="Concat", axis=0),
-        helper.make_node("Squeeze", ["column", "axis1"], ["scores"], name="Squeeze"),
-    ]
-    axis = numpy_helper.from_array(np.array([1], dtype=np.int64), "axis1")
-    return _model(
-        [*scores, *hold, *last],
-        [*first, *second, axis],
-        inputs={"instances": ["I", rollout.SHARED_PER_INSTANCE], "line": [1, rollout.SHARED_HOLD]},
-        outputs={"scores": ["A"]},
     )
 
 

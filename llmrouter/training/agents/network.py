@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.training.agents import rollout
+from llmrouter.training.agents import rollout, shared_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +58,8 @@ def paper_shape(instances: int = 4) -> Shape:
     return Shape((inputs, rollout.HIDDEN, rollout.HIDDEN, instances + 1))
 
 
-SCORE_SHAPE = Shape((rollout.SHARED_PER_INSTANCE, rollout.SHARED_HIDDEN, 1))
-HOLD_SHAPE = Shape((rollout.SHARED_HOLD, rollout.HOLD_HIDDEN, 1))
+SCORE_SHAPE = Shape((shared_network.PER_INSTANCE, shared_network.HIDDEN, 1))
+HOLD_SHAPE = Shape((shared_network.HOLD, shared_network.HOLD_HIDDEN, 1))
 SHARED_WEIGHTS = SCORE_SHAPE.count + HOLD_SHAPE.count
 """Of the network that all instances share: a score for each, and one for hold."""
 
@@ -72,9 +72,9 @@ def paper_values(weights_W: Floats, states_NS: Floats, instances: int = 4) -> Fl
 def shared_scores(weights_W: Floats, states_NS: Floats, instances: int = 4) -> Floats:
     """Scores (N, I + 1), hold's last."""
     cut = SCORE_SHAPE.count
-    rows = states_NS[:, : rollout.SHARED_PER_INSTANCE * instances].reshape(len(states_NS), instances, -1)
+    rows = states_NS[:, : shared_network.PER_INSTANCE * instances].reshape(len(states_NS), instances, -1)
     scores_NI = _forward(SCORE_SHAPE, weights_W[:cut], rows, tanh=True)[..., 0]
-    hold_N = _forward(HOLD_SHAPE, weights_W[cut:], states_NS[:, -rollout.SHARED_HOLD :], tanh=True)
+    hold_N = _forward(HOLD_SHAPE, weights_W[cut:], states_NS[:, -shared_network.HOLD :], tanh=True)
     return np.concatenate([scores_NI, hold_N], axis=1)
 
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.feature_set import LEARNED_FEATURE_VERSION, LEARNED_INSTANCE_NAMES, LEARNED_LINE_NAMES
-from llmrouter.manifest import Bounds, Manifest, ModelKind, Tensor, TrainingData
+from llmrouter.manifest import Manifest, ModelKind, TrainingData
 from llmrouter.training.agents import product_network, product_tasks
-from llmrouter.training.agents.export import worst_difference
-from llmrouter.training.agents.graph import OPSET
+from llmrouter.training.agents.export import COMPARED, compare_told, told_bounds, told_form
 from llmrouter.training.agents.product_graph import product_model
-from llmrouter.training.onnx_files import PRODUCER, Artefact, runner_on_cpu, sha256_of, stable_bytes
+from llmrouter.training.agents.told_graph import OPSET
+from llmrouter.training.onnx_files import PRODUCER, Artefact, sha256_of, stable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 NAME = "learned"
 EVERY_TASK = 5
 """Of the validation tasks, one in so many gives decisions to compare."""
-
-COMPARED_PER_TASK = 100
-BEYOND = 3.0
-"""How far beyond what it met the network may be asked: bounds reach from 0 to so many times the most it met."""
 
 _CARD = """\
 # {name}
@@ -71,20 +66,19 @@ def export_product(learned: Learned, tasks: Sequence[Task] | None = None) -> Art
     tasks = tasks or product_tasks.validation_tasks()[::EVERY_TASK]
     told = [product_tasks.met(task, learned.decider) for task in tasks]
     model = stable_bytes(product_model(learned.decider.weights))
-    compared = [one[:: max(1, len(one) // COMPARED_PER_TASK)] for one in told]
-    worst = _compare(model, learned.decider.weights, compared)
+    compared = [one[:: max(1, len(one) // COMPARED)] for one in told]
+    wanted = [np.array([scores_of(learned.decider.weights, row) for row in one]) for one in compared]
+    worst = max(compare_told(model, rows, scores) for rows, scores in zip(compared, wanted, strict=True))
+    form = told_form()
     manifest = Manifest(
         name=NAME,
         kind=ModelKind.POLICY,
         model_version="1.0.0",
-        feature_version=LEARNED_FEATURE_VERSION,
-        feature_names=(*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES),
-        inputs=(
-            Tensor(name="instances", dtype="float32", shape=(None, len(LEARNED_INSTANCE_NAMES))),
-            Tensor(name="line", dtype="float32", shape=(len(LEARNED_LINE_NAMES),)),
-        ),
-        outputs=(Tensor(name="scores", dtype="float32", shape=(None,)),),
-        bounds=_bounds(told),
+        feature_version=form.version,
+        feature_names=form.names,
+        inputs=form.inputs,
+        outputs=form.outputs,
+        bounds=told_bounds(told),
         training_data=(
             TrainingData(
                 source=f"simulated: {', '.join(product_tasks.CELLS)}; rows are runs",
@@ -128,30 +122,3 @@ def scores_of(weights_W: NDArray[np.float64], told: NDArray[np.float32]) -> NDAr
     seen = np.zeros(product_network.PICTURE + product_network.HOLD_INPUTS)
     product_network.score_product(told.astype(np.float64), weights_W, terms, seen, scores, instances)
     return scores
-
-
-def _compare(model: bytes, weights_W: NDArray[np.float64], compared: Sequence[NDArray[np.float32]]) -> float:
-    """The worst relative difference over decisions; raises ExportDisagreesError above the tolerance."""
-    run = runner_on_cpu(model)
-    worst = 0.0
-    for told_TR in compared:
-        cut = told_TR.shape[1] - product_network.LINE
-        for told in told_TR:
-            got = run({"instances": told[:cut].reshape(-1, product_network.ROW), "line": told[cut:]})
-            worst = max(worst, worst_difference(got, scores_of(weights_W, told)))
-    return worst
-
-
-def _bounds(told: Sequence[NDArray[np.float32]]) -> dict[str, Bounds]:
-    """From 0 to ``BEYOND`` times the most that was met; shares end at 1."""
-    names = (*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES)
-    shares = {"prefill_first", "has_room", *(name for name in LEARNED_LINE_NAMES if "prefer" in name)}
-    met = []
-    for one in told:
-        cut = one.shape[1] - product_network.LINE
-        met.append([*one[:, :cut].reshape(-1, product_network.ROW).max(axis=0), *one[:, cut:].max(axis=0)])
-    most = np.max(met, axis=0).tolist()
-    return {
-        name: Bounds(min=0.0, max=1.0 if name in shares else float(f"{BEYOND * value:.4g}"))
-        for name, value in zip(names, most, strict=True)
-    }

@@ -25,7 +25,7 @@ from llmrouter.study.alone import alone_on_best_s
 from llmrouter.study.contenders import DEFAULT, contender
 from llmrouter.study.seeds import SELECTION
 from llmrouter.training.agents import compiled
-from llmrouter.training.agents.environment import agent_of, drive_agent
+from llmrouter.training.agents.environment import GATE, agent_of, drive_agent
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from llmrouter.sim.model import EngineModel
     from llmrouter.sim.outcomes import Outcomes
+    from llmrouter.sim.setup import CompiledPolicy
     from llmrouter.sim.workload import Workload
     from llmrouter.training.agents.environment import Decider
 
@@ -162,22 +163,22 @@ def play_rule(task: Task) -> Outcomes:
     return simulate(task.setup, task.workload, contender(DEFAULT).make(), seed=task.seed)
 
 
-def play_network(task: Task, decider: Decider) -> Outcomes:
-    """A network on a task, with the task's preferences."""
-    return _driven(task, decider, log=False)[0]
+def play_network(task: Task, decider: Decider, gate: CompiledPolicy = GATE) -> Outcomes:
+    """A network on a task, with the task's preferences; behind the gate that it learns behind, unless given."""
+    return _driven(task, decider, gate, log=False)[0]
 
 
 def met(task: Task, decider: Decider) -> NDArray[np.float32]:
     """What a network is told at each decision of a task, shape (T, 16·I + 6); see ``Steps.raw``."""
-    return _driven(task, decider, log=True)[1]
+    return _driven(task, decider, GATE, log=True)[1]
 
 
-def _driven(task: Task, decider: Decider, *, log: bool) -> tuple[Outcomes, NDArray[np.float32]]:
+def _driven(task: Task, decider: Decider, gate: CompiledPolicy, *, log: bool) -> tuple[Outcomes, NDArray[np.float32]]:
     world = lay_out(task.setup, task.workload, seed=task.seed)
     given = replace(decider, preferences=task.preferences)
     cut_at_s = task.workload.duration_s + CUT_S
     agent = agent_of(given, len(task.engines), task.seed, cut_at_s=cut_at_s, log=log)
-    outcomes = drive_agent(world, task.setup, task.workload, agent, task.seed, compiled.rollout())
+    outcomes = drive_agent(world, task.setup, task.workload, agent, task.seed, compiled.rollout(), gate)
     return outcomes, agent.log_raw[: int(agent.it["steps"][0])].copy()
 
 

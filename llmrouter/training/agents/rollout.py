@@ -6,10 +6,8 @@ Plain functions over records and arrays, as ``llmrouter.sim.kernel`` has them: i
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
-from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.routing.paper_state import (
     DECODES,
     PROMPT_TOKENS,
@@ -32,16 +30,15 @@ from llmrouter.sim.kernel.events import schedule
 from llmrouter.sim.kernel.ledger import generated
 from llmrouter.sim.kernel.records import DECIDE, DONE, LOAD_FIELDS, TICK, World
 from llmrouter.sim.kernel.world import advance
-from llmrouter.training.agents.product_network import ROW, score_product
+from llmrouter.training.agents.product_network import ROW, TERMS, score_product, write_terms
+from llmrouter.training.agents.shared_network import layer, score_shared, see_shared
 from llmrouter.training.agents.window import best_pair, waiting_fit
 
 # How an agent decides.
 PER_TICK, SHIELDED, SHARED, BATCH_HOLD, PRODUCT, WINDOW = 0, 1, 2, 3, 4, 5
 
 PAPER_PER_INSTANCE, PAPER_QUEUE = 6, 3
-SHARED_PER_INSTANCE, SHARED_HOLD = 20, 9
 HIDDEN = 64
-SHARED_HIDDEN, HOLD_HIDDEN = 16, 8
 COSTS = 4
 """Of an instance, in seconds: own, imposed, coalesce, and the paper's penalty of mixing."""
 
@@ -175,31 +172,38 @@ def permit(world: World, agent: Agent, s: int) -> int:
 def choose(world: World, agent: Agent, s: int) -> int:
     """The action: at random with probability ε, else the allowed one with the highest score, the first of equals."""
     run, it = world.run[0], agent.it[0]
-    instances = run.instances
-    if it.kind == PRODUCT:
-        see_raw(world, agent, s)
-        score_product(agent.raw, agent.weights, agent.terms, agent.first, agent.scores, instances)
-        action = best_allowed(agent, instances)
-        if it.recording and it.steps < len(agent.log_action):
-            note(world, agent, action)
-        return action
-    price(world, agent, s)
     if it.kind == BATCH_HOLD:
+        price(world, agent, s)
         return batch_hold(world, agent, s)
-    if it.kind == SHARED or it.recording:
-        see_shared(world, agent, s)
-    if it.kind != SHARED or it.recording:
-        see_paper(world, agent, s)
-    if it.kind == SHARED:
-        score_shared(agent, instances)
+    look(world, agent, s)
+    if it.kind == PRODUCT:
+        score_product(agent.raw, agent.weights, agent.terms, agent.first, agent.scores, run.instances)
+    elif it.kind == SHARED:
+        score_shared(agent.weights, agent.shared, agent.first, agent.second, agent.scores, run.instances)
     else:
-        score_paper(agent, instances)
-    action = best_allowed(agent, instances)
+        score_paper(agent, run.instances)
+    action = best_allowed(agent, run.instances)
     if it.epsilon > 0.0 and draw(agent) < it.epsilon:
-        action = random_allowed(agent, instances)
+        action = random_allowed(agent, run.instances)
     if it.recording and it.steps < len(agent.log_action):
         note(world, agent, action)
     return action
+
+
+def look(world: World, agent: Agent, s: int) -> None:
+    """Writes what the agent's network sees; what all see, and what the head would cost, where it is recorded."""
+    it, instances = agent.it[0], world.run[0].instances
+    paper = it.kind == PER_TICK or it.kind == SHIELDED  # noqa: PLR1714 - machine code has no sets
+    if it.recording:
+        price(world, agent, s)
+    if it.recording or not paper:
+        see_raw(world, agent, s)
+    if it.recording or it.kind == SHARED:
+        for e in range(instances):
+            write_terms(agent.raw, ROW * e, agent.terms, TERMS * e)
+        see_shared(agent.raw, agent.terms, instances, agent.shared)
+    if it.recording or paper:
+        see_paper(world, agent, s)
 
 
 def draw(agent: Agent) -> float:
@@ -324,110 +328,6 @@ def score_paper(agent: Agent, instances: int) -> None:
     for k in range(HIDDEN):
         agent.second[k] = max(0.0, agent.second[k])
     layer(agent.weights, at, agent.second, 0, HIDDEN, agent.scores, instances + 1)
-
-
-def layer(  # noqa: PLR0917 - compiled code passes by position
-    weights: Any,  # noqa: ANN401 - arrays
-    at: int,
-    inputs: Any,  # noqa: ANN401
-    first: int,
-    width: int,
-    outputs: Any,  # noqa: ANN401
-    count: int,
-) -> int:
-    """Writes a layer's sums over ``inputs[first:first + width]``; returns where the next layer's weights begin."""
-    bias = at + width * count
-    for o in range(count):
-        outputs[o] = weights[bias + o]
-    for i in range(width):
-        value = inputs[first + i]
-        if value != 0.0:
-            for o in range(count):
-                outputs[o] += value * weights[at + i * count + o]
-    return bias + count
-
-
-def see_shared(world: World, agent: Agent, s: int) -> None:
-    """Writes the shared network's inputs: a row for each instance, then those of hold."""
-    run, it = world.run[0], agent.it[0]
-    instances = run.instances
-    least_own, least_imposed, least_cost, least_coalesce = 1e300, 1e300, 1e300, 1e300
-    open_, prefilling = 0.0, 0.0
-    for e in range(instances):
-        if agent.allowed[e]:
-            own_s, imposed_s = agent.costs[COSTS * e], agent.costs[COSTS * e + 1]
-            coalesce_s = agent.costs[COSTS * e + 2]
-            least_own, least_imposed = min(least_own, own_s), min(least_imposed, imposed_s)
-            least_cost = min(least_cost, own_s + imposed_s + 2.0 * coalesce_s)
-            least_coalesce = min(least_coalesce, coalesce_s)
-            open_ += 1.0 / instances
-            if world.asked_loads[e * LOAD_FIELDS + 2] > 0.0:
-                prefilling += 1.0 / instances
-    at = SHARED_PER_INSTANCE * instances
-    agent.shared[at] = math.log(1.0 + held(world)) / 5.0
-    agent.shared[at + 1] = min(run.now - it.head_since, 5.0)
-    agent.shared[at + 2] = open_
-    agent.shared[at + 3] = prefilling
-    agent.shared[at + 4] = least_coalesce
-    agent.shared[at + 5] = 0.0
-    agent.shared[at + 6] = -3.0
-    agent.shared[at + 7] = 0.0
-    agent.shared[at + 8] = world.pool.sequences[s].predicted / 500.0
-    for e in range(instances):
-        fill_row(world, e, s)
-        see_instance(agent, world.row, e, instances)
-        begin = SHARED_PER_INSTANCE * e
-        agent.shared[begin + 11] = min((agent.costs[COSTS * e] - least_own) / 5.0, 5.0)
-        agent.shared[begin + 12] = min((agent.costs[COSTS * e + 1] - least_imposed) / 5.0, 5.0)
-        cost_s = agent.costs[COSTS * e] + agent.costs[COSTS * e + 1] + 2.0 * agent.costs[COSTS * e + 2]
-        agent.shared[begin + 13] = min((cost_s - least_cost) / 5.0, 5.0)
-
-
-def see_instance(agent: Agent, row: Any, e: int, instances: int) -> None:  # noqa: ANN401 - an array
-    """Writes what the shared network sees of one instance with the features ``row``; adds to what hold sees.
-
-    Room is what the gate leaves of KV, in fiftieths of it, within ±3: ``50·(1 − (C + p + r·(R + d))/K)``.
-    """
-    n, context, queued, left = row[0], row[1], row[2], row[3]
-    p, d, kv, slots = row[4], row[5], row[6], row[7]
-    room = 50.0 * (1.0 - (context + p + DECODE_RESERVE_FRACTION * (left + d)) / kv)
-    room = max(-3.0, min(room, 3.0))
-    at, hold = SHARED_PER_INSTANCE * e, SHARED_PER_INSTANCE * instances
-    agent.shared[at] = n / slots
-    agent.shared[at + 1] = context / kv
-    agent.shared[at + 2] = row[9] * queued
-    agent.shared[at + 3] = left / kv
-    agent.shared[at + 4] = room
-    agent.shared[at + 5] = 10.0 * (row[8] + row[12] * n + row[11] * context)
-    agent.shared[at + 6] = left / max(n, 1.0) / 500.0
-    agent.shared[at + 7] = agent.costs[COSTS * e] / 20.0
-    agent.shared[at + 8] = agent.costs[COSTS * e + 1] / 20.0
-    agent.shared[at + 9] = agent.costs[COSTS * e + 2]
-    agent.shared[at + 10] = 1.0 if queued > 0.0 else 0.0
-    agent.shared[at + 14] = row[9] * p * 5.0
-    agent.shared[at + 15] = d / 500.0
-    for k in range(4):
-        agent.shared[at + 16 + k] = agent.shared[hold + k]
-    agent.shared[hold + 5] += room / instances
-    if agent.allowed[e]:
-        agent.shared[hold + 6] = max(agent.shared[hold + 6], room)
-    agent.shared[hold + 7] += n / slots / instances
-
-
-def score_shared(agent: Agent, instances: int) -> None:
-    """The same 20-16-1 network for every instance, and 9-8-1 for hold; tanh."""
-    at, width = 0, SHARED_PER_INSTANCE
-    for e in range(instances):
-        at = layer(agent.weights, 0, agent.shared, width * e, width, agent.first, SHARED_HIDDEN)
-        for k in range(SHARED_HIDDEN):
-            agent.first[k] = math.tanh(agent.first[k])
-        at = layer(agent.weights, at, agent.first, 0, SHARED_HIDDEN, agent.second, 1)
-        agent.scores[e] = agent.second[0]
-    at = layer(agent.weights, at, agent.shared, width * instances, SHARED_HOLD, agent.first, HOLD_HIDDEN)
-    for k in range(HOLD_HIDDEN):
-        agent.first[k] = math.tanh(agent.first[k])
-    layer(agent.weights, at, agent.first, 0, HOLD_HIDDEN, agent.second, 1)
-    agent.scores[instances] = agent.second[0]
 
 
 def batch_hold(world: World, agent: Agent, s: int) -> int:
