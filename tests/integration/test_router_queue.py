@@ -41,6 +41,12 @@ async def test_priorities_deadlines_and_lengths_order_the_held() -> None:
         assert await served_order(live, asks) == ["h3", "h2", "h1", "h0"]
 
 
+async def test_the_batch_class_goes_last() -> None:
+    asks: list[dict[str, Any]] = [{"batch": True, "priority": 9}, {}, {"batch": True}, {"priority": -9}]
+    async with live_router(config_of("127.0.0.1:1", limits=FULL)) as live:
+        assert await served_order(live, asks) == ["h1", "h3", "h0", "h2"]
+
+
 async def test_tenants_take_turns() -> None:
     policy = {"queue": {"fairness": {"enabled": True}}}
     asks = [{"tenant": "all"}] * 3 + [{"tenant": "few"}]
