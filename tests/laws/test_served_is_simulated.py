@@ -142,13 +142,15 @@ def test_on_snapshots_of_simulated_runs(name: str, recorded: tuple[str, list[See
 
 
 def test_the_recorded_snapshots_are_worth_replaying() -> None:
-    """Among them are idle and full instances, ties, and questions that nobody has room for."""
+    """Among them are idle and full instances, questions that nobody has room for, and waits for a batch."""
     seen = simulated("v100", "exact")
     counts = {view.total.requests for _, snapshot in seen for view in snapshot.views}
     assert min(counts) == 0
     assert max(counts) > MOST
     gated = configured(TYPES["LeastInFlight gated"])
     assert 0 < hold_alike("LeastInFlight gated", gated, POOLS["v100"], seen) < len(seen)
+    waits = configured({"type": "WorkloadImpact", "objective": {"preset": "E2E"}, "hold": {"batchSize": 4}})
+    assert 0 < hold_alike("WorkloadImpact E2E", waits, POOLS["v100"], seen) < len(seen)
 
 
 @pytest.fixture(scope="module")

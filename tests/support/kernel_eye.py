@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from support.sim_worlds import Interpreted
 
 from llmrouter.domain import Hold, Placement
-from llmrouter.resources import HoldSpec
 from llmrouter.sim.arrays import lay_out
 from llmrouter.sim.kernel.decisions import name_bids
 from llmrouter.sim.kernel.records import LOAD_FIELDS
@@ -48,7 +47,6 @@ class KernelEye:
 
     def __init__(self, policy: CompiledPolicy, profiles: Sequence[EngineProfile], seen: Iterable[Seen]) -> None:
         requests = [request for request, _ in seen]
-        self._arrived_at_s = [one.arrived_at_s for one in requests]
         count = len(requests)
         workload = Workload.of(
             [float(n) for n in range(count)],
@@ -57,7 +55,8 @@ class KernelEye:
             predicted_output_tokens=[one.predicted_output_tokens for one in requests],
         )
         # Views that age are what a decision is made of, and the loads that a reserve call checks make it name several.
-        side = RouterSide(refresh_s=1.0, max_wait_s=HoldSpec().max_wait_seconds)
+        self._requests = requests
+        side = RouterSide(refresh_s=1.0, max_wait_s=policy.batch_hold.longest_wait_s)
         setup = Setup(engines=tuple(map(EngineModel, profiles)), routers=side)
         arrays = lay_out(setup, workload, seed=1)
         _configure(arrays, setup, policy)
@@ -65,17 +64,18 @@ class KernelEye:
 
     def named(self, row: int, snapshot: PoolSnapshot) -> list[int]:
         """Instances that the kernel names for a request, the best first; empty where none has room."""
-        world = self._world
+        world, request = self._world, self._requests[row]
+        run, now_s = world.run[0], snapshot.taken_at_s
+        run._now = now_s
+        world.pool.sequences[row].arrived_at = request.arrived_at_s
+        world.pool.sizes[2 * run.instances] = snapshot.held
+        world.head_since[0] = now_s if snapshot.head_since_s is None else snapshot.head_since_s
         for place, view in enumerate(snapshot.views):
             load, at = view.total, place * LOAD_FIELDS
             world.views[at : at + LOAD_FIELDS] = [
                 *(float(load.requests), float(load.context_tokens), float(load.queued_prefill_tokens)),
                 load.remaining_decode_tokens,
             ]
-        now_s, since_s = world.run[0].now, snapshot.head_since_s
-        world.pool.sizes[2 * len(snapshot.views)] = snapshot.held
-        world.head_since[0] = now_s if since_s is None else now_s - (snapshot.taken_at_s - since_s)
-        world.pool.sequences[row].arrived_at = now_s - (snapshot.taken_at_s - self._arrived_at_s[row])
         return [int(bid) for bid in world.bids[: name_bids(world, 0, row)]]
 
     def best(self, row: int, snapshot: PoolSnapshot, *, draws: int) -> set[int]:
