@@ -3,7 +3,7 @@
 ``--part gains``: one tuning of each case, and the three presets on the same held-out windows, all against the current
 policy. ``--part updates``: many short updates of a tuned policy, each judged again on windows that neither search nor
 verdict saw: how many were accepted, and how many of those are no better there. ``--part null``: the verdict where
-nothing can be better, for both sides are the same policy and differ in the chance of its ties alone.
+nothing can be better: both sides are the same policy, on different windows, drawn again and again from a few hundred.
 
 Times are CPU seconds of this process: the tunings run in one.
 """
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import track
@@ -31,10 +32,9 @@ from llmrouter.study.seeds import SELECTION
 from llmrouter.tuning import options as tune_options
 from llmrouter.tuning.command import tuned
 from llmrouter.tuning.judgement import judge
-from llmrouter.tuning.parameters import parameters
-from llmrouter.tuning.runs import run_one, runs
+from llmrouter.tuning.parameters import numbers, parameters
+from llmrouter.tuning.runs import runs
 from llmrouter.tuning.windows import held_out_seeds
-from llmrouter.tuning.written import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,11 +52,8 @@ CASES = (
 """Rates are 0.95 of C of docs/evidence.md, for paper-v100 1.1."""
 
 UPDATES = "--cell h100-mix --rate 42.3 --objective Balanced --requests 1000"
-NULLS = ("--cell h100-mix --rate 22 --requests 600", "--cell azure --rate 34 --requests 600")
-"""Half of C: engines are idle often enough for ties."""
-
-OTHER_CHANCE = 1_000_000
-"""Added to a run's seed for another draw of its ties."""
+NULLS = ("--cell h100-mix --rate 42.3 --requests 1000", "--cell azure --rate 65.5 --requests 1000")
+NULL_WINDOWS = 200
 
 FRESH_WINDOWS = 60
 """On which a verdict is checked: the last of the selection block, which the verdicts of 46 updates do not reach."""
@@ -74,7 +71,7 @@ def options_of(words: str, *more: str, out: Path) -> Options:
 def run(options: Options) -> tuple[RoutingPolicySpec, Verdict, float]:
     """The policy found, the verdict and the CPU seconds."""
     begun_s = time.process_time()
-    searched = parameters(options.start, [engine.profile for engine in options.scene.setup.engines])
+    searched = parameters(options.start, options.scene.setup.engines)
     found, verdict = tuned(options, searched, clock=time.process_time)
     return found.policy, verdict, time.process_time() - begun_s
 
@@ -87,8 +84,7 @@ def gains(words: str, generations: int, out: Path) -> Row:
     options = options_of(words, "--generations", str(generations), out=out)
     policy, verdict, cpu_s = run(options)
     held_out = held_out_seeds(options.plan.seed, options.held_out_windows)
-    presets = {name: options.current.model_copy(update={"objective": {"preset": name}}) for name in PRESETS}
-    presets = {name: RoutingPolicySpec.model_validate(one.model_dump(by_alias=True)) for name, one in presets.items()}
+    presets = dict(options.others)
     with runs(options.scene, 1) as all_runs:
         base, *others = all_runs.figures([options.current, *presets.values()], held_out, held_out=True)
     share = options.scene.held_out.window_share
@@ -135,22 +131,25 @@ def updates(count: int, generations: int, folder: Path) -> list[Row]:
     return rows
 
 
-def null(words: str, count: int, out: Path) -> Row:
+def null(words: str, objective: str, count: int, out: Path) -> Row:
     """How often the same policy is taken for better, or for worse in what must hold."""
-    options = options_of(words, "--objective", "E2E", out=out)
-    scene, accepted, vetoed = options.scene, 0, 0
-    for first in track(range(count), words, console=Console(stderr=True)):
-        seeds = range(first * 20, first * 20 + 20)
-        windows = [scene.window(scene.held_out, seed) for seed in seeds]
-        base = [run_one(scene, one, options.current, seed=seed) for one, seed in zip(windows, seeds, strict=True)]
-        other = [
-            run_one(scene, one, options.current, seed=seed + OTHER_CHANCE)
-            for one, seed in zip(windows, seeds, strict=True)
-        ]
-        verdict = judge("E2E", other, base, window_share=scene.held_out.window_share)
+    options = options_of(words, "--objective", objective, out=out)
+    with runs(options.scene, 1) as all_runs:
+        (found,) = all_runs.figures([options.current], range(NULL_WINDOWS), held_out=True)
+    rng, accepted, vetoed, improved = np.random.default_rng(0), 0, 0, 0
+    for _ in range(count):
+        drawn = rng.permutation(NULL_WINDOWS)[:40]
+        verdict = judge(options.plan.objective, [found[k] for k in drawn[:20]], [found[k] for k in drawn[20:]])
         accepted += verdict.accepted
+        improved += verdict.rows[0].verdict == "better"
         vetoed += any(row.must == "hold" and row.verdict == "worse" for row in verdict.rows)
-    return {"case": words, "verdicts": count, "accepted": accepted, "something_worse": vetoed}
+    percent = {"accepted": accepted, "objective_better": improved, "something_worse": vetoed}
+    return {
+        "case": words,
+        "objective": objective,
+        "verdicts": count,
+        **{name: round(100 * value / count, 2) for name, value in percent.items()},
+    }
 
 
 def print_gains(rows: Sequence[Row]) -> None:
@@ -168,7 +167,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="of gains, by number")
     parser.add_argument("--generations", type=int, default=40, help="of each tuning (default: %(default)s)")
     parser.add_argument("--count", type=int, default=40, help="updates (default: %(default)s)")
-    parser.add_argument("--verdicts", type=int, default=200, help="of null, each case (default: %(default)s)")
+    parser.add_argument("--verdicts", type=int, default=2_000, help="of null, each case (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/bench/tuning.json"), help="file to write")
     given = parser.parse_args()
     if min(given.generations, given.count, given.verdicts) < 1 or given.count > MAX_UPDATES:
@@ -180,7 +179,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.yaml"
         if "null" in given.part:
-            result["null"] = [null(words, given.verdicts, out) for words in NULLS]
+            result["null"] = [null(words, one, given.verdicts, out) for words in NULLS for one in PRESETS]
             print(json.dumps(result["null"], indent=1), flush=True)
         if "updates" in given.part:
             rows = result["updates"] = updates(given.count, given.generations, Path(folder))

@@ -15,12 +15,12 @@ from llmrouter.study.predictors import Predictor, unknown_applications
 from llmrouter.study.progress import make_ready, progress
 from llmrouter.tuning.judgement import Verdict, check_says_something, judge
 from llmrouter.tuning.options import parse
-from llmrouter.tuning.parameters import parameters
+from llmrouter.tuning.parameters import numbers, parameters
 from llmrouter.tuning.runs import runs
 from llmrouter.tuning.search import runs_of, search
 from llmrouter.tuning.table import print_verdict
 from llmrouter.tuning.windows import held_out_seeds, training_seeds
-from llmrouter.tuning.written import manifest, numbers, values
+from llmrouter.tuning.written import manifest, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def main(rest: Sequence[str]) -> int:
     """
     options = parse(rest)
     make_ready()
-    searched = parameters(options.start, [engine.profile for engine in options.scene.setup.engines])
+    searched = parameters(options.start, options.scene.setup.engines)
     found, verdict = tuned(options, searched, clock=time.monotonic)
     result = {
         "command": shlex.join(["llmrouter", "tune", *rest]),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from llmrouter.study.table import LABELS, show
-from llmrouter.tuning.written import change_text, numbers
+from llmrouter.tuning.parameters import numbers
+from llmrouter.tuning.written import change_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

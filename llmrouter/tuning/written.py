@@ -9,7 +9,6 @@ import yaml
 
 from llmrouter.resources import API_VERSION
 from llmrouter.tuning.judgement import AMOUNTS
-from llmrouter.tuning.parameters import compiled_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +38,6 @@ def manifest(
     lines = [line for comment in comments for line in comment.splitlines() or [""]]
     header = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     return header + yaml.safe_dump(resource, sort_keys=False, allow_unicode=True)
-
-
-def numbers(policy: RoutingPolicySpec) -> dict[str, float]:
-    """Every weight and the share of KV that is reserved, by name, as the policy runs."""
-    compiled = compiled_policy(policy)
-    return {**compiled.weights.as_mapping(), "decode_reserve_fraction": compiled.hold.decode_reserve_fraction}
 
 
 def change_text(row: Judged) -> str:

@@ -15,10 +15,11 @@ from llmrouter.config_file import parse_policy
 from llmrouter.objectives import PRESETS
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import RoutingPolicySpec
+from llmrouter.sim.model import EngineModel
 from llmrouter.tuning import options as tune_options
 from llmrouter.tuning.judgement import SHOWN, judge
-from llmrouter.tuning.parameters import compiled_policy, parameters, policy_at, steps_of
-from llmrouter.tuning.written import manifest, numbers
+from llmrouter.tuning.parameters import compiled_policy, numbers, parameters, policy_at, steps_of
+from llmrouter.tuning.written import manifest
 
 if TYPE_CHECKING:
     from llmrouter.tuning.judgement import Figures
@@ -198,7 +199,7 @@ def check(schema: dict[str, Any], value: object, path: str = "spec") -> None:
 def test_the_manifest_is_a_resource_that_the_cluster_takes(policy_type: str, steps: float) -> None:
     model = {"model": {"builtin": "marginal-cost"}} if policy_type == "Onnx" else {}
     policy = RoutingPolicySpec.model_validate({"type": policy_type, "queue": {"maxDepth": 5}, **model})
-    searched = parameters(policy, [PROFILES["h100-mix"], PROFILES["paper-v100"]])
+    searched = parameters(policy, [EngineModel(PROFILES[name]) for name in ("h100-mix", "paper-v100")])
     tuned = policy_at(policy, searched, steps_of(policy, searched) + steps)
     same: list[Figures] = [{**dict.fromkeys(SHOWN, 1.0)}] * 2
     text = manifest(
@@ -212,9 +213,8 @@ def test_the_manifest_is_a_resource_that_the_cluster_takes(policy_type: str, ste
     )
     check(version["schema"]["openAPIV3Schema"]["properties"]["spec"], resource["spec"])
     assert parse_policy(text) == ("by-cost", tuned)
-    assert set(resource["spec"]["objective"]) >= {
-        f"{name}Weight" for name in numbers(tuned) if name != "decode_reserve_fraction"
-    }
+    written = {f"{name}.{key}" for name in ("objective", "hold") for key in resource["spec"][name]}
+    assert written >= set(numbers(tuned))
     assert all(line.startswith("#") for line in text.splitlines()[: text.count("\n#")])
 
 

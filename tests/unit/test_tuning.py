@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from llmrouter.errors import InvalidInputError
 from llmrouter.objectives import PRESETS
 from llmrouter.profiles import PROFILES
 from llmrouter.resources import ObjectiveSpec, RoutingPolicySpec
+from llmrouter.sim.model import EngineModel
 from llmrouter.sim.workload import Workload
 from llmrouter.study.seeds import SELECTION, TRAINING
 from llmrouter.tuning.judgement import (
@@ -25,7 +27,7 @@ from llmrouter.tuning.judgement import (
     kept,
     penalised,
 )
-from llmrouter.tuning.parameters import bounds_of, compiled_policy, parameters, policy_at, steps_of
+from llmrouter.tuning.parameters import bounds_of, compiled_policy, named, numbers, parameters, policy_at, steps_of
 from llmrouter.tuning.runs import Runs
 from llmrouter.tuning.search import TRUST_RADIUS, Plan, search
 from llmrouter.tuning.windows import held_out_seeds, own_rate_rps, split, training_seeds
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from llmrouter.tuning.judgement import Figures
     from llmrouter.tuning.search import Found
 
-CHUNKED, PREFILL_FIRST = PROFILES["h100-mix"], PROFILES["paper-v100"]
+CHUNKED, PREFILL_FIRST = EngineModel(PROFILES["h100-mix"]), EngineModel(PROFILES["paper-v100"])
 POLICY = RoutingPolicySpec(type="WorkloadImpact")
 
 
@@ -52,13 +54,17 @@ def test_a_policy_and_its_steps_are_the_same_thing() -> None:
     searched = parameters(POLICY, [PREFILL_FIRST])
     again = policy_at(POLICY, searched, steps_of(POLICY, searched))
     assert compiled_policy(again).weights == compiled_policy(POLICY).weights
-    assert again.hold == POLICY.hold
+    assert compiled_policy(again).batch_hold == compiled_policy(POLICY).batch_hold
+    assert again.hold.decode_reserve_fraction == POLICY.hold.decode_reserve_fraction
 
 
 def test_only_numbers_that_make_a_difference_are_searched() -> None:
     on_chunked = {one.path for one in parameters(POLICY, [CHUNKED])}
     on_both = {one.path for one in parameters(POLICY, [CHUNKED, PREFILL_FIRST])}
-    assert "objective.coalesceWeight" in on_both - on_chunked
+    only_prefill_first = {"objective.coalesceWeight", "hold.batchSize", "hold.batchWaitSeconds"}
+    assert on_both - on_chunked == only_prefill_first
+    caching = {one.path for one in parameters(POLICY, [replace(CHUNKED, prefix_caching=True)])}
+    assert caching - on_chunked == {"objective.reuseWeight"}
     assert "objective.waitWeight" not in on_both  # a common factor of all weights changes nothing
     assert "hold.decodeReserveFraction" in on_chunked
     by_requests = RoutingPolicySpec.model_validate({"type": "WorkloadImpact", "hold": {"room": "Requests"}})
@@ -88,6 +94,18 @@ def test_numbers_are_rounded_before_they_are_tried() -> None:
     value = policy.objective.decode_weight
     assert value is not None
     assert value == float(f"{value:.3g}")
+    searched = parameters(POLICY, [PREFILL_FIRST])
+    size = policy_at(POLICY, searched, steps_of(POLICY, searched) + 0.5).hold.batch_size
+    assert isinstance(size, int)
+
+
+def test_a_preset_s_numbers_stay_in_force_under_another_name() -> None:
+    e2e = RoutingPolicySpec(type="WorkloadImpact", objective=ObjectiveSpec(preset="E2E"))
+    renamed = named(e2e, "SLO")
+    assert renamed.objective.preset == "SLO"
+    assert compiled_policy(renamed).weights == PRESETS["E2E"]
+    assert compiled_policy(renamed).batch_hold == compiled_policy(e2e).batch_hold
+    assert numbers(renamed) == numbers(e2e)
 
 
 # windows
