@@ -86,9 +86,6 @@ LAWS = {
 """Sessions over few system prompts; long ones of coding agents; single questions over 300 documents, which together are
 1.8 million tokens, more than all caches hold (1.6 million)."""
 
-REQUESTS = {"chat": 8_000, "agents": 4_000, "documents": 4_000}
-"""Of a run: some minutes, so that sessions begin and end."""
-
 GATED = {"max_requests": None, "kv_fraction": 1.0}
 UNCREDITED = replace(ObjectiveWeights(), reuse=0.0).in_order
 """The default's weights without the credit for what a hit saves later prompts."""
@@ -228,9 +225,9 @@ def figures(contender: Contender, workload: Workload, seed: int) -> dict[str, fl
     }
 
 
-def workload_of(cell: str, trace: Workload | None, rate_rps: float, requests: int, seed: int) -> Workload:
+def workload_of(cell: str, trace: Workload | None, rate_rps: float, seconds: float, seed: int) -> Workload:
     """Requests of a cell, predicted by their mean length; of a trace, a window that the seed draws."""
-    rng = np.random.default_rng(seed)
+    rng, requests = np.random.default_rng(seed), max(1, round(rate_rps * seconds))
     if trace is None:
         law = LAWS[cell]
         made = sessions(law, rate_rps / law.mean_turns, max(1, round(requests / law.mean_turns)), rng)
@@ -241,12 +238,12 @@ def workload_of(cell: str, trace: Workload | None, rate_rps: float, requests: in
     return made.with_predictions(np.full(len(made), made.output_tokens.mean()))
 
 
-def capacity_rps(cell: str, trace: Workload | None, requests: int) -> float:
+def capacity_rps(cell: str, trace: Workload | None, seconds: float) -> float:
     """The highest rate at which round-robin's mean TTFT in the last quarter of a run stays below a second."""
-    low, high = 0.5, 200.0
+    low, high = 0.5, 100.0
     while high / low > 1.03:  # noqa: PLR2004
         rate = (low * high) ** 0.5
-        last_s = figures(WORTH[-1], workload_of(cell, trace, rate, requests, 1), 0)["last_ttft_s"]
+        last_s = figures(WORTH[-1], workload_of(cell, trace, rate, seconds, 1), 0)["last_ttft_s"]
         low, high = (rate, high) if last_s < SUSTAINED_TTFT_S else (low, rate)
     return low
 
@@ -294,14 +291,13 @@ def part_of_runs(options: argparse.Namespace, console: Console) -> list[dict[str
     with Progress(console=console) as progress:
         task = progress.add_task("runs", total=len(cells) * len(options.loads) * len(contenders) * options.seeds)
         for cell in cells:
-            requests = options.requests or REQUESTS.get(cell, 4_000)
-            most_rps = capacity_rps(cell, trace, requests)
+            most_rps = capacity_rps(cell, trace, options.seconds)
             for load in options.loads:
                 rate = load * most_rps
                 print(f"\n{cell}: {load:g} C = {rate:.2f} req/s; E2E s, TTFT s, change % of E2E mean, p99, "
                       "TTFT mean, p99; hit %, wrong %")  # fmt: skip
                 seeds = range(SELECTION.first, SELECTION.first + options.seeds)
-                made = {seed: workload_of(cell, trace, rate, requests, seed) for seed in seeds}
+                made = {seed: workload_of(cell, trace, rate, options.seconds, seed) for seed in seeds}
                 for row in measured(contenders, made.__getitem__, seeds, lambda: progress.advance(task)):
                     rows.append({"cell": cell, "load": load, "rate_rps": rate, **row})
                     print(shown(row), flush=True)
@@ -363,13 +359,13 @@ def main() -> int:
     parser.add_argument("--trace", type=Path, help="a trace with prefix blocks (Mooncake's) in place of the laws")
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="of what round-robin sustains")
     parser.add_argument("--routers", type=int, nargs="+", default=[4], help="of --part routers (default: 4)")
-    parser.add_argument("--requests", type=int, default=0, help="of each run, about (default: some minutes of them)")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of arrivals in each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=2_000, help="timed calls of --part cost (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=None, help="file to write")
     options = parser.parse_args()
-    if options.seeds < 2 or options.requests < 0 or min(options.loads) <= 0 or options.runs < 1:  # noqa: PLR2004
-        parser.error("--seeds must be at least 2, --requests at least 0, --runs at least 1, --loads above 0")
+    if options.seeds < 2 or options.seconds <= 0 or min(options.loads) <= 0 or options.runs < 1:  # noqa: PLR2004
+        parser.error("--seeds must be at least 2, --runs at least 1, --seconds and --loads above 0")
     print(f"$ {(command := shlex.join(['python', *sys.argv]))}")
     rows = part_of_cost(options) if options.part == "cost" else part_of_runs(options, Console(stderr=True))
     out = options.json or Path(f"build/bench/prefix_index_{options.part}.json")
