@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request, Room
 from llmrouter.errors import NoInstanceError, SaturatedError
+from llmrouter.routing.batching import MOST_OF_WAIT
 from llmrouter.routing.guard import Guarded
 from llmrouter.routing.lines import least_work_s
 from llmrouter.routing.orders import ORDERS
@@ -148,8 +150,11 @@ class RouterService:
             raise SaturatedError(f"{hold.reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
         until_s, bound = _longest_hold(request, runtime.config.policy, deadline_s)
         self._holding.check_bounds(request, runtime.config.policy.queue, kept)
+        hold = _ending(hold, _patient_until_s(request, deadline_s))
         with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events, hold=hold) as ticket:
-            return await self._wait_for_place(request, ticket, until_s=until_s, bound=bound, reason=hold.reason)
+            return await self._wait_for_place(
+                request, ticket, deadline_s=deadline_s, until_s=until_s, bound=bound, reason=hold.reason
+            )
 
     def claims(self) -> dict[str, Claim]:
         """What other routers are told of whoever goes first in each line, by model."""
@@ -173,7 +178,14 @@ class RouterService:
         return least_work_s(request, profiles.values())
 
     async def _wait_for_place(
-        self, request: Request, ticket: Ticket, *, until_s: float, bound: str, reason: str
+        self,
+        request: Request,
+        ticket: Ticket,
+        *,
+        deadline_s: float | None,
+        until_s: float,
+        bound: str,
+        reason: str,
     ) -> RouteAnswer:
         loop = asyncio.get_running_loop()
         latest_s = loop.time() + until_s - request.arrived_at_s  # should the clock go back, this one does not
@@ -192,21 +204,30 @@ class RouterService:
             if runtime is None:
                 raise NoInstanceError("the router has no configuration any more")
             is_new = request.request_id not in self._world.open_requests
-            outcome = await self._attempt(request, runtime, ticket.line, ticket)
+            patient_until_s = _patient_until_s(request, deadline_s)
+            is_patient = self._world.clock() < patient_until_s
+            outcome = await self._attempt(request, runtime, ticket.line, ticket, is_patient=is_patient)
             if isinstance(outcome, RouteAnswer):
                 if is_new:
                     ticket.served()
                     self._world.open_requests.charged(request)
                 return replace(outcome, held_s=max(self._world.clock() - request.arrived_at_s, 1e-9))
             reason = outcome.reason
-            ticket.stays(outcome)
+            ticket.stays(_ending(outcome, patient_until_s))
 
     async def _attempt(
-        self, request: Request, runtime: Runtime, line: HoldLine, ticket: Ticket | None = None
+        self,
+        request: Request,
+        runtime: Runtime,
+        line: HoldLine,
+        ticket: Ticket | None = None,
+        *,
+        is_patient: bool = True,
     ) -> RouteAnswer | Hold:
         """Decides and reserves; where no candidate fits any more, once again on the fresh loads.
 
-        ``ticket`` is the request's place in its line, where it is held already.
+        ``ticket`` is the request's place in its line, where it is held already. One that is not patient has been the
+        first for ever: no policy holds it at will.
         """
         if request.request_id in self._world.open_requests:
             standing = await self._standing(request, runtime)
@@ -218,7 +239,8 @@ class RouterService:
             guard = runtime.degraded if self._world.is_degraded() else runtime.guard
             snapshot = self.snapshot()
             if ticket is not None:
-                snapshot = replace(snapshot, held=line.waiting(request), head_since_s=line.head_since_s)
+                since_s = line.head_since_s if is_patient else -math.inf
+                snapshot = replace(snapshot, held=line.waiting(request), head_since_s=since_s)
             request = self._world.prefixes.with_hits(request)
             guarded = self._decide(guard, request, snapshot, terms.batch)
             decision = guarded.decision
@@ -362,6 +384,18 @@ def _longest_hold(request: Request, policy: PolicyConfig, deadline_s: float | No
     if deadline_s is not None and deadline_s < until_s:
         return deadline_s, "as long as the call's own deadline allows"
     return until_s, f"as long as the policy's {field} allows"
+
+
+def _patient_until_s(request: Request, deadline_s: float | None) -> float:
+    """Until when a request may be held at a policy's will for all that its call's own deadline says."""
+    if deadline_s is None:
+        return math.inf
+    return request.arrived_at_s + MOST_OF_WAIT * (deadline_s - request.arrived_at_s)
+
+
+def _ending(hold: Hold, latest_s: float) -> Hold:
+    """A hold that ends at ``latest_s`` if it ends later."""
+    return hold if hold.until_s is None or hold.until_s <= latest_s else replace(hold, until_s=latest_s)
 
 
 def _request(ask: RouteAsk, foretold: Foretold, excluded: frozenset[str], *, arrived_at_s: float) -> Request:

@@ -429,3 +429,18 @@ async def test_the_default_policy_holds_for_a_batch_and_sends_it_together() -> N
     assert not any(task.done() for task in tasks)
     await asyncio.gather(bench.route("third"), *tasks)
     assert bench.service.held == 0
+
+
+async def test_a_call_with_little_time_is_not_held_at_will_until_it_is_over() -> None:
+    """Half of its time is for a batch, the rest for want of room."""
+    bench, policy = await patient(1e6)
+    policy.until_s = bench.clock.now_s + 4.0
+    task = asyncio.create_task(bench.route("hasty", deadline_s=bench.clock.now_s + 0.2))
+    await until(lambda: bench.service.held == 1)
+    timer = bench.service._holding.line(MODEL)._timer
+    assert timer is not None
+    assert timer.when() - asyncio.get_running_loop().time() <= 0.1
+    bench.clock.now_s += 0.1
+    await until(lambda: len(policy.seen) > 1)
+    assert policy.seen[-1][2] == -float("inf")
+    assert (await task).instance_id == "a:1"
