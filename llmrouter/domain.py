@@ -302,7 +302,7 @@ class ObjectiveWeights:
     overflow: float = 1.0
     spread: float = 0.8
     pressure: float = 2.5
-    reuse: float = 3.0
+    reuse: float = 18.0
 
     def as_mapping(self) -> Mapping[str, float]:
         """Names to values, in the order models take them."""

@@ -23,7 +23,7 @@ PRESETS: Mapping[str, ObjectiveWeights] = MappingProxyType(
             overflow=1.0,
             spread=1.5,
             pressure=1.0,
-            reuse=3.0,
+            reuse=20.0,
         ),
         "Balanced": ObjectiveWeights(),
         "E2E": ObjectiveWeights(

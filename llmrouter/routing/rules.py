@@ -44,7 +44,7 @@ MIXING_ALPHA = 0.5
 MIXING_EPSILON_S = 0.5
 """Constants of the mixing penalty for a V100 (arXiv 2408.13510); ε, which is not printed, is its heavy prompt."""
 
-OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+OWN_ALONE = (1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 """Weights of the marginal cost that leave only the request's own seconds."""
 
 IMPOSED_ALONE = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -218,8 +218,8 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         drain    = (b + crowd) · R / n               seconds until the mean request in flight ends (0 if idle)
         overflow = drain · (max(0, C + p + r·(R + d) − K) / C + max(0, n + 1 − max) / n)
         prefill  = g1·(p − c) + g1b·(p² − c²)
-        wait     = overflow + g1·Q + prefill
-        decode   = d·(crowd + b + g3 + g2·p)
+        wait     = g1·Q
+        decode   = prefill + d·(crowd + b + g3 + g2·p)
         stall    = n·prefill
         slowdown = n·d·(g3 + g2·(p + d/2))
         coalesce = n·b if the engine runs prefill-only steps and has no queued prefill, else 0
@@ -228,10 +228,10 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         cost     = w_wait·wait + w_decode·decode + w_stall·(1 + w_pressure·B)·stall + w_slowdown·slowdown
                    + w_coalesce·coalesce + w_overflow·overflow + w_spread·spread + w_reuse·reuse
 
-    ``wait`` is the request's own time to its first token, ``decode`` its own time from there. ``stall`` and
-    ``slowdown`` are what the n requests that share the batch lose: the prompt stalls each of them once, and for d steps
-    every step is longer by the new sequence and its growing context (who ends is replaced by others). ``spread`` grows
-    with the square of a step's length beyond that of an empty batch: it keeps long contexts apart. Where prefill is the
+    ``wait`` is the request's own time until its prefill begins, ``overflow`` that until it has KV and a place in the
+    batch, ``decode`` its own time from there. ``stall`` and ``slowdown`` are what the n requests that share the batch
+    lose: the prompt stalls each of them once, and for d steps every step is longer by the new sequence and its growing
+    context (who ends is replaced by others). ``spread`` grows with the square of a step's length beyond that of an empty batch: it keeps long contexts apart. Where prefill is the
     bottleneck prompts wait everywhere, B grows, and ``stall`` with it: long prompts then queue behind each other, and
     short ones pass. Where decoding or KV is, B stays near 0. ``reuse`` is what a hit saves later prompts: one that is
     computed once more takes room in the cache from another that would have hit.
@@ -248,14 +248,13 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         shares = max(0.0, kv_deficit) / max(context, 1.0) + max(0.0, slot_deficit) / n_or_1
         overflow_s = (b + crowd_s) * (remaining / n_or_1) * shares
     prefill_s = g1 * (p - cached) + x[PREFILL_SQUARED] * (p * p - cached * cached)
-    wait_s = overflow_s + g1 * queued + prefill_s
     crowded_s = crowd_s + g3 + g2 * p
-    decode_s = d * (crowded_s + b)
+    decode_s = prefill_s + d * (crowded_s + b)
     slowdown_s = n * d * (g3 + g2 * (p + 0.5 * d))
     coalesce_s = n * b * x[PREFILL_FIRST] if queued <= 0.0 else 0.0
     spread_s = d * crowded_s * crowded_s / max(b, LEAST_BASE_S)
     return (
-        weights[0] * wait_s
+        weights[0] * g1 * queued
         + weights[1] * decode_s
         + weights[2] * (1.0 + weights[7] * backlog_s) * n * prefill_s
         + weights[3] * slowdown_s

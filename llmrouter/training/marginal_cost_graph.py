@@ -79,13 +79,13 @@ def marginal_cost_model() -> ModelProto:
     graph = _Graph()
     f = graph.rows(graph.op("Transpose", "features"), FEATURE_NAMES)
     w = graph.rows("weights", WEIGHT_NAMES)
-    backlog_s = graph.mean(graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]))
+    wait_s = graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"])
+    backlog_s = graph.mean(wait_s)
     pressed = graph.add(graph.mul(w["pressure"], backlog_s), 1.0)
     n, p, d = f["requests"], f["prompt_tokens"], f["predicted_output_tokens"]
     crowd_s = graph.add(graph.mul(f["sequence_s"], n), graph.mul(f["context_s_per_token"], f["context_tokens"]))
     overflow_s = _overflow(graph, f, crowd_s)
     prefill_s = _prefill(graph, f)
-    wait_s = graph.add(overflow_s, graph.mul(f["prefill_s_per_token"], f["queued_prefill_tokens"]), prefill_s)
     crowded_s = graph.add(crowd_s, f["sequence_s"], graph.mul(f["context_s_per_token"], p))
     longer_step_s = graph.add(f["sequence_s"], graph.mul(f["context_s_per_token"], graph.add(p, graph.mul(d, 0.5))))
     nothing_queued = graph.op("LessOrEqual", f["queued_prefill_tokens"], 0.0)
@@ -93,7 +93,7 @@ def marginal_cost_model() -> ModelProto:
     spread_s = graph.op("Div", graph.mul(d, crowded_s, crowded_s), graph.op("Max", f["base_s"], LEAST_BASE_S))
     cost_s = graph.add(
         graph.mul(wait_s, w["wait"]),
-        graph.mul(d, graph.add(crowded_s, f["base_s"]), w["decode"]),
+        graph.mul(graph.add(prefill_s, graph.mul(d, graph.add(crowded_s, f["base_s"]))), w["decode"]),
         graph.mul(n, prefill_s, w["stall"], pressed),
         graph.mul(n, d, longer_step_s, w["slowdown"]),
         graph.mul(coalesce_s, w["coalesce"]),
