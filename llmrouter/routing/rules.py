@@ -231,10 +231,11 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
     ``wait`` is the request's own time until its prefill begins, ``overflow`` that until it has KV and a place in the
     batch, ``decode`` its own time from there. ``stall`` and ``slowdown`` are what the n requests that share the batch
     lose: the prompt stalls each of them once, and for d steps every step is longer by the new sequence and its growing
-    context (who ends is replaced by others). ``spread`` grows with the square of a step's length beyond that of an empty batch: it keeps long contexts apart. Where prefill is the
-    bottleneck prompts wait everywhere, B grows, and ``stall`` with it: long prompts then queue behind each other, and
-    short ones pass. Where decoding or KV is, B stays near 0. ``reuse`` is what a hit saves later prompts: one that is
-    computed once more takes room in the cache from another that would have hit.
+    context (who ends is replaced by others). ``spread`` grows with the square of a step's length beyond that of an
+    empty batch: it keeps long contexts apart. Where prefill is the bottleneck prompts wait everywhere, B grows, and
+    ``stall`` with it: long prompts then queue behind each other, and short ones pass. Where decoding or KV is, B stays
+    near 0. ``reuse`` is what a hit saves later prompts: one that is computed once more takes room in the cache from
+    another that would have hit.
     """
     n, context, queued, remaining = x[REQUESTS], x[CONTEXT], x[QUEUED], x[REMAINING]
     p, d, cached = x[PROMPT], x[PREDICTED], x[CACHED]
