@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from llmrouter.sim.setup import Setup
     from llmrouter.sim.workload import Workload
 
-CAPACITY_RPS = {"paper-v100": 13.5, "h100-mix": 44.5, "h100-prod": 22.5, "azure-unequal": 60.0}
-"""About the highest rate that round-robin sustains: docs/benchmark.md; of unequal engines what both kinds sustain."""
+CAPACITY_RPS = {"paper-v100": 13.5, "h100-mix": 44.5, "h100-prod": 22.5, "azure-unequal": 23.1}
+"""The highest rate that round-robin sustains: docs/benchmark.md, and ``llmrouter.testbed.comparison`` for the last."""
 
 SIDES = {"exact": RouterSide(), "4 routers, 0.5 s": RouterSide(routers=4, refresh_s=0.5)}
 POLICIES = ("LeastInFlight", "WorkloadImpact")
