@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support import provoking
+from support.router_world import bundle_of, config_of
 from support.sim_worlds import Case, interpret
 
-from llmrouter.profiles import H100_MIX
+from llmrouter.profiles import H100_MIX, PAPER_V100
 from llmrouter.routing.guard import Guard, GuardRules, Why
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from llmrouter.routing.policies import LeastInFlight
@@ -18,6 +19,7 @@ from llmrouter.sim.guarded import GuardedPolicy
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.setup import RouterSide, Setup
 from llmrouter.sim.workload import Workload
+from router_grpc.runtime import RuntimeBuilder
 
 if TYPE_CHECKING:
     from llmrouter.routing.envelope import Envelope
@@ -169,3 +171,16 @@ def test_the_kill_switch_takes_the_policy_out() -> None:
     assert all_served(outcomes)
     assert primary.asked == 0
     assert set(policy.reasons) == {Why.FORCED}
+
+
+@pytest.mark.parametrize("preset", ["Balanced", "E2E"])
+def test_the_guard_has_nothing_to_say_about_the_default_policy(preset: str) -> None:
+    """Its waits for a batch are holds at will: they end by themselves, and keep nobody from an idle instance."""
+    policy = {"type": "WorkloadImpact", "objective": {"preset": preset}, "hold": {"batchSize": 4}}
+    guard = RuntimeBuilder(provoking.Clock()).build(bundle_of(config_of(policy=policy))).guard
+    guarded = GuardedPolicy(guard)
+    setup = Setup(engines=(EngineModel(PAPER_V100),) * 3, routers=RouterSide(routers=2, refresh_s=0.1))
+    outcomes = interpret(Case(setup, workload(rate_rps=10.0), lambda: guarded))
+    assert all_served(outcomes)
+    assert (outcomes.wait_s > 0.0).sum() > REQUESTS / 10
+    assert not guarded.reasons
