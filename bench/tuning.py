@@ -37,8 +37,6 @@ from llmrouter.tuning.runs import runs
 from llmrouter.tuning.windows import held_out_seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llmrouter.tuning.judgement import Verdict
     from llmrouter.tuning.options import Options
 
@@ -152,13 +150,12 @@ def null(words: str, objective: str, count: int, out: Path) -> Row:
     }
 
 
-def print_gains(rows: Sequence[Row]) -> None:
-    for row in rows:
-        print(f"{row['case']}\n  accepted {row['accepted']} ({row['reason']}), {row['cpu_s']} s of CPU")
-        print(f"  {row['numbers']}")
-        for name, figures in {"tuned": row["tuned"], **row["presets"]}.items():
-            texts = (f"{key} {change:+.1f} ± {half:.1f}" for key, (change, half) in figures.items())
-            print(f"  {name:9}" + ", ".join(texts))
+def print_gain(row: Row) -> None:
+    print(f"{row['case']}\n  accepted {row['accepted']} ({row['reason']}), {row['cpu_s']} s of CPU")
+    print(f"  {row['numbers']}")
+    for name, figures in {"tuned": row["tuned"], **row["presets"]}.items():
+        texts = (f"{key} {change:+.1f} ± {half:.1f}" for key, (change, half) in figures.items())
+        print(f"  {name:9}" + ", ".join(texts), flush=True)
 
 
 def main() -> int:
@@ -193,8 +190,10 @@ def main() -> int:
             mean_s = math.fsum(row["cpu_s"] for row in rows) / len(rows)
             print(f"{mean_s:.1f} s of CPU each", flush=True)
         if "gains" in given.part:
-            result["gains"] = [gains(CASES[number], given.generations, out) for number in given.cases]
-            print_gains(result["gains"])
+            result["gains"] = []
+            for number in given.cases:
+                result["gains"].append(gains(CASES[number], given.generations, out))
+                print_gain(result["gains"][-1])
     given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
