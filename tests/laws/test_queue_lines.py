@@ -17,7 +17,7 @@ from llmrouter.domain import Request
 from llmrouter.routing.batch import MOST_IN_A_ROW, BatchRules, has_turn, kinship
 from llmrouter.routing.fairness import charged, settled
 from llmrouter.routing.lines import Held, HeldLine, QueueRules, least_work_s
-from llmrouter.routing.orders import Order
+from llmrouter.routing.orders import HEAD_START_S, Order
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.run import simulate
@@ -419,3 +419,44 @@ def test_of_several_routers_none_waits_for_another_to_be_empty() -> None:
     outcomes = simulate(setup, workload, ONE_EACH)
     waits = [outcomes.wait_s[np.arange(800) % 4 == router].mean() for router in range(4)]
     assert max(waits) < 1.2 * min(waits)
+
+
+def eight(order: Order, *, even: bool, routers: int = 8) -> Outcomes:
+    """Routers that read the ledger ten times a second, before ten engines with 1.3 of what these can do."""
+    rng = np.random.default_rng(6)
+    count = 1_200
+    output = rng.integers(5, 40, count)
+    workload = Workload.of(
+        np.cumsum(rng.exponential(output.mean() * 0.01 / 1.3, count)),
+        np.full(count, 10),
+        output,
+        predicted_output_tokens=output,
+    )
+    side = RouterSide(order=order, routers=routers, refresh_s=0.1 if routers > 1 else 0.0, even=even)
+    engines = (EngineModel(ONE_AT_A_TIME),) * 10
+    return simulate(Setup(engines=engines, routers=side), workload, ONE_EACH)
+
+
+def waits_of(outcomes: Outcomes) -> list[float]:
+    """The mean wait of the requests of each of eight routers."""
+    router = np.arange(len(outcomes.wait_s)) % 8
+    return [float(outcomes.wait_s[router == one].mean()) for one in range(8)]
+
+
+@pytest.mark.parametrize("order", [Order.FIRST_COME_FIRST_SERVED, Order.SHORTEST_PREDICTED])
+def test_routers_drain_evenly_and_as_one_would(order: Order) -> None:
+    """They leave places to who came first elsewhere: waits alike, the whole hardly slower than behind one router."""
+    even, one = eight(order, even=True), eight(order, even=True, routers=1)
+    assert even.finished.all()
+    assert max(waits_of(even)) < 1.25 * min(waits_of(even))
+    assert max(waits_of(eight(order, even=False))) > 1.5 * min(waits_of(eight(order, even=False)))
+    assert even.e2e_s.mean() < 1.1 * one.e2e_s.mean()
+
+
+def test_first_come_goes_first_across_routers_but_for_the_head_start() -> None:
+    """Nobody is passed by who came more than a head start and a reading of the ledger later."""
+    outcomes = eight(Order.FIRST_COME_FIRST_SERVED, even=True)
+    arrived_s, dispatched_s = outcomes.arrived_at_s, outcomes.dispatched_at_s
+    for row in range(0, len(arrived_s), 7):
+        passed_by = dispatched_s < dispatched_s[row] - 1e-9
+        assert arrived_s[passed_by].max(initial=0.0) <= arrived_s[row] + HEAD_START_S + 0.3
