@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 FIRST_DEVELOPMENT_SEED = SELECTION.first + 500
 MOST_SEEDS = 100
 REQUESTS = {"paper-v100": 500, "h100-mix": 750, "h100-prod": 500}
-"""Of a run, for each instance up to 4; above, as many for every four instances more as half of that."""
+"""Of a run, for each instance up to 4; above, as many again for every 16 instances more."""
 
 COLUMNS = ("mean E2E", "p99 E2E", "TTFT p99", "TPOT p95", "slowdown, worst 5 %")
 SERVED = CompiledPolicy(rule=Rule.RANDOM, max_requests=None, kv_fraction=1.0)
@@ -70,7 +70,7 @@ class Setting:
 
     def task(self, preset: str, seed: int) -> tasks.Task:
         """A run of it."""
-        count = REQUESTS[self.cell] * min(len(self.engines), 4) * (1 + max(0, len(self.engines) - 4) // 8)
+        count = REQUESTS[self.cell] * min(len(self.engines), 4) * (1 + max(0, len(self.engines) - 4) // 16)
         return tasks.make(
             self.cell,
             self.engines,
