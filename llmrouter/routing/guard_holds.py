@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import SHORTEST_HOLD_S
+from llmrouter.routing.batching import MOST_OF_WAIT
 from llmrouter.routing.guard_shares import is_eligible
 from llmrouter.routing.lateness import Rest
 
 if TYPE_CHECKING:
     from llmrouter.domain import Hold, PoolSnapshot, Request
-
-MOST_OF_WAIT = 0.5
-"""Share of a request's longest wait that a policy may use up; the rest is for want of room."""
 
 OVERRULED_IN_A_ROW = 5
 """After so many holds in a row that were overruled the policy rests."""
@@ -21,11 +19,15 @@ OVERRULED_IN_A_ROW = 5
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The hold as it may be, or ``None``; ``detail`` says what was wrong with it, if anything was."""
+    """The hold as it may be, or ``None``; ``detail`` says what was wrong with it, if anything was.
+
+    ``is_fault`` where the policy could have known: it sees idle instances and the age of the head.
+    """
 
     hold: Hold | None
     detail: str = ""
     stale: bool = False
+    is_fault: bool = False
 
 
 class VoluntaryHolds:
@@ -58,7 +60,7 @@ class VoluntaryHolds:
         now_s, verdict = snapshot.taken_at_s, self._judge(hold, request, snapshot)
         if verdict.hold is not None:
             self.kept()
-        elif not verdict.stale:
+        elif verdict.is_fault:
             self._overruled += 1
             if self._overruled >= OVERRULED_IN_A_ROW:
                 self._overruled = 0
@@ -72,10 +74,11 @@ class VoluntaryHolds:
             return Verdict(None, detail, stale=True)
         for view in snapshot.views:
             if view.total.requests <= 0 and is_eligible(view, request):
-                return Verdict(None, f"held while {view.instance.instance_id} is idle")
+                return Verdict(None, f"held while {view.instance.instance_id} is idle", is_fault=True)
         held_s = 0.0 if snapshot.head_since_s is None else now_s - snapshot.head_since_s
         if not 0.0 <= held_s < self._longest_s:
-            return Verdict(None, f"first of its line for {held_s:.3g} s, guard.maxHoldSeconds is {self._longest_s:g}")
+            detail = f"first of its line for {held_s:.3g} s, guard.maxHoldSeconds is {self._longest_s:g}"
+            return Verdict(None, detail, is_fault=self._longest_s > 0.0)
         last_s = min(now_s + self._longest_s - held_s, request.arrived_at_s + self._most_of_wait_s)
         if last_s <= now_s:
             return Verdict(None, f"it waits for {now_s - request.arrived_at_s:.3g} s and would soon be refused")

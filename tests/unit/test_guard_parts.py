@@ -226,6 +226,14 @@ class TestHoldsAtWill:
         assert judging.resting(NOW_S)
         assert not judging.resting(NOW_S + REST_S)
 
+    def test_what_a_policy_cannot_see_does_not_rest_it(self) -> None:
+        """That the request has waited in the line before, and how old the loads are."""
+        judging, old = holds(longest_wait_s=4.0), request(arrived_at_s=NOW_S - 3.0)
+        for _ in range(4 * OVERRULED_IN_A_ROW):
+            assert judging.judge(Hold("wish"), old, at(*self.busy)).hold is None
+            assert judging.judge(Hold("wish"), request(), at(*self.busy, load_age_s=9.0)).hold is None
+        assert not judging.resting(NOW_S)
+
     def test_a_placement_in_between_starts_the_count_anew(self) -> None:
         judging, pool = holds(), at(view("idle"))
         for _ in range(4 * OVERRULED_IN_A_ROW):

@@ -181,11 +181,11 @@ class TestWhichModelsRun:
     def test_the_preferences_reach_it(self) -> None:
         """A preset, and a number in its place: hold is worth what TTFT does not count."""
         model = shared_agent({"requests": -1.0}, {"line/prefer_e2e": 10.0}, hold=-5.0)
-        views = at([view("a", 3)])
-        held = built(model, objective={"preset": "E2E"}).guard.decide(request(), views, _rng()).decision
+        views, asked = at([view("a", 3)]), request(arrived_at_s=99.0)
+        held = built(model, objective={"preset": "E2E"}).guard.decide(asked, views, _rng()).decision
         assert isinstance(held, Hold)
         chosen = {"preset": "E2E", "preferences": {"e2e": 0.0, "ttft": 1.0}}
-        assert isinstance(built(model, objective=chosen).guard.decide(request(), views, _rng()).decision, Placement)
+        assert isinstance(built(model, objective=chosen).guard.decide(asked, views, _rng()).decision, Placement)
 
     def test_an_agent_of_the_papers_state_needs_the_only_router(self) -> None:
         model = paper_agent({})
