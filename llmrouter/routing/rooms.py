@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, TypeVar
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION, Room
@@ -45,7 +46,7 @@ def kv_gate(
 ) -> Callable[[InstanceView], Room]:
     """Room by batch slots and KV: ``n < max sequences`` and ``C + p + r·(R + d) ≤ θ·K − block``.
 
-    Prompts that wait do not count while KV is free: see ``inflight.gate_tokens`` and ``gate_requests``.
+    Prompts that wait do not count while KV is free: see ``inflight.has_free_kv`` and ``gate_requests``.
     """
 
     def room_for(profile: EngineProfile) -> Room:
@@ -56,6 +57,7 @@ def kv_gate(
         )
 
     usual = per_profile(room_for)
+    wider = functools.lru_cache(MAX_KNOWN)(Room)  # making one costs more than finding it
 
     def of(view: InstanceView) -> Room:
         room, load = usual(view), view.total
@@ -65,10 +67,7 @@ def kv_gate(
         profile = view.instance.profile
         if not has_free_kv(profile.kv_tokens, load.context_tokens, queued):
             return room
-        return Room(
-            max_requests=int(gate_requests(room.max_requests, queued * profile.prefill_s_per_token)),
-            kv_limit_tokens=max(0, room.kv_limit_tokens) + queued,
-            decode_reserve_fraction=decode_reserve_fraction,
-        )
+        most = int(gate_requests(room.max_requests, queued * profile.prefill_s_per_token))
+        return wider(most, max(0, room.kv_limit_tokens) + queued, decode_reserve_fraction)
 
     return of
