@@ -289,12 +289,15 @@ def part_of_runs(options: argparse.Namespace, console: Console) -> list[dict[str
     contenders = WORTH if options.part == "worth" else (BASE, WORTH[1], *(c for n in options.routers for c in split(n)))
     rows: list[dict[str, object]] = []
     with Progress(console=console) as progress:
-        task = progress.add_task("runs", total=len(cells) * len(options.loads) * len(contenders) * options.seeds)
+        task = progress.add_task(
+            "runs", total=len(cells) * len(options.rates or options.loads) * len(contenders) * options.seeds
+        )
         for cell in cells:
-            most_rps = capacity_rps(cell, trace, options.seconds)
-            for load in options.loads:
+            most_rps = 1.0 if options.rates else capacity_rps(cell, trace, options.seconds)
+            for load in options.rates or options.loads:
                 rate = load * most_rps
-                print(f"\n{cell}: {load:g} C = {rate:.2f} req/s; E2E s, TTFT s, change % of E2E mean, p99, "
+                said = "" if options.rates else f"{load:g} C = "
+                print(f"\n{cell}: {said}{rate:.2f} req/s; E2E s, TTFT s, change % of E2E mean, p99, "
                       "TTFT mean, p99; hit %, wrong %")  # fmt: skip
                 seeds = range(SELECTION.first, SELECTION.first + options.seeds)
                 made = {seed: workload_of(cell, trace, rate, options.seconds, seed) for seed in seeds}
@@ -358,14 +361,15 @@ def main() -> int:
     parser.add_argument("--cells", nargs="+", choices=sorted(LAWS), default=list(LAWS), help="laws of requests")
     parser.add_argument("--trace", type=Path, help="a trace with prefix blocks (Mooncake's) in place of the laws")
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), help="of what round-robin sustains")
+    parser.add_argument("--rates", type=float, nargs="+", help="requests per second in place of --loads")
     parser.add_argument("--routers", type=int, nargs="+", default=[4], help="of --part routers (default: 4)")
     parser.add_argument("--seconds", type=float, default=240.0, help="of arrivals in each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=2_000, help="timed calls of --part cost (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=None, help="file to write")
     options = parser.parse_args()
-    if options.seeds < 2 or options.seconds <= 0 or min(options.loads) <= 0 or options.runs < 1:  # noqa: PLR2004
-        parser.error("--seeds must be at least 2, --runs at least 1, --seconds and --loads above 0")
+    if options.seeds < 2 or options.seconds <= 0 or min(options.rates or options.loads) <= 0 or options.runs < 1:  # noqa: PLR2004
+        parser.error("--seeds must be at least 2, --runs at least 1, --seconds, --loads and --rates above 0")
     print(f"$ {(command := shlex.join(['python', *sys.argv]))}")
     rows = part_of_cost(options) if options.part == "cost" else part_of_runs(options, Console(stderr=True))
     out = options.json or Path(f"build/bench/prefix_index_{options.part}.json")
