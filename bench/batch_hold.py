@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.domain import BatchHold
+from llmrouter.objectives import DEFAULT_PRESET, PRESETS
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.run import simulate
 from llmrouter.sim.setup import CompiledPolicy
@@ -48,15 +49,16 @@ def hold_of(text: str) -> BatchHold:
     return BatchHold(int(size), float(wait_s))
 
 
-def figures(cell: Cell, rate_rps: float, holds: list[BatchHold], *, requests: int, seed: int) -> NDArray[np.float64]:
+def figures(
+    cell: Cell, rate_rps: float, policies: list[CompiledPolicy], *, requests: int, seed: int
+) -> NDArray[np.float64]:
     """Seconds by setting and figure (H, F)."""
     history = cell.workload_at(rate_rps, HISTORY, seed + ANOTHER_RUN)
     workload = predicted(cell.workload_at(rate_rps, requests, seed), Predictor.TASK_MEAN, history, seed=seed)
     load = rate_rps / (CAPACITY_RPS[cell.spec.name] * len(cell.setup.engines) / 4)
     first = int(cell.warm_up_fraction(load) * requests)
     rows = []
-    for hold in holds:
-        policy = CompiledPolicy(rule=Rule.MARGINAL_COST, max_requests=None, kv_fraction=1.0, batch_hold=hold)
+    for policy in policies:
         one = simulate(cell.setup, workload, policy, seed=seed)
         e2e_s, ttft_s, tpot_s = one.e2e_s[first:], one.ttft_s[first:], one.tpot_s[first:]
         rows.append([np.nanmean(e2e_s), np.nanmean(ttft_s), np.nanpercentile(ttft_s, 99), np.nanpercentile(tpot_s, 95)])
@@ -73,6 +75,7 @@ def shown(change: Change) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=sorted(CAPACITY_RPS), default="paper-v100")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default=DEFAULT_PRESET, help="whose weights")
     parser.add_argument("--instances", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--loads", type=float, nargs="+", default=[0.8, 0.95, 1.1, 1.48], help="of capacity")
     parser.add_argument("--holds", nargs="+", default=["1/0", "2/0.05", "2/0.15", "4/0.5", "6/1"], metavar="N/S")
@@ -88,7 +91,11 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     print(f"$ {(command := shlex.join(['python', *sys.argv]))}\n")
-    holds = [hold_of(text) for text in options.holds]
+    holds, weights = [hold_of(text) for text in options.holds], PRESETS[options.preset].in_order
+    policies = [
+        CompiledPolicy(rule=Rule.MARGINAL_COST, weights=weights, max_requests=None, kv_fraction=1.0, batch_hold=hold)
+        for hold in holds
+    ]
     print(f"| instances, load | size, s | {' % | '.join(FIGURES)} % |\n|{'---|' * (2 + len(FIGURES))}")
     rows = []
     for instances in options.instances:
@@ -96,7 +103,7 @@ def main() -> int:
         for load in options.loads:
             rate_rps, requests = load * CAPACITY_RPS[options.cell] * instances / 4, options.requests * instances
             seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-            found_SHF = np.array([figures(cell, rate_rps, holds, requests=requests, seed=seed) for seed in seeds])
+            found_SHF = np.array([figures(cell, rate_rps, policies, requests=requests, seed=seed) for seed in seeds])
             for place, hold in enumerate(holds):
                 changes = [
                     paired_change(found_SHF[:, place, k].tolist(), found_SHF[:, 0, k].tolist())

@@ -43,7 +43,7 @@ PRESETS: Mapping[str, ObjectiveWeights] = MappingProxyType(
 
 BATCH_HOLDS: Mapping[str, BatchHold] = MappingProxyType(
     {
-        "SLO": BatchHold(size=2, wait_s=0.05),
+        "SLO": BatchHold(),
         "Balanced": BatchHold(size=2, wait_s=0.15),
         "E2E": BatchHold(size=4, wait_s=0.5),
     }
