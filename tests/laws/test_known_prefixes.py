@@ -6,15 +6,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sim_worlds import SMALL, Interpreted
+from support.sim_worlds import SMALL, Interpreted, same
 
+from llmrouter.arrivals.multi_turn import SessionLaw, sessions
+from llmrouter.profiles import H100_MIX
+from llmrouter.routing.catalogue import make_policy
+from llmrouter.routing.policies import request_bound
 from llmrouter.routing.prefixes import PrefixIndex, Use
+from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out
 from llmrouter.sim.kernel.known_prefixes import cached_tokens, report_prefix, use_prefix
 from llmrouter.sim.model import EngineModel
-from llmrouter.sim.setup import PrefixView, RouterSide, Setup
+from llmrouter.sim.run import simulate
+from llmrouter.sim.setup import CompiledPolicy, PrefixView, RouterSide, Setup
 from llmrouter.sim.workload import Workload
 
 if TYPE_CHECKING:
@@ -98,3 +105,25 @@ def test_who_knows_nothing_and_who_knows_all_keep_no_index() -> None:
         use_prefix(world, 0, 0)
         assert cached_tokens(world, 0, 0, 1) == 0
         assert len(world.known_uses) == 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("view", list(PrefixView))
+def test_a_rule_and_its_policy_see_the_same_hits(view: PrefixView) -> None:
+    """Where engines are so unequal that nothing ties, a compiled rule and its policy come to equal bytes."""
+    law = SessionLaw(tenants=3, system_prompt_tokens=256, mean_turns=4, think_median_s=1.0, question_median_tokens=80)
+    workload = sessions(law, 4.0, 60, np.random.default_rng(3))
+    workload = workload.with_predictions(workload.output_tokens * 1.0)
+    engines = tuple(
+        EngineModel(
+            replace(
+                H100_MIX, base_decode_s=0.01 + place / 997, prefill_s_per_token=1e-4 + place / 9e5, kv_tokens=24_000
+            ),
+            prefix_caching=place != 2,
+        )
+        for place in range(3)
+    )
+    setup = Setup(engines=engines, routers=RouterSide(routers=2, refresh_s=0.05, prefixes=view))
+    fast = simulate(setup, workload, CompiledPolicy(rule=Rule.OWN_LATENCY, max_requests=64))
+    assert same(fast, simulate(setup, workload, make_policy("OwnLatency", request_bound(64))))
+    assert fast.cached_tokens.sum() > 0
