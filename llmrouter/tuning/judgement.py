@@ -19,11 +19,14 @@ Objective = Literal["SLO", "Balanced", "E2E"]
 OBJECTIVES: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "SLO": MappingProxyType({"ttft_p99_s": 0.5, "tpot_p95_s": 0.5}),
-        "Balanced": MappingProxyType({"e2e_mean_s": 0.5, "ttft_p99_s": 0.25, "tpot_p95_s": 0.25}),
+        "Balanced": MappingProxyType({"e2e_mean_s": 0.8, "ttft_p99_s": 0.1, "tpot_p95_s": 0.1}),
         "E2E": MappingProxyType({"e2e_mean_s": 1.0}),
     }
 )
-"""Parts of each objective: a weighted mean of ln(figure / figure of the current policy), so of changes in percent."""
+"""Parts of each objective: a weighted mean of ln(figure / figure of the current policy), so of changes in percent.
+
+Tails move far more easily than the mean: Balanced takes 1 % of mean E2E for 8 % of a tail.
+"""
 
 RATIOS = ("ttft_p99_s", "tpot_p95_s")
 """Must not get worse, in percent of the current policy."""
