@@ -113,7 +113,7 @@ def test_a_rule_and_its_policy_see_the_same_hits(view: PrefixView) -> None:
     """Where engines are so unequal that nothing ties, a compiled rule and its policy come to equal bytes."""
     law = SessionLaw(tenants=3, system_prompt_tokens=256, mean_turns=4, think_median_s=1.0, question_median_tokens=80)
     workload = sessions(law, 4.0, 60, np.random.default_rng(3))
-    workload = workload.with_predictions(workload.output_tokens * 1.0)
+    workload = workload.with_predictions(workload.output_tokens.astype(np.float64))
     engines = tuple(
         EngineModel(
             replace(
