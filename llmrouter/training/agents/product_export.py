@@ -50,7 +50,9 @@ On the validation tasks, against the default (`WorkloadImpact`, `Balanced`), mea
 own preferences {worth:+.2f}. Checked at export on {compared:.0f} decisions: worst relative difference from the network
 {worst:g}.
 
-`docs/learned.md` says where it beats the default with the preset of the same name, and where it does not.
+Against the default with the preset of the same name it is better in some places and is worse in others, among them
+`h100-mix` with `SLO` and the mean E2E of prefill-first engines where the default holds batches: `docs/learned.md` has
+the tables. The default stays the marginal cost.
 
 **Not for**: engines far from those above, prefix caches, sessions, several routers with stale views, unless measured
 there: it was trained on none of them.

@@ -1,0 +1,42 @@
+"""The learned policy that is shipped: its graph is what the code makes of its weights, and a router takes it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from llmrouter.feature_set import LEARNED_FEATURE_VERSION
+from llmrouter.manifest import ModelKind, check_manifest, parse_manifest
+from llmrouter.training.agents import product_network
+from llmrouter.training.agents.product_graph import product_model
+from llmrouter.training.onnx_files import stable_bytes
+
+FOLDER = Path(__file__).resolve().parents[2] / "models" / "policy" / "learned"
+PARTS = ("weights.linear", "hold.matrix0", "hold.bias0", "hold.matrix1", "hold.bias1")
+
+
+def test_the_graph_is_what_the_code_makes_of_its_weights() -> None:
+    shipped = (FOLDER / "model.onnx").read_bytes()
+    parts = {one.name: numpy_helper.to_array(one) for one in onnx.load_from_string(shipped).graph.initializer}
+    weights_W = np.concatenate([np.ravel(parts[name]) for name in PARTS])
+    assert len(weights_W) == product_network.PRODUCT_WEIGHTS
+    assert stable_bytes(product_model(weights_W)) == shipped
+
+
+def test_its_manifest_is_one_that_a_router_takes() -> None:
+    manifest = parse_manifest((FOLDER / "manifest.json").read_bytes())
+    digest = hashlib.sha256((FOLDER / "model.onnx").read_bytes()).hexdigest()
+    check_manifest(manifest, expected_kind=ModelKind.POLICY, model_sha256=digest, expected_sha256=None)
+    assert manifest.feature_version == LEARNED_FEATURE_VERSION
+    assert manifest.scores["export/worst_relative_difference"] < 1e-4
+    assert {source.licence for source in manifest.training_data} == {"Apache-2.0"}
+
+
+def test_its_card_says_where_it_is_worse() -> None:
+    card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "docs/learned.md" in card
+    assert "is worse" in card
