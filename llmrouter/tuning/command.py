@@ -82,7 +82,7 @@ def tuned(options: Options, searched: Sequence[Parameter], *, clock: Callable[[]
         InvalidInputError: the engines cannot hold the traffic, or it says nothing of the objective.
     """
     plan = options.plan
-    total = runs_of(plan, len(options.others)) + 2 * options.held_out_windows
+    total = runs_of(plan, len(options.others), len(searched)) + 2 * options.held_out_windows
     seeds = training_seeds(plan.seed)
     with runs(options.scene, options.jobs) as run, progress("tuning", total) as advance:
         (first,) = run.figures([options.current], seeds[-2:])

@@ -31,6 +31,9 @@ CHOICE_WINDOWS = 12
 SIGMA = 0.5
 """First deviation on the scale of ``Parameter``: far above ``near`` a factor of 1.6."""
 
+NO_DIFFERENCE = 0.0005
+"""ln of the objective by which a number may matter and still go back to where the search began: 0.05 %."""
+
 TRUST_SIGMA = 0.15
 TRUST_RADIUS = 0.5
 """An update stays within so many steps of the policy it begins with: a factor of 1.6 either way."""
@@ -123,31 +126,72 @@ def search(
         curve.append(min(values))
         count += len(policies) * len(windows)
         slowest_s = max(slowest_s, clock() - round_s)
-    last = plan.generations * WINDOWS
     mean_P: NDArray[np.float64] = optimiser.mean
-    candidates = [
-        ("mean", policy_at(start, searched, mean_P)),
-        ("half way", policy_at(start, searched, (first_P + mean_P) / 2)),
-        *others,
-    ]
-    base, *found = runs.figures(
-        [current, *(policy for _, policy in candidates)], seeds[last : last + CHOICE_WINDOWS], on_done=on_done
-    )
-    values = [penalised(plan.objective, one, base) for one in found]
+    tried = [("mean", mean_P), ("half way", (first_P + mean_P) / 2)]
+    candidates = [*((name, policy_at(start, searched, steps_P)) for name, steps_P in tried), *others]
+    choice = _Choice(runs, plan, current, seeds[plan.generations * WINDOWS :][:CHOICE_WINDOWS], on_done)
+    values = choice.values([policy for _, policy in candidates])
     best = int(np.argmin(values))
+    policy, value = candidates[best][1], values[best]
+    if best < len(tried):
+        policy, value = _plainer(choice, policy, value, first_P=first_P, searched=searched)
     return Found(
-        policy=candidates[best][1],
+        policy=policy,
         origin=candidates[best][0],
-        value=values[best],
+        value=value,
         curve=tuple(curve),
-        runs=count + (1 + len(candidates)) * CHOICE_WINDOWS,
+        runs=count + choice.runs,
         is_cut=is_cut,
     )
 
 
-def runs_of(plan: Plan, others: int) -> int:
-    """How many runs a search makes that nothing cuts short."""
-    return plan.generations * (POPULATION + 1) * WINDOWS + (3 + others) * CHOICE_WINDOWS
+class _Choice:
+    """Penalised objectives on the windows of the choice, which are the same for all who are compared."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        plan: Plan,
+        current: RoutingPolicySpec,
+        seeds: Sequence[int],
+        on_done: Callable[[int], None],
+    ) -> None:
+        self._runs, self._plan, self._seeds, self._on_done = runs, plan, seeds, on_done
+        (self._base,) = runs.figures([current], seeds, on_done=on_done)
+        self.runs = len(seeds)
+
+    def values(self, policies: Sequence[RoutingPolicySpec]) -> list[float]:
+        found = self._runs.figures(policies, self._seeds, on_done=self._on_done)
+        self.runs += len(policies) * len(self._seeds)
+        return [penalised(self._plan.objective, one, self._base) for one in found]
+
+
+def _plainer(
+    choice: _Choice,
+    policy: RoutingPolicySpec,
+    value: float,
+    *,
+    first_P: NDArray[np.float64],
+    searched: Sequence[Parameter],
+) -> tuple[RoutingPolicySpec, float]:
+    """The policy with those numbers back where the search began that make no difference, and its value.
+
+    What never mattered on this traffic has moved by chance, and may matter on other traffic.
+    """
+    steps_P = steps_of(policy, searched)
+    places = range(len(searched))
+    alone = [policy_at(policy, searched, np.where(np.arange(len(searched)) == p, first_P, steps_P)) for p in places]
+    idle_P = np.array(choice.values(alone)) <= value + NO_DIFFERENCE
+    if not idle_P.any():
+        return policy, value
+    together = policy_at(policy, searched, np.where(idle_P, first_P, steps_P))
+    (found,) = choice.values([together])
+    return (together, found) if found <= value + NO_DIFFERENCE else (policy, value)
+
+
+def runs_of(plan: Plan, others: int, searched: int) -> int:
+    """How many runs a search makes at most."""
+    return plan.generations * (POPULATION + 1) * WINDOWS + (4 + others + searched) * CHOICE_WINDOWS
 
 
 def _optimiser(first_P: NDArray[np.float64], searched: Sequence[Parameter], plan: Plan) -> CMA:

@@ -284,10 +284,19 @@ def test_the_search_finds_the_lowest_point() -> None:
     assert not found.is_cut
 
 
-def test_no_window_is_used_twice() -> None:
+def test_what_makes_no_difference_stays_where_it_was() -> None:
+    found = found_in(Valley({"decode": 3.0}))
+    was, now = numbers(POLICY), numbers(found.policy)
+    assert {name for name in was if now[name] != was[name]} == {"objective.decodeWeight"}
+
+
+def test_windows_of_the_choice_are_no_windows_of_the_search() -> None:
     valley = Valley(LOWEST)
     found_in(valley)
-    assert len(set(valley.windows)) == len(valley.windows)
+    generations, choice = valley.windows[: 25 * 4], valley.windows[25 * 4 :]
+    assert len(set(generations)) == len(generations)
+    assert set(choice).isdisjoint(generations)
+    assert len(set(choice)) == 12
 
 
 def test_the_same_seed_finds_the_same() -> None:
