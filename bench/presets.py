@@ -1,7 +1,7 @@
 """What each preset of the default policy wins and costs, in every cell and at every load.
 
-Paired changes in %, ± the half-width of the Student-t 95 % interval, against round-robin and against LMetric, in
-simulation: the mean and p99 of E2E, the p99 of TTFT and the p95 of TPOT.
+Paired changes in %, ± the half-width of the Student-t 95 % interval, against round-robin, LMetric, LeastInFlight and
+MixingPenalty, in simulation: the mean and p99 of E2E, the p99 of TTFT and the p95 of TPOT.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OF_PRESET = {"SLO": SLO, "Balanced": BALANCED, "E2E": E2E}
 METRICS = ("e2e_mean_s", "e2e_p99_s", "ttft_p99_s", "tpot_p95_s")
-AGAINST = (BASE, LMETRIC, JSQ)
+AGAINST = (BASE, LMETRIC, JSQ, "MixingPenalty")
 CELLS = ("h100-mix", "h100-prod", "paper-v100", "azure", "azure-unequal")
 LOADS = (0.5, 0.8, 0.95, 1.1, 1.3)
 
@@ -79,7 +79,7 @@ def main() -> int:
     with Store(given.out, fresh=False) as store:
         measured = Measured(store, first_seed=SELECTION.first, seeds=given.seeds, jobs=given.jobs)
         cells = [CellSpec(name=name) for name in given.cells]
-        plan = measured.plan(cells, given.loads, (BASE, JSQ, LMETRIC, *OF_PRESET.values()))
+        plan = measured.plan(cells, given.loads, (*AGAINST, *OF_PRESET.values()))
         rows = [row for point in measured.points(plan) for row in rows_of(measured, plan, point)]
     weights = {name: weights.as_mapping() for name, weights in PRESETS.items()}
     report = {
