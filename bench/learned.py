@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmrouter.arrivals.cells import cell
+from llmrouter.domain import Preferences
 from llmrouter.errors import InvalidInputError
 from llmrouter.objectives import DEFAULT_PRESET, PREFERENCES
 from llmrouter.routing.rules import Rule
@@ -54,6 +55,7 @@ COLUMNS = ("mean E2E", "p99 E2E", "TTFT p99", "TPOT p95", "slowdown, worst 5 %")
 SERVED = CompiledPolicy(rule=Rule.RANDOM, max_requests=None, kv_fraction=1.0)
 """Lends the network the gate that routers have; the rule never decides."""
 
+FRONT_LOAD = 0.95
 PARTS = ("loads", "sizes", "unequal", "bursts")
 
 
@@ -180,6 +182,31 @@ def verdicts(found: Sequence[dict[str, object]]) -> Table:
     return table
 
 
+ALONE = {
+    "ttft alone": Preferences(1.0, 0.0, 0.0, 0.0),
+    "tpot alone": Preferences(0.0, 1.0, 0.0, 0.0),
+    "fairness alone": Preferences(0.0, 0.0, 0.0, 1.0),
+}
+
+
+def front(decider: Decider, seeds: Sequence[int]) -> Table:
+    """What the network does at 0.95 C with other preferences, against itself with those of ``Balanced``."""
+    table = Table(box=box.MARKDOWN, title="the network at 0.95 C by its preferences, against itself with Balanced's, %")
+    for heading in ("cell", "preferences", *COLUMNS):
+        table.add_column(heading, no_wrap=True)
+    for one in settings(["loads"]):
+        if one.load != FRONT_LOAD:
+            continue
+        drawn = [one.task(DEFAULT_PRESET, seed) for seed in seeds]
+        base = [figures(task, tasks.play_network(task, decider, SERVED)) for task in drawn]
+        for name, preferences in {**PREFERENCES, **ALONE}.items():
+            asked = [replace(task, preferences=preferences) for task in drawn]
+            rows = [figures(task, tasks.play_network(task, decider, SERVED)) for task in asked]
+            changes = 100.0 * (np.array(rows) / np.array(base) - 1.0)
+            table.add_row(one.cell, name, *(said(column.tolist()) for column in changes.T[: len(COLUMNS)]))
+    return table
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -189,6 +216,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--agent", type=Path, default=Path("build/agents/learned-0"), help="folder of `llmrouter train`")
     add("--seeds", type=int, default=10, help="of each setting (default: %(default)s)")
     add("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="parts (default: all)")
+    add("--front", action="store_true", help="show what the network's preferences do to it, and end")
     add("--final", action="store_true", help="compare on the final block, and record its opening")
     add("--json", type=Path, default=Path("build/bench/learned.json"), help="file (default: %(default)s)")
     return parser.parse_args(given)
@@ -207,6 +235,10 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         check(options)
         decider = read_agent(options.agent).decider
+        if options.front:
+            first = FIRST_DEVELOPMENT_SEED
+            Console(width=150).print(front(decider, range(first, first + options.seeds)))
+            return 0
         first = FINAL.first if options.final else FIRST_DEVELOPMENT_SEED
         seeds = range(first, first + options.seeds)
         if options.final:
