@@ -194,6 +194,17 @@ class PrefixMetrics:
             "Share of the expected hits that came true; 0 where an instance's hits count as none.",
             ["pool", "instance"],
         )
+        self.exchange_uses = make.counter(
+            "prefix_exchange_uses_total",
+            "Prompts of which routers tell each other where they were sent: Published, Received, Dropped (not told), "
+            "Unknown (heard, of an instance that is not ready here).",
+            ["event"],
+        )
+        self.exchange_batches = make.counter(
+            "prefix_exchange_batches_total",
+            "Batches of them: Published, Received, Refused (undecodable), OtherKey, Missed; Unavailable counts steps.",
+            ["event"],
+        )
 
 
 class CalibrationMetrics:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from router_grpc.adapters.instances import InstanceDirectory
     from router_grpc.changes import Changes
     from router_grpc.length_sharing import LengthSharing
+    from router_grpc.prefix_sharing import PrefixSharing
     from router_grpc.runtime import ConfigBundle, Runtime, RuntimeBuilder
     from router_grpc.world import World
 
@@ -64,7 +65,7 @@ class ConfigSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a router follows and tells. ``acknowledge`` and ``sharing`` are ``None`` where nobody listens."""
+    """What a router follows and tells. ``acknowledge`` and what shares are ``None`` where nobody listens."""
 
     source: ConfigSource
     directory: InstanceDirectory
@@ -72,6 +73,7 @@ class Outside:
     builder: RuntimeBuilder
     changes: Changes
     sharing: LengthSharing | None
+    prefix_sharing: PrefixSharing | None
     acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None
     describe: Callable[[RouterApp], RouterAcknowledgement | None]
 
@@ -112,6 +114,8 @@ class RouterApp:
         }
         if self._outside.sharing is not None:
             loops["share"] = self._every(lambda: SHARE_S, self._share, "share")
+        if (prefixes := self._outside.prefix_sharing) is not None:
+            loops["prefixes"] = self._every(lambda: prefixes.pause_s, prefixes.step, "prefixes")
         if self._outside.acknowledge is not None:
             loops["acknowledge"] = self._acknowledge_changes(self._outside.acknowledge)
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -245,6 +249,8 @@ class RouterApp:
     async def _take_up(self) -> None:
         """The first decision is made with what was learned before this router was there, if it can be had."""
         self._believe()
+        if self._outside.prefix_sharing is not None:
+            await self._outside.prefix_sharing.step()  # hashes of all routers are equal before the first request
         try:
             await self._calibrate()
         except LedgerUnavailableError as error:  # tried again by its own loop; until then the profile decides

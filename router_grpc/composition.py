@@ -23,6 +23,7 @@ from router_grpc.adapters.engine_metrics import EngineScraper
 from router_grpc.adapters.instances import InstanceDirectory
 from router_grpc.adapters.length_exchange import RedisLengthStore, StoredLengthExchange
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
+from router_grpc.adapters.prefix_exchange import RedisPrefixExchange
 from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
 from router_grpc.adapters.tokenizers import TokenizedPrompts
@@ -32,6 +33,7 @@ from router_grpc.changes import Changes
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
 from router_grpc.open_requests import OpenRequests
+from router_grpc.prefix_sharing import KEY_BYTES, PrefixSharing
 from router_grpc.prefixing import Prefixing
 from router_grpc.replica import LoadReplica
 from router_grpc.runtime import RuntimeBuilder
@@ -128,7 +130,7 @@ def compose(
         rng=rng,
         mix=MixMeter(time.monotonic()),
         is_alone=redis is None,
-        prefixes=Prefixing(secrets.token_bytes(32)),
+        prefixes=Prefixing(secrets.token_bytes(KEY_BYTES), is_shared=redis is not None),
         calibrating=Calibrating(None if redis is None else _calibrations(settings, redis)),
     )
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
@@ -146,6 +148,7 @@ def compose(
         builder=RuntimeBuilder(time.monotonic, tokenizers=settings.tokenizers),
         changes=changes,
         sharing=None if redis is None else _sharing(settings, redis, lengths, metrics),
+        prefix_sharing=None if redis is None else _prefix_sharing(settings, redis, world),
         acknowledge=acknowledge,
         describe=lambda app: describe(app, has_shared_state=state.redis is not None),
     )
@@ -184,8 +187,18 @@ def _redis(settings: Settings, state: StateSpec) -> Redis | None:
 
 def _sharing(settings: Settings, redis: Redis, lengths: LengthService, metrics: RouterMetrics) -> LengthSharing:
     store = RedisLengthStore(redis, settings.ledger_namespace, timeout_s=REDIS_TIMEOUT_S)
-    author = f"{settings.router_id}/{uuid.uuid4().hex}"
-    return LengthSharing(StoredLengthExchange(store, author), lengths, metrics=metrics)
+    return LengthSharing(StoredLengthExchange(store, _author(settings)), lengths, metrics=metrics)
+
+
+def _prefix_sharing(settings: Settings, redis: Redis, world: World) -> PrefixSharing:
+    namespace, author = settings.ledger_namespace, _author(settings)
+    exchange = RedisPrefixExchange(redis, namespace, author, timeout_s=REDIS_TIMEOUT_S)
+    return PrefixSharing(exchange, world.prefixes, world.instances, metrics=world.metrics.prefixes)
+
+
+def _author(settings: Settings) -> str:
+    """This router, in this life of its process."""
+    return f"{settings.router_id}/{uuid.uuid4().hex}"
 
 
 def _calibrations(settings: Settings, redis: Redis) -> RedisCalibrationStore:

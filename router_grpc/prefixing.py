@@ -1,8 +1,8 @@
 """What this router takes to be in the engines' prefix caches: names prompts, expects hits, and learns from usage.
 
-Of a prompt nothing is kept but keyed hashes of its beginnings. The key is the router's own and random: a hash says
-nothing of the text to who does not have both, and texts cannot be made to collide. The model and the client's cache
-salt are part of every hash, so that nobody's prompt counts as cached for another salt.
+Of a prompt nothing is kept but keyed hashes of its beginnings. The key is random, the router's own or, with Redis, that
+of all its routers: a hash says nothing of the text to who does not have both, and texts cannot be made to collide. The
+model and the client's cache salt are part of every hash, so that nobody's prompt counts as cached for another salt.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.metrics import MAX_INSTANCE_LABELS
 from llmrouter.routing.prefixes import MAX_BLOCKS, PrefixIndex, thinned
+from router_grpc.prefix_batches import HASH_BYTES, KEY_ID_BYTES, Outbox, ToldUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 256
 """Of text: about 64 tokens of English."""
 
-HASH_BYTES = 8
 KEPT_BYTES_PER_BLOCK = 40
 """Memory of one hash of a held request."""
 
@@ -39,24 +39,42 @@ class Prefixing:
     Args:
         key: of the hashes, 16 to 64 random bytes; the empty one of tests is no secret.
         index: where prompts are; its own bound holds.
+        is_shared: whether other routers are told what is sent where; what is to be told waits in ``outbox``.
 
     ``enabled`` says whether the policy in force wants hits to count.
     """
 
-    def __init__(self, key: bytes = b"", index: PrefixIndex | None = None) -> None:
+    def __init__(self, key: bytes = b"", index: PrefixIndex | None = None, *, is_shared: bool = False) -> None:
         self._key = key
         self.index = index or PrefixIndex()
+        self.outbox = Outbox()
         self.enabled = True
+        self._is_shared = is_shared
         self._shown: set[tuple[str, str]] = set()
+
+    @property
+    def key(self) -> bytes:
+        """A secret: to be told to the other routers of one ledger, and to nobody else."""
+        return self._key
+
+    @property
+    def key_id(self) -> bytes:
+        """Says which key hashes were made with, and nothing of the key."""
+        return blake2b(b"prefix key", digest_size=KEY_ID_BYTES, key=self._key, person=b"llmrouter key id").digest()
+
+    def change_key(self, key: bytes) -> bool:
+        """Names prompts with this key from now on; where it is another one, the index begins empty."""
+        if key == self._key:
+            return False
+        self._key = key
+        self.index.keep_only(())
+        return True
 
     def named(self, request: Request, ask: RouteAsk) -> Request:
         """The request with the hashes of its prompt's beginnings: the client's where it gave some, else of the text."""
         if ask.prefix_hashes:
-            own = _number(self._hasher(ask))
-            hashes, block_tokens = thinned(ask.prefix_hashes, ask.prefix_block_tokens)
-            return replace(
-                request, prefix_hashes=tuple([own ^ one for one in hashes]), prefix_block_tokens=float(block_tokens)
-            )
+            given, block_tokens = thinned(ask.prefix_hashes, ask.prefix_block_tokens)
+            return replace(request, prefix_hashes=self._keyed(ask, given), prefix_block_tokens=float(block_tokens))
         if ask.prompt is None or len(ask.prompt) < BLOCK_BYTES:
             return request
         return replace(
@@ -77,6 +95,9 @@ class Prefixing:
         if not self.enabled or not request.prefix_hashes:
             return None
         metrics.hit_tokens.labels("expected").inc(request.cached_tokens.get(instance.instance_id, 0))
+        if self._is_shared:
+            told = request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens
+            self.outbox.add(ToldUse(instance.instance_id, *told))
         return self.index.use(
             instance.instance_id,
             request.prefix_hashes,
@@ -113,6 +134,15 @@ class Prefixing:
         """A hasher that has read whatever separates prompts of equal text."""
         apart = f"{len(ask.model)} {ask.model}{ask.cache_salt}\n".encode("utf-8", "surrogatepass")
         return blake2b(apart, digest_size=HASH_BYTES, key=self._key)
+
+    def _keyed(self, ask: RouteAsk, given: Sequence[int]) -> tuple[int, ...]:
+        """Each of a client's hashes by itself: a mask common to all would not hide how they differ."""
+        hasher, hashes = self._hasher(ask), []
+        for one in given:
+            keyed = hasher.copy()
+            keyed.update(one.to_bytes(HASH_BYTES, "little"))
+            hashes.append(_number(keyed))
+        return tuple(hashes)
 
     def _text_hashes(self, ask: RouteAsk, prompt: bytes) -> tuple[int, ...]:
         hasher, text = self._hasher(ask), memoryview(prompt)

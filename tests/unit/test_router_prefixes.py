@@ -150,3 +150,22 @@ async def test_a_report_of_another_kind_says_nothing_of_the_cache() -> None:
     await placed(bench, "r1")
     await bench.report("r1", ReportKind.FAILED, cached_prompt_tokens=0)
     assert bench.count("llmrouter_prefix_hit_tokens_total", kind="checked") == 0
+
+
+def test_hashes_of_the_client_do_not_show_how_they_differ() -> None:
+    given: dict[str, Any] = {"prefix_block_tokens": 64}
+    one, other = (named(prefix_hashes=hashes, **given).prefix_hashes for hashes in ((5, 9), (5 ^ 3, 9 ^ 3)))
+    assert one[0] ^ one[1] not in (5 ^ 9, other[0] ^ other[1])
+    assert len({*one, *other}) == 4
+
+
+def test_another_key_empties_the_index_and_the_same_one_does_not() -> None:
+    prefixes = Prefixing(KEY)
+    prefixes.index.use("a:1", (1, 2), block_tokens=64, prompt_tokens=200, kv_tokens=10_000)
+    assert not prefixes.change_key(KEY)
+    name = prefixes.key_id
+    assert prefixes.index.entries == 2
+    assert prefixes.change_key(b"j" * 32)
+    assert (prefixes.index.entries, prefixes.key) == (0, b"j" * 32)
+    assert prefixes.key_id != name
+    assert prefixes.key_id not in prefixes.key
