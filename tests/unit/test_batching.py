@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmrouter.domain import Decision, InstanceView
     from llmrouter.routing.policies import Policy
 
-DECODING = Load(requests=4, context_tokens=800, remaining_decode_tokens=400.0)
+DECODING = Load(requests=20, context_tokens=4_000, remaining_decode_tokens=2_000.0)
 PREFILLING = replace(DECODING, queued_prefill_tokens=200)
 RULES = BatchHold(3, 0.5)
 
@@ -61,7 +61,7 @@ def test_a_head_waits_for_a_batch_or_its_time() -> None:
 
 def test_a_batch_must_fit() -> None:
     """Three like this one do not, so it waits for room and not for company."""
-    nearly_full = replace(DECODING, context_tokens=PAPER_V100.kv_tokens - 300)
+    nearly_full = replace(DECODING, context_tokens=PAPER_V100.kv_tokens - 300, remaining_decode_tokens=400.0)
     hold = decided(first("a", nearly_full), held=9)
     assert isinstance(hold, Hold)
     assert (hold.until_s, hold.until_held) == (10.5, None)
@@ -104,8 +104,19 @@ def test_nobody_waits_at_will_where_that_cannot_be_justified(shown: dict[str, fl
 @pytest.mark.parametrize("size", [-1, 0, 1])
 def test_a_batch_of_one_is_none(size: int) -> None:
     row = (4.0, 800.0, 0.0, 400.0, 100.0, 100.0, *(1.0,) * 7, 1.0, 0.0)
-    assert not waits_for_batch(row, 1, size, -1.0, 0.3)
-    assert waits_for_batch(row, 1, 2, -1.0, 0.3)
+    assert not waits_for_batch(row, 1, size, 0.5, -1.0, 0.3)
+    assert waits_for_batch(row, 1, 2, 0.5, -1.0, 0.3)
+
+
+def test_nobody_waits_where_too_few_would_be_spared() -> None:
+    """Four that decode, a base of one second: a batch of two spares them four seconds, of three eight."""
+    row = (4.0, 800.0, 0.0, 400.0, 100.0, 100.0, *(1.0,) * 7, 1.0, 0.0)
+    assert waits_for_batch(row, 1, 2, 4.0, -1.0, 0.3)
+    assert not waits_for_batch(row, 1, 2, 4.1, -1.0, 0.3)
+    assert waits_for_batch(row, 1, 3, 8.0, -1.0, 0.3)
+
+
+def test_the_latest_is_the_sooner_of_two() -> None:
     assert at_the_latest_s(1.0, 0.0, 0.5, inf) == 1.5
 
 

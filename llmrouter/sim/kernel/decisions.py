@@ -134,7 +134,7 @@ def _waits(world: World, e: int, s: int) -> bool:
     fill_row(world, e, s)
     held, size = world.pool.sizes[2 * run.instances + line], run.batch_hold_size
     _, limit = _bounds(world, e, e * LOAD_FIELDS)
-    if not waits_for_batch(world.row, held, size, limit, run.decode_reserve_fraction):
+    if not waits_for_batch(world.row, held, size, run.batch_hold_wait_s, limit, run.decode_reserve_fraction):
         return False
     for k in range(run.instances):
         if eligible(world, k, s) and world.asked_loads[k * LOAD_FIELDS] <= 0.0:
