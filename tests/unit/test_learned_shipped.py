@@ -14,6 +14,7 @@ from llmrouter.manifest import ModelKind, check_manifest, parse_manifest
 from llmrouter.training.agents import product_network
 from llmrouter.training.agents.product_graph import product_model
 from llmrouter.training.onnx_files import stable_bytes
+from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "policy" / "learned"
 PARTS = ("weights.linear", "hold.matrix0", "hold.bias0", "hold.matrix1", "hold.bias1")
@@ -40,3 +41,16 @@ def test_its_card_says_where_it_is_worse() -> None:
     card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "docs/learned.md" in card
     assert "is worse" in card
+
+
+def test_a_router_loads_it() -> None:
+    """It also passes the router's probe from the lowest to the highest bounds."""
+    manifest = (FOLDER / "manifest.json").read_bytes()
+    network, _ = load_network((FOLDER / "model.onnx").read_bytes(), manifest, expected_sha256=None)
+    rows = np.zeros((3, product_network.ROW), np.float32)
+    rows[:, 4:13] = (500.0, 200.0, 400_000.0, 256.0, 6.5e-3, 2.3e-5, 0.0, 5e-8, 2e-5)
+    rows[:, 15] = 1.0
+    assert isinstance(network, OnnxSharedNetwork)
+    scores = network.scores(rows, np.array([1.0, 0.0, 0.25, 0.25, 0.25, 0.25], np.float32))
+    assert scores.shape == (4,)
+    assert np.isfinite(scores).all()

@@ -47,6 +47,11 @@ TOLERANCE = 1e-4
 COMPARED = 100
 """Decisions that a network for any number of instances is compared on, from each episode."""
 
+ENGINE_NAMES = frozenset(
+    ("kv_tokens", "max_sequences", "base_s", "prefill_s_per_token", "context_s_per_token", "sequence_s")
+)
+"""What no engine has none of."""
+
 BEYOND = 3.0
 """How far beyond what it met such a network may be asked: bounds reach from 0 to so many times the most it met."""
 
@@ -179,15 +184,21 @@ def _bounds(names: tuple[str, ...], steps: Steps) -> dict[str, Bounds]:
 
 
 def told_bounds(told: Sequence[NDArray[np.float32]]) -> dict[str, Bounds]:
-    """From 0 to ``BEYOND`` times the most that was met in what was told, each (T, 16·I + 6); shares end at 1."""
+    """Of what was told, each (T, 16·I + 6): up to ``BEYOND`` times the most that was met, shares up to 1.
+
+    From 0; what an engine has, from the least that was met over ``BEYOND``. Cached tokens may be as many as prompt
+    tokens, also where nothing was cached.
+    """
     names = (*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES)
     shares = {"prefill_first", "has_room", *(name for name in LEARNED_LINE_NAMES if "prefer" in name)}
-    met = []
+    least, most = np.full(len(names), np.inf), np.zeros(len(names))
     for one in told:
         cut = one.shape[1] - len(LEARNED_LINE_NAMES)
-        met.append([*one[:, :cut].reshape(-1, len(LEARNED_INSTANCE_NAMES)).max(axis=0), *one[:, cut:].max(axis=0)])
-    most = np.max(met, axis=0).tolist()
-    return {
-        name: Bounds(min=0.0, max=1.0 if name in shares else float(f"{BEYOND * value:.4g}"))
-        for name, value in zip(names, most, strict=True)
-    }
+        rows = one[:, :cut].reshape(-1, len(LEARNED_INSTANCE_NAMES))
+        least = np.minimum(least, [*rows.min(axis=0), *one[:, cut:].min(axis=0)])
+        most = np.maximum(most, [*rows.max(axis=0), *one[:, cut:].max(axis=0)])
+    found = {}
+    for name, low, high in zip(names, least.tolist(), most.tolist(), strict=True):
+        first = float(f"{low / BEYOND:.4g}") if name in ENGINE_NAMES else 0.0
+        found[name] = Bounds(min=first, max=1.0 if name in shares else float(f"{BEYOND * high:.4g}"))
+    return {**found, "cached_prompt_tokens": found["prompt_tokens"]}
