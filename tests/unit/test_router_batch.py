@@ -77,12 +77,16 @@ async def test_after_its_patience_a_batch_request_goes_first_once_in_a_while() -
     await bench.route("r0")
     batch = await held(bench, "batch", batch=True)
     tasks, served = {"batch": batch}, ["r0"]
+
+    def newly() -> list[str]:
+        return [name for name, task in tasks.items() if task.done() and name not in served]
+
     for number in range(1, 14):
         tasks[f"r{number}"] = await held(bench, f"r{number}")
         bench.clock.now_s += 1.0
         await bench.report(served[-1])
-        await until(lambda: any(task.done() for name, task in tasks.items() if name not in served), within_s=5)
-        served += [name for name, task in tasks.items() if task.done() and name not in served]
+        await until(lambda: bool(newly()), within_s=5)
+        served += newly()
     assert served.index("batch") == 9
     for task in tasks.values():
         task.cancel()
