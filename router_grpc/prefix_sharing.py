@@ -27,8 +27,8 @@ STEP_S = 0.1
 AWAY_S = 1.0
 """Between steps while the others cannot be reached."""
 
-BLOCKS_AT_ONCE = 2_048
-"""After so many the event loop does something else: about half a millisecond."""
+BLOCKS_AT_ONCE = 512
+"""After so many the event loop does something else: about a millisecond (``bench/prefix_sharing.py``)."""
 
 _log = logging.getLogger(__name__)
 
