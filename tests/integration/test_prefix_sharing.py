@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,31 @@ async def test_all_hash_with_the_first_ones_key_which_stays_within_redis_and_rou
     keys = set(await room.client.keys("*"))
     assert keys == {STREAM, f"{STREAM}:key"}
     assert all([await room.client.pttl(key) > 0 for key in keys])
+
+
+async def test_routers_that_start_at_once_agree_on_one_key(room: RedisRoom) -> None:
+    routers = [room.router(name) for name in "abcd"]
+    await asyncio.gather(*(one.sharing.step() for one in routers))
+    assert len({one.prefixes.key for one in routers}) == 1
+    assert routers[0].prefixes.key in {bytes([number]) * 32 for number in range(1, 5)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_all_indexes_hold_what_one_would_that_saw_all(room: RedisRoom, seed: int) -> None:
+    rng = random.Random(seed)
+    routers = await joined(room, "a", "b", "c")
+    prompts = [b"%d " % rng.randrange(9) * 200 + b"and %d" % number * 100 for number in range(40)]
+    whole = PrefixRouter(room.exchange("whole"), key=routers[0].prefixes.key)
+    for prompt in prompts:
+        home = rng.choice(("a:1", "b:1"))
+        rng.choice(routers).send(prompt, home)
+        whole.send(prompt, home)
+        if rng.random() < 0.3:
+            await rng.choice(routers).sharing.step()
+    await steps(*routers)
+    for one in routers:
+        assert one.prefixes.index.entries == whole.prefixes.index.entries
+        assert [one.expected(prompt) for prompt in prompts] == [whole.expected(prompt) for prompt in prompts]
 
 
 async def test_another_namespace_shares_nothing(room: RedisRoom) -> None:
