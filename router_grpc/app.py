@@ -114,8 +114,8 @@ class RouterApp:
         }
         if self._outside.sharing is not None:
             loops["share"] = self._every(lambda: SHARE_S, self._share, "share")
-        if (prefixes := self._outside.prefix_sharing) is not None:
-            loops["prefixes"] = self._every(lambda: prefixes.pause_s, prefixes.step, "prefixes")
+        if self._outside.prefix_sharing is not None:
+            loops["prefixes"] = self._share_prefixes(self._outside.prefix_sharing)
         if self._outside.acknowledge is not None:
             loops["acknowledge"] = self._acknowledge_changes(self._outside.acknowledge)
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -282,6 +282,15 @@ class RouterApp:
     async def _share(self) -> None:
         if self._outside.sharing is not None:
             await self._outside.sharing.step(self.world.clock())
+
+    async def _share_prefixes(self, sharing: PrefixSharing) -> None:
+        """From when the router is ready: until then its instances are not known, and what is told of them is lost."""
+
+        async def step() -> None:
+            if self.listener.is_ready:
+                await sharing.step()
+
+        await self._every(lambda: sharing.pause_s, step, "prefixes")
 
     async def _last_share(self) -> None:
         """What was learned since the last step is not lost with this router, if it can be helped."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.ledgers import emptied
 from support.prefix_routers import STREAM, PrefixRouter, RedisRoom, redis_room
-from support.router_world import LiveRouter, config_of, live_router, until
+from support.router_world import LiveRouter, PushedSource, config_of, live_router, until
 
 from llmrouter.routing.prefixes import MAX_BLOCKS, PrefixIndex
 from router_grpc.adapters.prefix_exchange import PAGE
@@ -18,9 +18,11 @@ from router_grpc.prefix_batches import MAX_BATCH_BYTES, ToldUse, encode
 from router_grpc.prefix_sharing import AWAY_S, STEP_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
+    from llmrouter.errors import InvalidConfigError
     from llmrouter.testbed.cluster.redis import RedisServer
+    from router_grpc.runtime import ConfigBundle
 
 pytest_plugins = ["support.redis_server", "support.ledger_fixtures"]
 
@@ -306,6 +308,28 @@ async def test_composed_routers_send_a_prompt_where_another_sent_its_beginning(r
     async with live_router(config, router_id="r3") as third:
         for number, home in homes.items():
             assert await placed(third, f"{number} late", b"%d " % number + CATS) == home
+
+
+class LateSource(PushedSource):
+    """Gives its configuration when the router's loops have had time to run without."""
+
+    async def bundles(self, on_refused: Callable[[InvalidConfigError], None]) -> AsyncIterator[ConfigBundle]:
+        await asyncio.sleep(5 * STEP_S)
+        async for bundle in super().bundles(on_refused):
+            yield bundle
+
+
+async def test_nothing_that_others_told_is_lost_while_instances_are_not_known(redis_server: RedisServer) -> None:
+    config, source = shared(redis_server, 1, 2), LateSource()
+    async with live_router(config, router_id="r1") as first:
+        home = (await first.route("r", prompt=CATS, prompt_tokens=1_000)).instance_id
+        await until(
+            lambda: first.count("llmrouter_prefix_exchange_uses_total", event="Published") == 1, what="it is told"
+        )
+        source.push(config)
+        async with live_router(config, router_id="r2", source=source) as second:
+            assert second.count("llmrouter_prefix_exchange_uses_total", event="Unknown") == 0
+            assert set(second.router.app.world.prefixes.index.shares) == {home}
 
 
 async def test_a_router_alone_counts_nothing_of_others() -> None:
