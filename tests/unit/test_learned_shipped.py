@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
+from support.pools import request, snapshot, view
+from support.router_world import FakeClock, bundle_of, config_of
 
 from llmrouter.feature_set import LEARNED_FEATURE_VERSION
 from llmrouter.manifest import ModelKind, check_manifest, parse_manifest
+from llmrouter.profiles import PROFILES
 from llmrouter.training.agents import product_network
 from llmrouter.training.agents.product_graph import product_model
 from llmrouter.training.onnx_files import stable_bytes
 from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network
+from router_grpc.runtime import RuntimeBuilder
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "policy" / "learned"
 PARTS = ("weights.linear", "hold.matrix0", "hold.bias0", "hold.matrix1", "hold.bias1")
@@ -54,3 +61,21 @@ def test_a_router_loads_it() -> None:
     scores = network.scores(rows, np.array([1.0, 0.0, 0.25, 0.25, 0.25, 0.25], np.float32))
     assert scores.shape == (4,)
     assert np.isfinite(scores).all()
+
+
+FAR = {f"llama-2-70b-{gpu}-tp8{what}" for gpu in ("a100", "h100") for what in ("", "-splitwise")}
+"""Engines with more KV than any that it was trained on."""
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_it_decides_for_engines_like_those_it_knows_and_leaves_others_to_the_fallback(name: str) -> None:
+    """A pool in ordinary use, with a backlog."""
+    policy = {"type": "Learned", "model": {"builtin": "learned"}}
+    runtime = RuntimeBuilder(FakeClock()).build(bundle_of(config_of(policy=policy)))
+    views = [view(one, requests, profile=PROFILES[name]) for one, requests in (("a", 3), ("b", 9))]
+    shown = replace(snapshot(views), taken_at_s=10.0, held=50, head_since_s=9.0)
+    seen = [runtime.guard.decide(request(), shown, random.Random(1)) for _ in range(80)]
+    if name in FAR:
+        assert seen[-1].fallback_reason == "OutOfDistribution"
+    else:
+        assert {(one.policy, one.fallback_reason, one.actions) for one in seen} == {("Learned", None, ())}

@@ -183,11 +183,19 @@ def _bounds(names: tuple[str, ...], steps: Steps) -> dict[str, Bounds]:
     }
 
 
+ANY = {
+    "line/held": Bounds(min=0.0, max=100_000.0),
+    "line/head_age_s": Bounds(min=0.0, max=600.0),
+    "prefill_s_per_token_squared": Bounds(min=0.0, max=1e-7),
+}
+"""What networks take in squashed, or as a term of the cost's formula: no range that was met need bound it."""
+
+
 def told_bounds(told: Sequence[NDArray[np.float32]]) -> dict[str, Bounds]:
     """Of what was told, each (T, 16·I + 6): up to ``BEYOND`` times the most that was met, shares up to 1.
 
     From 0; what an engine has, from the least that was met over ``BEYOND``. Cached tokens may be as many as prompt
-    tokens, also where nothing was cached.
+    tokens, also where nothing was cached. ``ANY`` goes by what there can be.
     """
     names = (*LEARNED_INSTANCE_NAMES, *LEARNED_LINE_NAMES)
     shares = {"prefill_first", "has_room", *(name for name in LEARNED_LINE_NAMES if "prefer" in name)}
@@ -201,4 +209,4 @@ def told_bounds(told: Sequence[NDArray[np.float32]]) -> dict[str, Bounds]:
     for name, low, high in zip(names, least.tolist(), most.tolist(), strict=True):
         first = float(f"{low / BEYOND:.4g}") if name in ENGINE_NAMES else 0.0
         found[name] = Bounds(min=first, max=1.0 if name in shares else float(f"{BEYOND * high:.4g}"))
-    return {**found, "cached_prompt_tokens": found["prompt_tokens"]}
+    return {**found, "cached_prompt_tokens": found["prompt_tokens"], **ANY}
