@@ -56,9 +56,7 @@ class RouterMetrics:
         self.prefixes = PrefixMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.ejections = counter("ejections_total", "Times that an instance was left out because its requests failed.")
-        self.ejected = gauge(
-            "ejected_instances", "Instances that failed and get no request, or one as a trial."
-        )
+        self.ejected = gauge("ejected_instances", "Instances that failed and get no request, or one as a trial.")
         self.served_elsewhere = counter(
             "served_elsewhere_total", "Answers of which the gateway said that another endpoint gave them."
         )
