@@ -156,4 +156,4 @@ class Asking:
         if period_s <= 0.0:
             return 0.0
         since_first_s = self._now[0] - period_s * self._router[0] / routers
-        return self._now[0] if since_first_s < 0.0 else since_first_s % period_s
+        return float(self._now[0] if since_first_s < 0.0 else since_first_s % period_s)
