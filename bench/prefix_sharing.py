@@ -198,7 +198,9 @@ async def hits(options: argparse.Namespace, url: str) -> list[dict[str, float | 
         for name, step_s in (("own", math.inf), ("steps of 1 s", 1.0), ("steps", STEP_S), ("at once", None)):
             row[name] = 100 * await hit_share(url, cell, options=options, step_s=step_s)
         rows.append(row)
-        print(", ".join(f"{name} {value:.4g} %" for name, value in row.items() if name != "cell"), "of", cell, flush=True)
+        print(
+            ", ".join(f"{name} {value:.4g} %" for name, value in row.items() if name != "cell"), "of", cell, flush=True
+        )
     return rows
 
 
