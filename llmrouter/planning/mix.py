@@ -67,13 +67,21 @@ class TrafficMix:
 class Dispatched:
     """One request as it was dispatched: the law of its answer, and the engine that runs it.
 
-    ``sharers`` are the requests in flight on that engine, this one with them: at least 1.
+    ``sharers`` are the requests in flight on that engine, this one with them: at least 1. ``cached_tokens`` of the prompt
+    are in its prefix cache: they are not computed.
     """
 
     law: LengthDistribution
     prompt_tokens: int
     profile: EngineProfile
     sharers: int
+    cached_tokens: int = 0
+
+    def seconds(self, output_tokens: float) -> tuple[float, float]:
+        """Engine time with an answer of so many tokens: see ``engine_seconds``."""
+        return engine_seconds(
+            self.profile, self.prompt_tokens, output_tokens, sharers=self.sharers, cached_tokens=self.cached_tokens
+        )
 
 
 class MixMeter:
@@ -92,10 +100,10 @@ class MixMeter:
     def dispatched(self, one: Dispatched, *, now_s: float) -> None:
         """Counts a request by what is expected of it."""
         output_tokens = one.law.expected_tokens
-        prefill_s, decode_s = engine_seconds(one.profile, one.prompt_tokens, output_tokens, sharers=one.sharers)
+        prefill_s, decode_s = one.seconds(output_tokens)
         unit, sums = self._unit(now_s), self._sums
         sums[_REQUESTS] += unit
-        sums[_PREFILL] += unit * one.prompt_tokens
+        sums[_PREFILL] += unit * (one.prompt_tokens - one.cached_tokens)
         sums[_DECODE] += unit * output_tokens
         sums[_PREFILL_S] += unit * prefill_s
         sums[_DECODE_S] += unit * decode_s
@@ -105,8 +113,7 @@ class MixMeter:
         """Corrects what was expected of a request that was counted; tokens are brought within 1 and 1e6."""
         tokens = min(max(output_tokens, MIN_TOKENS), MAX_TOKENS)
         expected_tokens = one.law.expected_tokens
-        _, expected_s = engine_seconds(one.profile, one.prompt_tokens, expected_tokens, sharers=one.sharers)
-        _, decode_s = engine_seconds(one.profile, one.prompt_tokens, tokens, sharers=one.sharers)
+        (_, expected_s), (_, decode_s) = one.seconds(expected_tokens), one.seconds(tokens)
         unit = self._unit(now_s)
         self._sums[_DECODE] += unit * (tokens - expected_tokens)
         self._sums[_DECODE_S] += unit * (decode_s - expected_s)
@@ -153,13 +160,14 @@ class MixMeter:
 
 
 def engine_seconds(
-    profile: EngineProfile, prompt_tokens: float, output_tokens: float, *, sharers: int
+    profile: EngineProfile, prompt_tokens: float, output_tokens: float, *, sharers: int, cached_tokens: float = 0.0
 ) -> tuple[float, float]:
     """Engine time of one request as (prefill, decode), its share of steps that it has with others.
 
-    With p prompt and d output tokens in a batch of n, and the letters of ``routing/rules.py``::
+    With p prompt tokens, c of them cached, and d output tokens in a batch of n, and the letters of
+    ``routing/rules.py``::
 
-        prefill = g1·p + g1b·p²
+        prefill = g1·(p − c) + g1b·(p² − c²)
         decode  = d·(b/n + g3 + g2·(p + d/2))
 
     These are the terms of ``rules.marginal_cost_row``: the prompt's own prefill, and steps that are longer by one
@@ -167,8 +175,8 @@ def engine_seconds(
     bear whole, is borne by all n. The base of prefill-only steps is not counted, nor there. Near capacity the sum over
     requests is the time that a simulated engine is busy, within 6 % (a law test holds it).
     """
-    p, d = prompt_tokens, output_tokens
-    prefill_s = profile.prefill_s_per_token * p + profile.prefill_s_per_token_squared * p * p
+    p, c, d = prompt_tokens, cached_tokens, output_tokens
+    prefill_s = profile.prefill_s_per_token * (p - c) + profile.prefill_s_per_token_squared * (p * p - c * c)
     step_s = profile.base_decode_s / max(sharers, 1) + profile.sequence_s
     return prefill_s, d * (step_s + profile.context_s_per_token * (p + 0.5 * d))
 

@@ -227,12 +227,13 @@ def test_quantiles_of_routers_are_weighted_by_their_requests() -> None:
 
 
 @pytest.mark.parametrize("profile", [LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000], ids=lambda one: one.name)
-def test_engine_seconds_are_the_terms_that_routing_prices(profile: EngineProfile) -> None:
+@pytest.mark.parametrize("cached", [0.0, 200.0])
+def test_engine_seconds_are_the_terms_that_routing_prices(profile: EngineProfile, cached: float) -> None:
     """Alone, what the marginal cost asks of an idle engine, plus the context of the answer's own tokens."""
     p, d = 700.0, 300.0
-    alone_s = marginal_cost_row((0.0, 0.0, 0.0, 0.0, p, d, *profile_features(profile)), OWN_ALONE)
+    alone_s = marginal_cost_row((0.0, 0.0, 0.0, 0.0, p, d, *profile_features(profile), cached), OWN_ALONE)
 
-    prefill_s, decode_s = engine_seconds(profile, p, d, sharers=1)
+    prefill_s, decode_s = engine_seconds(profile, p, d, sharers=1, cached_tokens=cached)
 
     assert prefill_s + decode_s == pytest.approx(alone_s + profile.context_s_per_token * d * d / 2)
     assert decode_s - engine_seconds(profile, p, d, sharers=10)[1] == pytest.approx(0.9 * d * profile.base_decode_s)
