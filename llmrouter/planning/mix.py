@@ -67,8 +67,8 @@ class TrafficMix:
 class Dispatched:
     """One request as it was dispatched: the law of its answer, and the engine that runs it.
 
-    ``sharers`` are the requests in flight on that engine, this one with them: at least 1. ``cached_tokens`` of the prompt
-    are in its prefix cache: they are not computed.
+    ``sharers`` are the requests in flight on that engine, this one with them: at least 1. ``cached_tokens`` of the
+    prompt are in its prefix cache: they are not computed.
     """
 
     law: LengthDistribution
