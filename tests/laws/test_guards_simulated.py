@@ -176,7 +176,11 @@ def test_the_kill_switch_takes_the_policy_out() -> None:
 @pytest.mark.parametrize("preset", ["Balanced", "E2E"])
 def test_the_guard_has_nothing_to_say_about_the_default_policy(preset: str) -> None:
     """Its waits for a batch are holds at will: they end by themselves, and keep nobody from an idle instance."""
-    policy = {"type": "WorkloadImpact", "objective": {"preset": preset}, "hold": {"batchSize": 4}}
+    policy = {
+        "type": "WorkloadImpact",
+        "objective": {"preset": preset},
+        "hold": {"batchSize": 4, "batchWaitSeconds": 0.15},
+    }
     guard = RuntimeBuilder(provoking.Clock()).build(bundle_of(config_of(policy=policy))).guard
     guarded = GuardedPolicy(guard)
     setup = Setup(engines=(EngineModel(PAPER_V100),) * 3, routers=RouterSide(routers=2, refresh_s=0.1))

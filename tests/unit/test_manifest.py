@@ -11,7 +11,12 @@ from llmrouter.artefacts import builtin_model, builtin_names
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.manifest import MAX_MANIFEST_BYTES, Manifest, ModelKind, check_manifest, parse_manifest
 
-SHIPPED = [("policy", "marginal-cost"), ("output_length", "random-forest"), ("output_length", "text")]
+SHIPPED = [
+    ("policy", "learned"),
+    ("policy", "marginal-cost"),
+    ("output_length", "random-forest"),
+    ("output_length", "text"),
+]
 POLICY = parse_manifest(builtin_model("policy", "marginal-cost")[1])
 LENGTH = parse_manifest(builtin_model("output_length", "random-forest")[1])
 
@@ -126,7 +131,7 @@ def test_checking_needs_no_model_runtime() -> None:
 
 @pytest.mark.parametrize("name", ["nope", "", "..", "../output_length/random-forest", "Marginal-Cost"])
 def test_a_model_that_is_not_shipped(name: str) -> None:
-    with pytest.raises(InvalidConfigError, match="there is: marginal-cost") as caught:
+    with pytest.raises(InvalidConfigError, match="there is: learned, marginal-cost") as caught:
         builtin_model("policy", name)
     assert caught.value.reason == "ModelNotFound"
 

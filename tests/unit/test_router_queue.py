@@ -12,7 +12,6 @@ from support.router_world import MODEL, Bench, config_of, until
 
 from llmrouter.domain import Hold, Request
 from llmrouter.errors import SaturatedError
-from llmrouter.profiles import PAPER_V100
 from llmrouter.resources import QueueSpec
 from llmrouter.routing.lines import QueueRules
 from llmrouter.routing.orders import ORDERS, Order
@@ -417,10 +416,19 @@ def test_a_line_that_is_long_enough_lets_its_first_try() -> None:
 
 
 async def test_the_default_policy_holds_for_a_batch_and_sends_it_together() -> None:
-    """On an engine that prefills first and decodes: three are held until the third comes."""
-    hold = {"batchSize": 3, "batchWaitSeconds": 5}
-    policy = {"type": "WorkloadImpact", "hold": hold}
-    pool = {"name": "main", "endpoints": ["a:1"], "profile": {"name": PAPER_V100.name}}
+    """On an engine that prefills first and decodes in long steps: three are held until the third comes."""
+    policy = {"type": "WorkloadImpact", "hold": {"batchSize": 3, "batchWaitSeconds": 5}}
+    slow = {
+        "baseDecodeSeconds": 5.0,
+        "basePrefillSeconds": 0.01,
+        "prefillSecondsPerToken": 1e-4,
+        "contextSecondsPerToken": 1e-7,
+        "sequenceSeconds": 1e-4,
+        "kvTokens": 20_000,
+        "maxSequences": 128,
+        "mode": "PrefillFirst",
+    }
+    pool = {"name": "main", "endpoints": ["a:1"], "profile": {"inline": slow}}
     bench = Bench(config_of("a:1", policy=policy, pools=[pool]))
     await bench.route("first")
     await bench.report("first", ReportKind.FIRST_TOKEN)
