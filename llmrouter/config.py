@@ -138,7 +138,7 @@ class PoolConfig(Resource):
     target_port: Port = 8000
     profile_name: str
     profile: InlineProfile
-    calibrate: Calibrate = "Full"
+    calibrate: Calibrate = "Slowness"
 
     def engine_profile(self) -> EngineProfile:
         """The profile as policies take it."""

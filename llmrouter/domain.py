@@ -150,10 +150,12 @@ class InstanceView:
     foreign: Load = field(default_factory=Load)
     signal: EngineSignal | None = None
 
-    @property
-    def total(self) -> Load:
-        """Load in the ledger plus the estimate of what reached the engine past the routers."""
-        return self.load.plus(self.foreign) if self.foreign.requests else self.load
+    total: Load = field(init=False, repr=False, compare=False)
+    """Load in the ledger plus the estimate of what reached the engine past the routers."""
+
+    def __post_init__(self) -> None:
+        total = self.load.plus(self.foreign) if self.foreign.requests else self.load
+        object.__setattr__(self, "total", total)  # read several times by every decision
 
 
 @dataclass(frozen=True, slots=True)

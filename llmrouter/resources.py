@@ -126,7 +126,7 @@ class ProfileRef(Resource):
 
     name: ObjectName | None = None
     inline: InlineProfile | None = None
-    calibrate: Calibrate = "Full"
+    calibrate: Calibrate = "Slowness"
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
