@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.artefacts import builtin_model
-from llmrouter.domain import Instance, InstanceView, Load, ObjectiveWeights, PoolSnapshot, Request
+from llmrouter.domain import Instance, InstanceView, Load, ObjectiveWeights, PoolSnapshot, Preferences, Request
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.profiles import PROFILES
 from llmrouter.routing.features import features_of, weights_of
+from llmrouter.routing.learned import Learned, SharedAgent
 from llmrouter.routing.marginal_cost import FormulaScorer
 from llmrouter.routing.policies import PowerOfTwo, Scored, kv_gate
 from router_grpc.adapters.length_models import load_lengths
-from router_grpc.adapters.onnx_model import load_scorer
+from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network, load_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from llmrouter.routing.policies import Policy
 
 INSTANCES = (8, 16, 64, 256)
 BATCHES = (1, 64)
@@ -79,8 +82,12 @@ def decisions(runs: int) -> list[Row]:
     rng = random.Random(SEED)
     weights, gate = ObjectiveWeights(), kv_gate(1.0)
     scorer = load_scorer(*builtin_model("policy", "marginal-cost"), expected_sha256=None)
-    policies = {
+    network, _ = load_network(*builtin_model("policy", "learned"), expected_sha256=None)
+    if not isinstance(network, OnnxSharedNetwork):
+        raise TypeError("the shipped learned policy is for any number of instances")
+    policies: dict[str, Policy] = {
         f"decision, ONNX on {scorer.provider}": Scored(gate, scorer, weights),
+        f"decision, Learned on {scorer.provider}": Learned(gate, SharedAgent(network, Preferences())),
         "decision, formula": Scored(gate, FormulaScorer(), weights),
         "decision, PowerOfTwo": PowerOfTwo(gate),
     }
