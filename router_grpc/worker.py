@@ -62,13 +62,13 @@ class BatchWorker(Generic[A, B]):
         self._thread: threading.Thread | None = None
         # Each count has one writer, so that neither side needs a lock.
         self._asks_put = self._chores_put = 0
-        self._asks_taken = self._chores_done = 0
+        self._asks_taken = self._chores_taken = 0
         self._ending = False
 
     @property
     def chores(self) -> int:
         """Chores that wait."""
-        return self._chores_put - self._chores_done
+        return self._chores_put - self._chores_taken
 
     def start(self) -> None:
         """Starts the thread; must run on the event loop."""
@@ -164,11 +164,11 @@ class BatchWorker(Generic[A, B]):
             self._tell(_resolve, futures, answers)
 
     def _do(self, chore: Callable[[], object]) -> None:
+        self._chores_taken += 1  # before anybody is told of its end, and may ask how many wait
         try:
             chore()
         except Exception:  # noqa: BLE001 - a chore has nobody to tell; the thread goes on
             _log.exception("a chore of %s failed", self._name)
-        self._chores_done += 1
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
         if self._loop is None:

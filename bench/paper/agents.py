@@ -94,7 +94,7 @@ RECIPES = (
         for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED)
     ),
     *(
-        Recipe(f"ddqn-shielded-{one}", f"Double DQN, shielded, {one}", EPOCHS, _shielded(one), 7)
+        Recipe(f"ddqn-shielded-{one}", f"Double DQN, shielded, {one}", EPOCHS, _shielded(one), MOST_SEEDS)
         for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED)
     ),
     Recipe("ddqn-shielded-marginal", "Double DQN, shielded, marginal", EPOCHS, _shielded(Reward.MARGINAL), MOST_SEEDS),
