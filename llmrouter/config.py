@@ -31,6 +31,7 @@ from llmrouter.resources import (
     ObjectiveSpec,
     OutliersSpec,
     PolicyType,
+    PoolRole,
     PoolSpec,
     Port,
     PredictorBase,
@@ -134,8 +135,10 @@ class PoolConfig(Resource):
     name: str
     models: tuple[ModelName, ...]
     match_labels: LabelMap | None = None
+    inference_pool: str | None = None
     endpoints: tuple[HostPort, ...] | None = None
     target_port: Port = 8000
+    role: PoolRole = "Mixed"
     profile_name: str
     profile: InlineProfile
     calibrate: Calibrate = "Slowness"
@@ -282,8 +285,10 @@ def _compile_pool(pool: PoolSpec, served: tuple[str, ...]) -> PoolConfig:
         name=pool.name,
         models=pool.models or served,
         match_labels=pool.selector.match_labels if pool.selector else None,
+        inference_pool=pool.inference_pool_ref.name if pool.inference_pool_ref else None,
         endpoints=pool.endpoints,
         target_port=pool.target_port,
+        role=pool.role,
         profile_name=profile_name,
         profile=profile,
         calibrate=pool.profile.calibrate,

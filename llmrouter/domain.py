@@ -116,15 +116,28 @@ class Load:
         )
 
 
+class Role(StrEnum):
+    """What an instance does of a request: all of it, or one stage."""
+
+    MIXED = "Mixed"
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One engine server that the router may choose. ``endpoint`` is ``host:port``."""
+    """One engine server that the router may choose. ``endpoint`` is ``host:port``.
+
+    Instances of one ``locality`` hand KV to each other fast; empty where nobody said.
+    """
 
     instance_id: str
     endpoint: str
     pool: str
     profile: EngineProfile
     models: frozenset[str]
+    role: Role = Role.MIXED
+    locality: str = ""
 
 
 @dataclass(frozen=True, slots=True)

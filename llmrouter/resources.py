@@ -141,20 +141,27 @@ class SelectorSpec(Resource):
     match_labels: LabelMap = Field(min_length=1, max_length=16)
 
 
+PoolRole = Literal["Mixed", "Prefill", "Decode"]
+"""What a pool's instances do: whole requests, or one stage of them."""
+
+
 class PoolSpec(Resource):
     """Instances of one kind."""
 
     name: DnsLabel
     models: tuple[ModelName, ...] | None = Field(default=None, min_length=1, max_length=32)
     selector: SelectorSpec | None = None
+    inference_pool_ref: NameRef | None = None
     endpoints: tuple[HostPort, ...] | None = Field(default=None, min_length=1, max_length=1024)
     target_port: Port = 8000
+    role: PoolRole = "Mixed"
     profile: ProfileRef
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.selector is None) == (self.endpoints is None):
-            raise ValueError("exactly one of selector and endpoints must be set")
+        given = [one for one in (self.selector, self.inference_pool_ref, self.endpoints) if one is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of selector, inferencePoolRef and endpoints must be set")
         return self
 
 
@@ -229,18 +236,51 @@ class StateSpec(Resource):
         return self
 
 
+class ExtProcSpec(Resource):
+    """The endpoint picker that gateways ask. Without a certificate of one's own it makes one, as gateways expect."""
+
+    port: Port = 9002
+    transport: Literal["Fast", "Grpc"] = "Grpc"
+    secure_serving: bool = True
+    certificate_secret_ref: NameRef | None = None
+    response_observation: Literal["Full", "Sampled", "None"] = "Full"
+    observed_fraction: float = Field(default=0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _certificate_for_tls(self) -> Self:
+        if self.certificate_secret_ref is not None and not self.secure_serving:
+            raise ValueError("certificateSecretRef needs secureServing")
+        return self
+
+
+class OpenAISpec(Resource):
+    """The OpenAI-compatible front, for what a gateway cannot do."""
+
+    port: Port = 8080
+
+
 class ListenersSpec(Resource):
     """Ports that the routers listen on."""
 
     grpc_port: Port = 9000
     metrics_port: Port = 9090
-    ext_proc_port: Port | None = None
+    ext_proc: ExtProcSpec | None = None
+    openai: OpenAISpec | None = None
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Every port that is listened on, by the field that names it."""
+        given = {"grpcPort": self.grpc_port, "metricsPort": self.metrics_port}
+        if self.ext_proc is not None:
+            given["extProc.port"] = self.ext_proc.port
+        if self.openai is not None:
+            given["openai.port"] = self.openai.port
+        return given
 
     @model_validator(mode="after")
     def _once_each(self) -> Self:
-        ports = [port for port in (self.grpc_port, self.metrics_port, self.ext_proc_port) if port is not None]
-        if len(set(ports)) < len(ports):
-            raise ValueError("grpcPort, metricsPort and extProcPort must differ")
+        if len(set(self.ports.values())) < len(self.ports):
+            raise ValueError("grpcPort, metricsPort, extProc.port and openai.port must differ")
         return self
 
 

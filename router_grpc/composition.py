@@ -74,7 +74,7 @@ class Settings:
     @property
     def ports(self) -> dict[str, int]:
         """Ports of the gRPC server, by the field of ``spec.listeners`` that names each."""
-        given = {"grpcPort": self.grpc_port, "extProcPort": self.ext_proc_port}
+        given = {"grpcPort": self.grpc_port, "extProc.port": self.ext_proc_port}
         return {field: port for field, port in given.items() if port is not None}
 
 

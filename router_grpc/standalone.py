@@ -41,7 +41,7 @@ def serve(
         host=host,
         grpc_port=config.listeners.grpc_port,
         metrics_port=config.listeners.metrics_port,
-        ext_proc_port=config.listeners.ext_proc_port,
+        ext_proc_port=config.listeners.ext_proc.port if config.listeners.ext_proc else None,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
         tokenizers=tokenizers,
     )

@@ -197,10 +197,10 @@ def _service(owner: Owner, spec: LLMRouterSpec) -> Object:
         },
         {"name": "metrics", "port": spec.listeners.metrics_port, "targetPort": "metrics", "protocol": "TCP"},
     ]
-    picker = spec.listeners.ext_proc_port
+    picker = spec.listeners.ext_proc
     if picker is not None:
         ports.append(
-            {"name": EXT_PROC, "port": picker, "targetPort": EXT_PROC, "protocol": "TCP", "appProtocol": "http2"}
+            {"name": EXT_PROC, "port": picker.port, "targetPort": EXT_PROC, "protocol": "TCP", "appProtocol": "http2"}
         )
     return owner.build(SERVICE, owner.names.workload, spec={"selector": owner.pod_labels, "ports": ports})
 
@@ -271,7 +271,7 @@ def _pod(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
 
 
 def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
-    port, picker = spec.listeners.grpc_port, spec.listeners.ext_proc_port
+    port, picker = spec.listeners.grpc_port, spec.listeners.ext_proc
     return {
         "name": COMPONENT,
         "image": spec.router.image or defaults.image,
@@ -281,7 +281,7 @@ def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> O
         "ports": [
             {"name": "grpc", "containerPort": port, "protocol": "TCP"},
             {"name": "metrics", "containerPort": spec.listeners.metrics_port, "protocol": "TCP"},
-            *([] if picker is None else [{"name": EXT_PROC, "containerPort": picker, "protocol": "TCP"}]),
+            *([] if picker is None else [{"name": EXT_PROC, "containerPort": picker.port, "protocol": "TCP"}]),
         ],
         "startupProbe": _probe(port, "liveness", period_s=2, failures=60),
         "readinessProbe": _probe(port, "readiness", period_s=2, failures=2),
@@ -325,8 +325,8 @@ def _environment(owner: Owner, spec: LLMRouterSpec) -> list[Object]:
         "LLMROUTER_GRPC_PORT": str(spec.listeners.grpc_port),
         "LLMROUTER_METRICS_PORT": str(spec.listeners.metrics_port),
     }
-    if spec.listeners.ext_proc_port is not None:
-        values["LLMROUTER_EXT_PROC_PORT"] = str(spec.listeners.ext_proc_port)
+    if spec.listeners.ext_proc is not None:
+        values["LLMROUTER_EXT_PROC_PORT"] = str(spec.listeners.ext_proc.port)
     environment: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
     pod_name = {"apiVersion": "v1", "fieldPath": "metadata.name"}
     environment.append({"name": "POD_NAME", "valueFrom": {"fieldRef": pod_name}})

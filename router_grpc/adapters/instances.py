@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.domain import Instance
+from llmrouter.domain import Instance, Role
 from router_grpc.adapters.kube import Changed, Listed, follow
 from router_grpc.unbroken import end_tasks
 
@@ -175,6 +175,7 @@ def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any]) -> list[Instance
             pool=pool.name,
             profile=profile,
             models=models,
+            role=Role(pool.role),
         )
         for name, pod in pods.items()
         if is_ready(pod)
@@ -185,7 +186,12 @@ def _declared_instances(pool: PoolConfig) -> tuple[Instance, ...]:
     profile = pool.engine_profile()
     return tuple(
         Instance(
-            instance_id=endpoint, endpoint=endpoint, pool=pool.name, profile=profile, models=frozenset(pool.models)
+            instance_id=endpoint,
+            endpoint=endpoint,
+            pool=pool.name,
+            profile=profile,
+            models=frozenset(pool.models),
+            role=Role(pool.role),
         )
         for endpoint in pool.endpoints or ()
     )

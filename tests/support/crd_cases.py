@@ -80,13 +80,16 @@ BAD_ROUTERS = [
         "Duplicate value",
     ),
     Case(
-        "neither selector nor endpoints", pool(endpoints=None), "spec.pools[0]", "exactly one of selector and endpoints"
+        "neither selector nor endpoints",
+        pool(endpoints=None),
+        "spec.pools[0]",
+        "exactly one of selector, inferencePoolRef and endpoints",
     ),
     Case(
         "both selector and endpoints",
         pool(selector={"matchLabels": {"app": "x"}}),
         "spec.pools[0]",
-        "exactly one of selector and endpoints",
+        "exactly one of selector, inferencePoolRef and endpoints",
     ),
     Case(
         "an empty selector", pool(endpoints=None, selector={"matchLabels": {}}), "matchLabels", "at least 1 properties"
@@ -213,7 +216,19 @@ BAD_ROUTERS = [
         "a share above 1", router(outliers={"maxEjectedFraction": 2}), "maxEjectedFraction", "less than or equal to 1"
     ),
     Case("a failure that is none", router(outliers={"consecutiveFailures": -1}), "consecutiveFailures", "equal to 0"),
-    Case("two listeners on a port", router(listeners={"extProcPort": 9000}), "listeners", "must differ"),
+    Case("two listeners on a port", router(listeners={"extProc": {"port": 9000}}), "listeners", "must differ"),
+    Case(
+        "two fronts on a port",
+        router(listeners={"extProc": {"port": 8080}, "openai": {}}),
+        "listeners",
+        "must differ",
+    ),
+    Case(
+        "a certificate in plain text",
+        router(listeners={"extProc": {"secureServing": False, "certificateSecretRef": {"name": "x"}}}),
+        "listeners.extProc",
+        "certificateSecretRef needs secureServing",
+    ),
     Case("no prompt admitted", router(limits={"maxPromptTokens": 0}), "maxPromptTokens", "greater than or equal to 1"),
     Case("words for numbers", router(limits={"maxPromptTokens": "many"}), "maxPromptTokens", "must be of type integer"),
 ]
