@@ -62,6 +62,8 @@ MAX_CONFIG_BYTES = 1_000_000
 """The bound of a ConfigMap."""
 TOKENIZERS_FOLDER = "/var/lib/llmrouter/tokenizers"
 """Where router pods mount ``spec.router.tokenizers``."""
+CERTIFICATE_FOLDER = "/var/lib/llmrouter/certificate"
+"""Where router pods mount the Secret of ``listeners.extProc.certificateSecretRef``."""
 
 POLICIES_BY_COST = frozenset({"Onnx", "Learned", "WorkloadImpact"})
 """Types whose room is KV where ``hold.room`` does not say and requests may be held."""
@@ -139,6 +141,7 @@ class PoolConfig(Resource):
     endpoints: tuple[HostPort, ...] | None = None
     target_port: Port = 8000
     role: PoolRole = "Mixed"
+    continues_chat: bool = False
     profile_name: str
     profile: InlineProfile
     calibrate: Calibrate = "Slowness"
@@ -289,6 +292,7 @@ def _compile_pool(pool: PoolSpec, served: tuple[str, ...]) -> PoolConfig:
         endpoints=pool.endpoints,
         target_port=pool.target_port,
         role=pool.role,
+        continues_chat=pool.continues_chat,
         profile_name=profile_name,
         profile=profile,
         calibrate=pool.profile.calibrate,

@@ -155,6 +155,7 @@ class PoolSpec(Resource):
     endpoints: tuple[HostPort, ...] | None = Field(default=None, min_length=1, max_length=1024)
     target_port: Port = 8000
     role: PoolRole = "Mixed"
+    continues_chat: bool = False
     profile: ProfileRef
 
     @model_validator(mode="after")
@@ -254,9 +255,21 @@ class ExtProcSpec(Resource):
 
 
 class OpenAISpec(Resource):
-    """The OpenAI-compatible front, for what a gateway cannot do."""
+    """The OpenAI-compatible front, for what a gateway cannot do; 0 seconds are never, 0 tokens no slices."""
 
     port: Port = 8080
+    resume: Literal["None", "BeforeFirstToken", "Tokens"] = "BeforeFirstToken"
+    max_resumes: int = Field(default=2, ge=0, le=10)
+    slice_tokens: int = Field(default=0, ge=0, le=1_000_000)
+    redispatch_after_seconds: float = Field(default=0.0, ge=0, le=600)
+    stall_seconds: float = Field(default=120.0, ge=0, le=3600)
+    max_requests: int = Field(default=1024, ge=1, le=65536)
+
+    @model_validator(mode="after")
+    def _slices_continue(self) -> Self:
+        if self.slice_tokens and self.resume != "Tokens":
+            raise ValueError("sliceTokens needs resume: Tokens")
+        return self
 
 
 class ListenersSpec(Resource):
@@ -362,6 +375,9 @@ class LLMRouterSpec(Resource):
                 raise ValueError(f"pools[{pool.name}].models names {unknown[0]!r}, which spec.models does not")
         if self.router.replicas > 1 and self.state.redis is None:
             raise ValueError("router.replicas above 1 needs state.redis, so that the routers count as one")
+        front = self.listeners.openai
+        if front is not None and front.resume == "Tokens" and not all(pool.continues_chat for pool in self.pools):
+            raise ValueError("listeners.openai.resume: Tokens needs continuesChat of every pool")
         if self.router.tokenizers is None and any(model.tokenizer is not None for model in self.models):
             raise ValueError("models[].tokenizer needs router.tokenizers, the folder that it is in")
         return self

@@ -229,6 +229,19 @@ BAD_ROUTERS = [
         "listeners.extProc",
         "certificateSecretRef needs secureServing",
     ),
+    Case(
+        "slices that cannot go on",
+        router(listeners={"openai": {"sliceTokens": 64}}),
+        "listeners.openai",
+        "sliceTokens needs resume: Tokens",
+    ),
+    Case(
+        "engines that cannot go on",
+        router(listeners={"openai": {"resume": "Tokens"}}),
+        "listeners.openai.resume",
+        "Tokens needs continuesChat of every pool",
+    ),
+    Case("endless resumes", router(listeners={"openai": {"maxResumes": 11}}), "maxResumes", "less than or equal to 10"),
     Case("no prompt admitted", router(limits={"maxPromptTokens": 0}), "maxPromptTokens", "greater than or equal to 1"),
     Case("words for numbers", router(limits={"maxPromptTokens": "many"}), "maxPromptTokens", "must be of type integer"),
 ]
@@ -343,6 +356,10 @@ GOOD_ROUTERS: list[Spec] = [
     router(state={"heartbeatSeconds": 1, "heartbeatTimeoutSeconds": 2}),
     router(predictor={"model": {"configMap": {"name": "m", "modelKey": "text.onnx"}, "sha256": SHA256}}),
     router(predictor={"type": "Applications", "deadlineMilliseconds": 0.5, "exploration": 1}),
+    router(
+        pools=pool(continuesChat=True)["pools"],
+        listeners={"openai": {"resume": "Tokens", "sliceTokens": 256, "redispatchAfterSeconds": 0.5}},
+    ),
     tokenizer("meta-llama/Llama-3.1-8B/tokenizer.json"),
     tokenizer("llama.json", router={"replicas": 1, "tokenizers": {"configMap": {"name": "tokenizers"}}}),
 ]
