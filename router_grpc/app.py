@@ -14,6 +14,7 @@ from router_grpc.gauges import Gauges
 from router_grpc.listeners.ext_proc import PickerServicer
 from router_grpc.listeners.native import RouterServicer
 from router_grpc.listeners.server import GrpcServer
+from router_grpc.picker.session import PickerDesk
 from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportService
 from router_grpc.service import RouterService
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from llmrouter.acknowledgement import RouterAcknowledgement
     from router_grpc.adapters.engine_metrics import EngineScraper
     from router_grpc.adapters.instances import InstanceDirectory
+    from router_grpc.certificates import Certificates
     from router_grpc.changes import Changes
     from router_grpc.length_sharing import LengthSharing
     from router_grpc.prefix_sharing import PrefixSharing
@@ -49,6 +51,9 @@ ACKNOWLEDGE_S = 5.0
 RETRY_S = 1.0
 """How long a source of configurations that failed is left alone."""
 
+CERTIFICATE_S = 5.0
+"""How often a mounted certificate is looked at."""
+
 SETTLE_S = 1.0
 """How long a draining router still answers, so that whoever still believes it ready is served."""
 
@@ -65,7 +70,10 @@ class ConfigSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a router follows and tells. ``acknowledge`` and what shares are ``None`` where nobody listens."""
+    """What a router follows and tells. ``acknowledge`` and what shares are ``None`` where nobody listens.
+
+    ``certificates`` are ``None`` where no port speaks TLS.
+    """
 
     source: ConfigSource
     directory: InstanceDirectory
@@ -76,6 +84,7 @@ class Outside:
     prefix_sharing: PrefixSharing | None
     acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None
     describe: Callable[[RouterApp], RouterAcknowledgement | None]
+    certificates: Certificates | None = None
 
 
 class RouterApp:
@@ -87,7 +96,10 @@ class RouterApp:
         self.reports = ReportService(world, self.service.kick, self.service.settle)
         self._outside = outside
         parts = (world, self.service, self.reports)
-        self.listener = GrpcServer(RouterServicer(*parts), PickerServicer(*parts), host=host, ports=ports)
+        self.desk = PickerDesk(*parts)
+        self.listener = GrpcServer(
+            RouterServicer(*parts), PickerServicer(self.desk), host=host, ports=ports, certificates=outside.certificates
+        )
         self._gauges = Gauges(world, self.service)
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
@@ -116,6 +128,8 @@ class RouterApp:
             loops["share"] = self._every(lambda: SHARE_S, self._share, "share")
         if self._outside.prefix_sharing is not None:
             loops["prefixes"] = self._share_prefixes(self._outside.prefix_sharing)
+        if self._outside.certificates is not None:
+            loops["certificate"] = self._every(lambda: CERTIFICATE_S, self._look_at_certificate, "certificate")
         if self._outside.acknowledge is not None:
             loops["acknowledge"] = self._acknowledge_changes(self._outside.acknowledge)
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -131,6 +145,7 @@ class RouterApp:
         await self.listener.retire()
         await asyncio.sleep(settle_s)
         await self.listener.drain(grace_s)
+        await self.desk.settled()
         await self.world.unbroken.settled()
         await end_tasks(self._tasks)
         await self._last_share()
@@ -140,6 +155,11 @@ class RouterApp:
         if not len(self.world.open_requests):
             await self.world.ledger.leave()
         await self.world.ledger.close()
+
+    @property
+    def certificate(self) -> Readiness | None:
+        """Whether the declared certificate is served; ``None`` where no port speaks TLS."""
+        return None if self._outside.certificates is None else self._outside.certificates.readiness
 
     async def adopt(self, bundle: ConfigBundle) -> None:
         """Puts a configuration in force, or keeps the last good one and says why."""
@@ -237,6 +257,13 @@ class RouterApp:
         world = self.world
         world.prefixes.show(world.instances.current(), world.metrics.prefixes)
         world.calibrating.show(world.metrics.calibration, (one.instance_id for one in world.instances.current()))
+
+    async def _look_at_certificate(self) -> None:
+        before = self.certificate
+        if self._outside.certificates is not None:
+            self._outside.certificates.refresh()
+        if self.certificate != before:
+            self._outside.changes.tell()
 
     async def _calibrate(self) -> None:
         await self.world.calibrating.keep(self.world.clock())

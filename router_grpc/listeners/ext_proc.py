@@ -1,94 +1,74 @@
-"""The endpoint-picker listener: Envoy's external processing, one stream for each HTTP request, over grpc.aio."""
+"""The endpoint-picker listener over grpc.aio: the reference of what a transport does with a session."""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import grpc
 
-from llmrouter.errors import LLMRouterError
-from router_grpc.forwarding import least_loaded
-from router_grpc.picker.exchange import Exchange, Forward, Pick, ProtocolError, Send, ServedElsewhere, Tell
-from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
+from router_grpc.status import Status
+from router_grpc.v1 import ext_proc_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
-    from router_grpc.picker.exchange import Effect
-    from router_grpc.reports import ReportService
-    from router_grpc.service import RouterService
-    from router_grpc.v1 import ext_proc_pb2 as pb
-    from router_grpc.world import World
+    from router_grpc.picker.session import PickerDesk
 
-_log = logging.getLogger(__name__)
+PICKER_NAME = ext_proc_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
+METHOD = "Process"
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class PickerServicer(pb_grpc.ExternalProcessorServicer):
-    """Carries what an ``Exchange`` wants done to the services, and their answers back."""
+class _Outlet:
+    """What a session has said since it was asked last."""
 
-    def __init__(self, world: World, service: RouterService, reports: ReportService) -> None:
-        self._world = world
-        self._service = service
-        self._reports = reports
+    def __init__(self) -> None:
+        self._messages: list[bytes] = []
+        self.ended: tuple[Status, str] | None = None
 
-    async def Process(  # noqa: N802 - the name is gRPC's
-        self,
-        request_iterator: AsyncIterator[pb.ProcessingRequest],
-        context: grpc.aio.ServicerContext[pb.ProcessingRequest, pb.ProcessingResponse],
-    ) -> AsyncIterator[pb.ProcessingResponse]:
+    def send(self, message: bytes) -> None:
+        self._messages.append(message)
+
+    def finish(self, status: Status, detail: str) -> None:
+        self.ended = (status, detail)
+
+    def resumed(self) -> None:
+        """Nothing: the next message is read when the pick is over."""
+
+    def take(self) -> list[bytes]:
+        taken, self._messages = self._messages, []
+        return taken
+
+
+class PickerServicer:
+    """Takes a message, waits for what it leads to, sends that, and only then reads the next."""
+
+    def __init__(self, desk: PickerDesk) -> None:
+        self._desk = desk
+
+    def handler(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        """The service as a server takes it: messages as bytes."""
+        method = grpc.stream_stream_rpc_method_handler(self.process)
+        return grpc.method_handlers_generic_handler(PICKER_NAME, {METHOD: method})
+
+    async def process(
+        self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
         """See ext_proc.proto."""
-        exchange, stream_id = Exchange(), self._reports.open_stream()
+        outlet = _Outlet()
+        session = self._desk.open(outlet)
         try:
-            async for message in request_iterator:
-                effects = exchange.receive(message)
-                while effects:
-                    effect, *effects = effects
-                    if isinstance(effect, Send):
-                        yield effect.message
-                    else:
-                        effects += await self._follow(effect, exchange, stream_id)
-        except ProtocolError as error:
-            self._world.metrics.requests.labels(error.reason).inc()
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except LLMRouterError as error:
-            self._world.metrics.requests.labels(error.reason).inc()
-            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+            async for message in messages:
+                session.receive(message)
+                await session.picked()
+                for answer in outlet.take():
+                    yield answer
+                if outlet.ended is not None:
+                    break
+            session.half_closed()
         finally:
-            for effect in exchange.closed():
-                await self._follow(effect, exchange, stream_id)
-            self._reports.close_stream(stream_id)
-
-    async def _follow(self, effect: Effect, exchange: Exchange, stream_id: int) -> Sequence[Effect]:
-        """Does what is no message for the gateway; returns what follows from it."""
-        if isinstance(effect, Tell):
-            await self._reports.report(effect.report, stream_id=stream_id)
-        elif isinstance(effect, ServedElsewhere):
-            self._world.metrics.served_elsewhere.inc()
-            _log.info("served elsewhere", extra={"request_id": exchange.request_id, "endpoint": effect.endpoint})
-        elif isinstance(effect, Pick):
-            return await self._pick(effect, exchange, stream_id)
-        elif isinstance(effect, Forward):
-            return self._forward(effect, exchange)
-        return ()
-
-    async def _pick(self, effect: Pick, exchange: Exchange, stream_id: int) -> Sequence[Effect]:
-        started_s = self._world.clock()
-        try:
-            answer = await self._service.route(effect.ask)
-        except LLMRouterError as error:
-            self._world.metrics.requests.labels(error.reason).inc()
-            return exchange.refused(error)
-        self._world.metrics.requests.labels("Routed").inc()
-        self._world.metrics.route_seconds.observe(self._world.clock() - started_s)
-        self._world.open_requests.attended(answer.request_id, stream_id=stream_id)
-        return exchange.picked(answer.endpoint, answer.request_id)
-
-    def _forward(self, effect: Forward, exchange: Exchange) -> Sequence[Effect]:
-        try:
-            endpoint = least_loaded(self._world, effect.subset)
-        except LLMRouterError as error:
-            self._world.metrics.requests.labels(error.reason).inc()
-            return exchange.refused(error)
-        self._world.metrics.requests.labels("Forwarded").inc()
-        return exchange.picked(endpoint, "")
+            session.broken()
+        if outlet.ended is not None and outlet.ended[0] is not Status.OK:
+            status, detail = outlet.ended
+            await context.abort(_CODES[status], detail)

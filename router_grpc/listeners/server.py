@@ -10,20 +10,24 @@ from grpc_reflection.v1alpha import reflection
 
 from llmrouter.errors import InvalidConfigError
 from router_grpc.calls import MAX_PROMPT_BYTES
-from router_grpc.v1 import ext_proc_pb2, ext_proc_pb2_grpc, router_pb2, router_pb2_grpc
+from router_grpc.listeners.ext_proc import PICKER_NAME
+from router_grpc.v1 import router_pb2, router_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from router_grpc.certificates import Certificates
     from router_grpc.listeners.ext_proc import PickerServicer
     from router_grpc.listeners.native import RouterServicer
 
 SERVICE_NAME = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
-PICKER_NAME = ext_proc_pb2.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
 READINESS = "readiness"
 LIVENESS = "liveness"
 NAMES_OF_READINESS = (READINESS, SERVICE_NAME, PICKER_NAME, "inference-extension", "")
 """Whom the health service answers alike; the last but one is what probes of endpoint pickers ask for."""
+
+TLS_FIELD = "extProc.port"
+"""The port that speaks TLS where there are certificates."""
 
 MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + 256 * 1024
 MAX_CONCURRENT_CALLS = 16_384
@@ -31,10 +35,19 @@ MAX_CONCURRENT_CALLS = 16_384
 
 
 class GrpcServer:
-    """Serves on every port of ``ports``, by the field of the resource that names it; ready once told so."""
+    """Serves on every port of ``ports``, by the field of the resource that names it; ready once told so.
+
+    With ``certificates``, the endpoint picker's port speaks TLS; the gRPC API's, which probes ask, never does.
+    """
 
     def __init__(
-        self, servicer: RouterServicer, picker: PickerServicer, *, host: str, ports: Mapping[str, int]
+        self,
+        servicer: RouterServicer,
+        picker: PickerServicer,
+        *,
+        host: str,
+        ports: Mapping[str, int],
+        certificates: Certificates | None = None,
     ) -> None:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
@@ -49,12 +62,13 @@ class GrpcServer:
             ),
         )
         router_pb2_grpc.add_RouterServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
-        ext_proc_pb2_grpc.add_ExternalProcessorServicer_to_server(picker, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers((picker.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         names = (SERVICE_NAME, PICKER_NAME, health_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self._addresses = {field: f"{host}:{port}" for field, port in ports.items()}
+        self._certificates = certificates
         self._retired = False
         self.is_ready = False
         self.ports: dict[str, int] = {}
@@ -68,12 +82,17 @@ class GrpcServer:
         """Serves; alive, and not ready yet. Raises InvalidConfigError where a port cannot be listened on."""
         for field, address in self._addresses.items():
             try:
-                self.ports[field] = self._server.add_insecure_port(address)
+                self.ports[field] = self._listen(field, address)
             except RuntimeError as error:
                 raise InvalidConfigError(f"listeners.{field}: cannot listen on {address}") from error
         await self._show(ready=False)
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+
+    def _listen(self, field: str, address: str) -> int:
+        if field == TLS_FIELD and self._certificates is not None:
+            return self._server.add_secure_port(address, self._certificates.credentials())
+        return self._server.add_insecure_port(address)
 
     async def set_ready(self) -> None:
         """The readiness probe and gRPC health say yes from now on; a retired server stays so."""
