@@ -1,7 +1,7 @@
 """How much of the tokens still expected to count against KV now: the default policy at shares r, paired by seed.
 
 Mean E2E of each r against that of the first, in %, with a 95 % interval (Student), and preemptions. The cells of the
-benchmark, lengths predicted by the mean of the task; requests and seeds are the same for all r.
+benchmark, lengths predicted by ``--predictor``; requests and seeds are the same for all r.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CAPACITY_RPS = {"paper-v100": 13.5, "h100-mix": 44.5, "h100-prod": 22.5}
 """The highest rate that round-robin sustains: docs/benchmark.md."""
 
+FORETELLING = (Predictor.TASK_MEAN, Predictor.BUCKET, Predictor.FOREST, Predictor.ORACLE)
 FIRST_SEED = 1_000
 ANOTHER_RUN = 5_000
 """Added to a seed for the history that the task's mean is taken of."""
@@ -45,11 +46,12 @@ def policy(share: float) -> CompiledPolicy:
     )
 
 
-def runs(cell: Cell, rate_rps: float, shares: list[float], *, requests: int, seed: int) -> list[tuple[float, int]]:
+def runs(cell: Cell, rate_rps: float, options: argparse.Namespace, seed: int) -> list[tuple[float, int]]:
     """Mean E2E in seconds and preemptions for each share."""
-    history = cell.workload_at(rate_rps, requests, seed + ANOTHER_RUN)
-    workload = predicted(cell.workload_at(rate_rps, requests, seed), Predictor.TASK_MEAN, history, seed=seed)
-    outcomes = [simulate(cell.setup, workload, policy(share), seed=seed) for share in shares]
+    history = cell.workload_at(rate_rps, options.requests, seed + ANOTHER_RUN)
+    requests = cell.workload_at(rate_rps, options.requests, seed)
+    workload = predicted(requests, Predictor(options.predictor), history, seed=seed)
+    outcomes = [simulate(cell.setup, workload, policy(share), seed=seed) for share in options.shares]
     return [(float(np.nanmean(one.e2e_s)), int(np.sum(one.preemptions))) for one in outcomes]
 
 
@@ -65,6 +67,8 @@ def main() -> int:
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.15, 0.3, 0.5], help="r, what is compared with first"
     )
+    parser.add_argument("--cells", nargs="+", choices=CAPACITY_RPS, default=list(CAPACITY_RPS), help="of the benchmark")
+    parser.add_argument("--predictor", choices=[str(one) for one in FORETELLING], default=str(Predictor.TASK_MEAN))
     parser.add_argument("--loads", type=float, nargs="+", default=[0.95, 1.1, 1.3], help="of what round-robin sustains")
     parser.add_argument("--requests", type=int, default=3_000, help="of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=20, help="runs of each (default: %(default)s)")
@@ -74,13 +78,12 @@ def main() -> int:
         parser.error("--seeds must be at least 2, --requests at least 1, --loads above 0")
     print(f"$ {(command := shlex.join(['python', *sys.argv]))}")
     rows = []
-    for name, capacity_rps in CAPACITY_RPS.items():
+    for name in options.cells:
+        capacity_rps = CAPACITY_RPS[name]
         cell = build_cell(bench_options.parse(["--cells", name]).plan.cells[0])
         for load in options.loads:
             seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-            found = [
-                runs(cell, load * capacity_rps, options.shares, requests=options.requests, seed=seed) for seed in seeds
-            ]
+            found = [runs(cell, load * capacity_rps, options, seed) for seed in seeds]
             e2e_s, preemptions = np.moveaxis(np.array(found), -1, 0)
             for place, share in enumerate(options.shares):
                 change = paired_change(e2e_s[:, place].tolist(), e2e_s[:, 0].tolist())

@@ -90,7 +90,7 @@ def _shielded(reward: Reward) -> Callable[[int, Path], Learned]:
 LITERAL_EPISODES, SHIELDED_EPISODES, EVOLUTION_EPISODES, DISTIL_EPISODES = 30, 30, 2_400, 30
 RECIPES = (
     *(
-        Recipe(f"ddqn-literal-{one}", f"Double DQN, literally, {one}", PACED, _literal(one), 5)
+        Recipe(f"ddqn-literal-{one}", f"Double DQN, literally, {one}", PACED, _literal(one), MOST_SEEDS)
         for one in (Reward.BASELINE, Reward.AWARE, Reward.GUIDED)
     ),
     *(
