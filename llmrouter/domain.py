@@ -190,11 +190,15 @@ class PoolSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An eligible instance with its score in seconds of cost (lower is better) and the load the score was made on."""
+    """An eligible instance with its score in seconds of cost (lower is better) and the load the score was made on.
+
+    ``prefill`` is the other instance that computes the prompt for it; ``None`` where it does so itself.
+    """
 
     instance_id: str
     score: float
     seen: Load
+    prefill: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +274,8 @@ class Room:
 class Reservation:
     """The entry that a dispatch creates in the ledger: findable by request id, owned by one router.
 
-    ``cached_tokens`` of the prompt were taken to be in the instance's prefix cache: they are not waited for.
+    ``cached_tokens`` of the prompt were taken to be in the instance's prefix cache: they are not waited for. Where
+    ``prefill_instance_id`` is set, that instance computes the prompt; it has ``prefill_cached_tokens`` of it cached.
     """
 
     request_id: str
@@ -281,6 +286,8 @@ class Reservation:
     prefilled: bool = False
     generated_tokens: int = 0
     cached_tokens: int = 0
+    prefill_instance_id: str = ""
+    prefill_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from router_grpc.listeners.ext_proc import PickerServicer
 from router_grpc.listeners.native import RouterServicer
 from router_grpc.listeners.server import GrpcServer
 from router_grpc.picker.session import PickerDesk
+from router_grpc.presuming import STEP_S
 from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportService
 from router_grpc.service import RouterService
@@ -51,7 +52,7 @@ ACKNOWLEDGE_S = 5.0
 RETRY_S = 1.0
 """How long a source of configurations that failed is left alone."""
 
-CERTIFICATE_S = 5.0
+CERTIFICATE_S = 2.0
 """How often a mounted certificate is looked at."""
 
 SETTLE_S = 1.0
@@ -120,6 +121,7 @@ class RouterApp:
             "refresh": self._every(lambda: REFRESH_S, self._refresh, "refresh"),
             "heartbeat": self._every(self._heartbeat_s, self._beat, "heartbeat"),
             "sweep": self._every(self._heartbeat_s, self._sweep, "sweep"),
+            "presume": self._every(lambda: STEP_S, self._presume, "presume"),
             "scrape": self._every(self._scrape_s, self._scrape, "scrape"),
             "gauges": self._every(lambda: SHOW_S, self._show, "gauges"),
             "calibration": self._every(lambda: CALIBRATE_S, self._calibrate, "calibration"),
@@ -305,6 +307,10 @@ class RouterApp:
             now_s=world.clock(), claim_timeout_s=limits.claim_timeout_seconds, grace_s=limits.report_grace_seconds
         )
         await self.reports.give_up(lost)
+
+    async def _presume(self) -> None:
+        await self.world.presuming.step(self.world, self.service.kick)
+        self.desk.sweep()
 
     async def _share(self) -> None:
         if self._outside.sharing is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.routing.features import feature_rows, profile_features
-from llmrouter.routing.rules import own_latency
+from llmrouter.routing.rules import PREDICTED, own_latency
 
 if TYPE_CHECKING:
     from llmrouter.domain import InstanceView, PoolSnapshot, Request
@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ForetoldCost:
-    """Seconds from dispatch to finish as the decision saw them, whoever made it."""
+    """Seconds from dispatch to finish, and to the first token, as the decision saw them, whoever made it."""
 
     policy: str
     seconds: float
+    first_token_s: float
     dispatched_at_s: float
 
 
-def own_seconds(request: Request, view: InstanceView) -> float:
-    """Seconds that a request is expected to take on an instance: ``own`` of the marginal cost, on the loads seen."""
+def own_seconds(request: Request, view: InstanceView) -> tuple[float, float]:
+    """Seconds that a request is expected to take on an instance, and that the first of its tokens does.
+
+    Both are ``own`` of the marginal cost, on the loads seen.
+    """
     (row,) = feature_rows(request, [view], lambda one: profile_features(one.instance.profile))
-    return float(own_latency(row))
+    first = (*row[:PREDICTED], 1.0, *row[PREDICTED + 1 :])
+    return float(own_latency(row)), float(own_latency(first))
 
 
 def note_cost(world: World, request: Request, snapshot: PoolSnapshot, answer: RouteAnswer) -> None:
@@ -37,7 +42,7 @@ def note_cost(world: World, request: Request, snapshot: PoolSnapshot, answer: Ro
         return
     for view in snapshot.views:
         if view.instance.instance_id == answer.instance_id:
-            entry.cost = ForetoldCost(answer.policy, own_seconds(request, view), world.clock())
+            entry.cost = ForetoldCost(answer.policy, *own_seconds(request, view), world.clock())
 
 
 def observe_cost(world: World, entry: OpenRequest) -> None:
@@ -46,3 +51,4 @@ def observe_cost(world: World, entry: OpenRequest) -> None:
     if cost is not None and cost.seconds > 0.0:
         took_s = max(0.0, world.clock() - cost.dispatched_at_s)
         world.metrics.cost_ratio.labels(cost.policy).observe(took_s / cost.seconds)
+        world.presuming.learn(took_s / cost.seconds)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmrouter.planning.mix import MixMeter
-from llmrouter.routing.inflight import contribution
+from llmrouter.routing.inflight import contribution, prefill_contribution
 from llmrouter.routing.outliers import Outliers
 from router_grpc.calibrating import Calibrating
 from router_grpc.prefixing import Prefixing
+from router_grpc.presuming import Presuming
 from router_grpc.unbroken import Unbroken
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class World:
     prefixes: Prefixing = field(default_factory=Prefixing)
     is_alone: bool = False
     outliers: Outliers = field(default_factory=Outliers)
+    presuming: Presuming = field(default_factory=Presuming)
 
     def ready(self) -> Sequence[Instance]:
         """Instances that may get a request now: those that are ready, without outliers."""
@@ -60,4 +62,6 @@ class World:
         self.calibrating.ended(request_id, None, now_s=self.clock())
         if released is not None:
             self.replica.subtract(released.instance_id, contribution(released))
+            if (part := prefill_contribution(released)) is not None:
+                self.replica.subtract(released.prefill_instance_id, part)
         return released

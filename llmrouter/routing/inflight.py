@@ -1,7 +1,7 @@
-"""In-flight arithmetic: what one reservation adds to its instance's load, and whether a dispatch fits.
+"""In-flight arithmetic: what one reservation adds to its instances' loads, and whether a dispatch fits.
 
 The ledgers keep, for every instance, the sum of the contributions of its reservations. The Lua scripts of the Redis
-ledger repeat these three formulas; the ledger conformance suite holds the two against each other.
+ledger repeat these formulas; the ledger conformance suite holds the two against each other.
 """
 
 from __future__ import annotations
@@ -31,13 +31,30 @@ def contribution(reservation: Reservation) -> Load:
     """What a reservation adds to the load of its instance (tokens).
 
     Cached prompt tokens are not computed, so that nobody waits for them; but they are context, and fill KV, as others.
+    So are those that another instance computes.
     """
-    uncached_tokens = max(0, reservation.prompt_tokens - reservation.cached_tokens)
+    uncached_tokens = 0
+    if not reservation.prefill_instance_id:
+        uncached_tokens = max(0, reservation.prompt_tokens - reservation.cached_tokens)
     return Load(
         requests=1,
         context_tokens=reservation.prompt_tokens + reservation.generated_tokens,
         queued_prefill_tokens=0 if reservation.prefilled else uncached_tokens,
         remaining_decode_tokens=max(0.0, reservation.predicted_output_tokens - reservation.generated_tokens),
+    )
+
+
+def prefill_contribution(reservation: Reservation) -> Load | None:
+    """What a reservation adds to the load of the other instance that computes its prompt, until its first token.
+
+    ``None`` where there is no such instance, or the first token is there.
+    """
+    if reservation.prefilled or not reservation.prefill_instance_id:
+        return None
+    return Load(
+        requests=1,
+        context_tokens=reservation.prompt_tokens,
+        queued_prefill_tokens=max(0, reservation.prompt_tokens - reservation.prefill_cached_tokens),
     )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SHOWN = 64
+MAX_NUMBER = 10**300
+"""A whole number that is larger counts as this: a float takes no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ def _number(content: dict[str, Any], name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRequestError(f"{name}: must be a number")
-    return float(value)
+    return float(min(max(value, -MAX_NUMBER), MAX_NUMBER)) if isinstance(value, int) else value
 
 
 def _stops(value: object) -> int | None:

@@ -5,7 +5,8 @@ or ``Forward`` comes ``picked`` or ``refused``, and no other message before. ``c
 however the stream ends.
 
 Nothing is answered before the whole body is there: a gateway must not be told headers before the destination is known.
-A body that came is passed on byte for byte.
+A body that came is passed on byte for byte. Where the answer is not to be seen, ``Leave`` comes last: the stream ends
+well, and the gateway goes on alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,22 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from llmrouter.errors import InvalidRequestError, LLMRouterError
+from llmrouter.errors import InvalidRequestError, LLMRouterError, SaturatedError
 from router_grpc.calls import RouteAsk
 from router_grpc.picker import headers as names
 from router_grpc.picker.bodies import asked_of, makes_tokens
-from router_grpc.picker.replies import TooLargeError, headers_reply, picked, pieces, refusal, streamed, with_destination
+from router_grpc.picker.intake import Intake
+from router_grpc.picker.observation import Observed
+from router_grpc.picker.replies import (
+    SlowBodyError,
+    TooLargeError,
+    TooManyHeadersError,
+    headers_reply,
+    picked,
+    pieces,
+    refusal,
+    with_destination,
+)
 from router_grpc.picker.usage import AnswerScan
 from router_grpc.reports import Report, ReportKind
 from router_grpc.v1 import ext_proc_pb2 as pb
@@ -27,6 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_HEADERS = 1_000
+MAX_HEADERS_BYTES = 256 * 1024
+BODY_S = 300.0
+"""A body that is not whole after so long is given up: see ``Exchange.overdue``."""
+
 PROGRESS_EVENTS = 64
 """Progress is told after so many tokens: more often it would cost more than it is worth."""
 
@@ -69,7 +86,28 @@ class ServedElsewhere:
     endpoint: str
 
 
-Effect = Send | Pick | Forward | Tell | ServedElsewhere
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The client is refused, for a reason fit for a metric's label, without an attempt to place its request."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The stream ends well, before the answer: what becomes of the reservation, if there is one, is not seen."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """The answer comes whole, at its end: nothing is heard of the reservation before."""
+
+    request_id: str
+
+
+Effect = Send | Pick | Forward | Tell | ServedElsewhere | Refused | Leave | Unheard
 
 
 class ProtocolError(LLMRouterError):
@@ -90,8 +128,16 @@ class _Phase(Enum):
 class Exchange:
     """See the module's docstring."""
 
-    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        *,
+        observed: Observed | None = None,
+        intake: Intake | None = None,
+    ) -> None:
         self._max_body_bytes = max_body_bytes
+        self._observed = observed or Observed()
+        self._intake = intake or Intake()
         self._phase = _Phase.HEADERS
         self._duplex_request = self._duplex_answer = True
         self._headers: dict[str, str] = {}
@@ -136,16 +182,24 @@ class Exchange:
 
     def picked(self, endpoint: str, request_id: str) -> list[Effect]:
         """The request goes there; ``request_id`` of its reservation is empty where it has none."""
+        effects = self._sent_on(endpoint, request_id)
+        if self._observed.sees(request_id):
+            return effects if self._streams or not request_id else [*effects, Unheard(request_id)]
+        self._phase, self._request_id = _Phase.OVER, ""
+        return [*effects, Leave(request_id)]
+
+    def _sent_on(self, endpoint: str, request_id: str) -> list[Effect]:
         self._phase = _Phase.ANSWER
         self._endpoint, self._request_id = endpoint, request_id
         extra = {} if names.REQUEST_ID in self._headers or not request_id else {names.REQUEST_ID: request_id}
         response = picked(endpoint, extra)
         if not self._duplex_request and self._has_body:
+            self._let_go()
             body = pb.BodyResponse(response=response)
             return [Send(with_destination(pb.ProcessingResponse(request_body=body), endpoint))]
         effects: list[Effect] = [Send(headers_reply(response, endpoint))]
         if self._has_body:
-            whole, self._body = bytes(self._body), bytearray()
+            whole = self._let_go()
             effects += [
                 Send(pb.ProcessingResponse(request_body=pb.BodyResponse(response=piece)))
                 for piece in pieces(whole, ends=not self._has_trailers)
@@ -160,11 +214,23 @@ class Exchange:
         if answer is None:
             raise error
         self._phase = _Phase.OVER
+        self._let_go()
         return [Send(answer)]
+
+    def _refuse(self, error: LLMRouterError) -> list[Effect]:
+        """Refuses what was not worth asking for a place."""
+        return [Refused(error.reason), *self.refused(error)]
+
+    def overdue(self) -> list[Effect]:
+        """``BODY_S`` have passed since the headers: a body that is not whole is waited for no longer."""
+        if self._phase is not _Phase.BODY:
+            return []
+        return self._refuse(SlowBodyError(f"body: not whole after {BODY_S:g} s"))
 
     def closed(self) -> list[Effect]:
         """The stream is over: what had no end is cancelled."""
         self._phase = _Phase.OVER
+        self._let_go()
         return (
             list(self._tell(ReportKind.CANCELLED, reason="the stream ended before the answer"))
             if self._request_id
@@ -180,6 +246,10 @@ class Exchange:
             sees_body = config.request_body_mode in {pb.FULL_DUPLEX_STREAMED, pb.BUFFERED}
         else:
             sees_body = True
+        if names.size_of(message.request_headers.headers) > MAX_HEADERS_BYTES:
+            return self._refuse(TooManyHeadersError(f"headers: more than {MAX_HEADERS_BYTES} bytes"))
+        if len(message.request_headers.headers.headers) > MAX_HEADERS:
+            return self._refuse(TooManyHeadersError(f"headers: more than {MAX_HEADERS}"))
         self._headers = names.read_headers(message.request_headers.headers)
         self._phase = _Phase.BODY
         if message.request_headers.end_of_stream or not sees_body:
@@ -195,9 +265,19 @@ class Exchange:
         self._expect(_Phase.BODY, "request_body")
         self._has_body = True
         if len(self._body) + len(part.body) > self._max_body_bytes:
-            return self.refused(TooLargeError(f"body: more than {self._max_body_bytes} bytes"))
+            return self._refuse(TooLargeError(f"body: more than {self._max_body_bytes} bytes"))
+        try:
+            self._intake.take(len(part.body))
+        except SaturatedError as error:
+            return self._refuse(error)
         self._body += part.body
         return self._pick() if part.end_of_stream else []
+
+    def _let_go(self) -> bytes:
+        """The body, which is not kept any longer."""
+        whole, self._body = bytes(self._body), bytearray()
+        self._intake.give(len(whole))
+        return whole
 
     def _on_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
         self._expect(_Phase.BODY, "request_trailers")
@@ -212,7 +292,7 @@ class Exchange:
         try:
             asked = asked_of(path, bytes(self._body))
         except InvalidRequestError as error:
-            return self.refused(error)
+            return self._refuse(error)
         if asked is None:
             return [Forward(self._subset)]
         self._streams = asked.streams
@@ -236,6 +316,9 @@ class Exchange:
         return [Pick(ask)]
 
     def _on_answer(self, message: pb.ProcessingRequest) -> list[Effect]:
+        if self._phase is _Phase.BODY:  # the gateway's own answer, to a request that it did not take in whole
+            self._let_go()
+            self._phase = _Phase.ANSWER
         self._expect(_Phase.ANSWER, "response_headers")
         self._phase = _Phase.ANSWER_BODY
         found = names.read_headers(message.response_headers.headers)
@@ -249,21 +332,38 @@ class Exchange:
         effects.append(Send(pb.ProcessingResponse(response_headers=pb.HeadersResponse())))
         return [*effects, *self._end()] if message.response_headers.end_of_stream else effects
 
+    @property
+    def sends_on(self) -> bool:
+        """Whether a piece of the answer's body is sent on as it came: with ``passed``, in place of ``receive``."""
+        return self._phase is _Phase.ANSWER_BODY and self._duplex_answer
+
+    def passed(self, body: bytes, *, ends: bool) -> list[Effect]:
+        """What a piece of the answer's body says, which is sent on already."""
+        self._expect(_Phase.ANSWER_BODY, "response_body")
+        effects: list[Effect] = []
+        if self._scan is not None and self._request_id:
+            self._scan.feed(body)
+            effects += self._noticed(self._scan)
+        return [*effects, *self._end()] if ends else effects
+
     def _on_answer_body(self, message: pb.ProcessingRequest) -> list[Effect]:
         part = message.response_body
-        self._expect(_Phase.ANSWER_BODY, "response_body")
-        echo = streamed(part.body, end_of_stream=part.end_of_stream) if self._duplex_answer else None
-        effects: list[Effect] = [Send(pb.ProcessingResponse(response_body=pb.BodyResponse(response=echo)))]
-        if self._scan is not None and self._request_id:
-            self._scan.feed(part.body)
-            effects += self._noticed(self._scan)
-        return [*effects, *self._end()] if part.end_of_stream else effects
+        follows = self.passed(part.body, ends=part.end_of_stream)
+        if not self._duplex_answer:
+            return [Send(pb.ProcessingResponse(response_body=pb.BodyResponse())), *follows]
+        on = [
+            Send(pb.ProcessingResponse(response_body=pb.BodyResponse(response=piece)))
+            for piece in pieces(part.body, ends=part.end_of_stream)
+        ]
+        return [*on, *follows]
 
     def _on_answer_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
         return [Send(pb.ProcessingResponse(response_trailers=pb.TrailersResponse())), *self._end()]
 
     def _noticed(self, scan: AnswerScan) -> Iterator[Effect]:
-        """The first token once, then progress now and then."""
+        """The first token once, then progress now and then; an answer that is no stream comes whole, at its end."""
+        if not scan.is_stream:
+            return
         if scan.has_begun and not self._told_first and not self._has_failed:
             self._told_first = True
             yield from self._tell(ReportKind.FIRST_TOKEN)

@@ -30,7 +30,13 @@ PRIORITY = "x-llmrouter-priority"
 DEADLINE_MS = "x-llmrouter-deadline-ms"
 BATCH = "x-llmrouter-batch"
 
+_STATUS = re.compile(r"[1-9][0-9]{2}")
 _WHOLE = re.compile(r"-?[0-9]{1,12}")
+
+
+def size_of(headers: pb.HeaderMap) -> int:
+    """Bytes that headers take in their message."""
+    return headers.ByteSize()
 
 
 def read_headers(headers: pb.HeaderMap) -> dict[str, str]:
@@ -70,7 +76,7 @@ def served_endpoint(metadata: pb.Metadata) -> str:
 def status_code(headers: Mapping[str, str]) -> int | None:
     """The status of an answer; ``None`` where it is not said."""
     text = headers.get(":status", headers.get("status", ""))
-    return int(text) if text.isdigit() else None
+    return int(text) if _STATUS.fullmatch(text) else None
 
 
 def whole_number(headers: Mapping[str, str], name: str) -> int:

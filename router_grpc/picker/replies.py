@@ -23,8 +23,22 @@ class TooLargeError(InvalidRequestError):
     reason = "BodyTooLarge"
 
 
+class SlowBodyError(InvalidRequestError):
+    """A body is not whole after a long time."""
+
+    reason = "BodyTooSlow"
+
+
+class TooManyHeadersError(InvalidRequestError):
+    """Headers are more, or longer, than are read."""
+
+    reason = "HeadersTooLarge"
+
+
 STATUS_OF = (
     (TooLargeError, 413, "invalid_request_error"),
+    (SlowBodyError, 408, "invalid_request_error"),
+    (TooManyHeadersError, 431, "invalid_request_error"),
     (UnknownModelError, 404, "not_found_error"),
     (InvalidRequestError, 400, "invalid_request_error"),
     (NoInstanceError, 503, "service_unavailable"),

@@ -29,6 +29,7 @@ from router_grpc.picker.exchange import (
     Send,
     ServedElsewhere,
     Tell,
+    Unheard,
 )
 from router_grpc.picker.intake import Intake
 from router_grpc.picker.observation import Observed, observed_by
@@ -194,11 +195,18 @@ class PickerSession:
             elif isinstance(effect, Refused):
                 self._desk.world.metrics.requests.labels(effect.reason).inc()
             elif isinstance(effect, Leave):
-                self._finish(Status.OK, "")
+                self._leave(effect.request_id)
+            elif isinstance(effect, Unheard):
+                self._desk.world.presuming.unheard(self._desk.world, effect.request_id)
             elif isinstance(effect, ServedElsewhere):
                 self._desk.world.metrics.served_elsewhere.inc()
                 said = {"request_id": self._exchange.request_id, "endpoint": effect.endpoint}
                 _log.info("served elsewhere", extra=said)
+
+    def _leave(self, request_id: str) -> None:
+        """Ends the stream well, the answer unseen."""
+        self._desk.world.presuming.left(self._desk.world, request_id)
+        self._finish(Status.OK, "")
 
     async def _picking(self, effect: Pick) -> None:
         try:

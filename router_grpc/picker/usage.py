@@ -13,6 +13,9 @@ from typing import Any
 MAX_LINE_BYTES = 256 * 1024
 """A line that is longer is counted, and not read."""
 
+MAX_SAID_TOKENS = 1_000_000_000
+"""A count that is larger is said to be this: whoever learns from usage does not believe it."""
+
 MAX_KEPT_BYTES = 64 * 1024
 """Of a JSON answer so much of its end is kept: usage stands last."""
 
@@ -34,7 +37,7 @@ class AnswerScan:
     """Reads an answer as it passes. ``events`` counts those that carry something: about one for each token."""
 
     def __init__(self, *, is_stream: bool) -> None:
-        self._is_stream = is_stream
+        self.is_stream = is_stream
         self._line = bytearray()
         self._skips_line = False
         self.events = 0
@@ -46,13 +49,13 @@ class AnswerScan:
         """As the engine counted them, else as many as there were events; ``None`` where neither is known."""
         if self.usage.output_tokens is not None:
             return self.usage.output_tokens
-        return self.events if self._is_stream and self.events else None
+        return self.events if self.is_stream and self.events else None
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes."""
         if chunk:
-            self.has_begun = self.has_begun or not self._is_stream
-            if self._is_stream:
+            self.has_begun = self.has_begun or not self.is_stream
+            if self.is_stream:
                 self._feed_lines(chunk)
             else:
                 self._line += chunk
@@ -60,7 +63,7 @@ class AnswerScan:
 
     def end(self) -> None:
         """The answer is over."""
-        if self._is_stream:
+        if self.is_stream:
             self._take(bytes(self._line))
         else:
             self._note(_last_usage(bytes(self._line)))
@@ -162,4 +165,7 @@ def _usage_of(content: dict[str, Any]) -> Usage:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A count of tokens; ``None`` where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        return None
+    return min(value, MAX_SAID_TOKENS)

@@ -220,7 +220,7 @@ class TestAnAnswer:
         assert kinds(exchange.receive(response_headers())) == ["response_headers"]
         body = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}).encode()
         first = exchange.receive(response_body(body[:20]))
-        assert told(first) == [(ReportKind.FIRST_TOKEN, None)]
+        assert told(first) == [], "it comes whole, at its end: its first byte says nothing of its first token"
         last = exchange.receive(response_body(body[20:], ends=True))
         assert told(last) == [(ReportKind.FINISHED, 5)]
         echoed = b"".join(

@@ -1,0 +1,135 @@
+"""What is presumed of requests whose answers a router does not see: first token, tokens so far, and end.
+
+A request is foretold seconds to its first token and to its end (``costing``). Its tokens are presumed to come evenly
+between the two. It is presumed over
+
+- where its engine says how many requests it has: when that is fewer than are counted there, the most overdue first;
+- where the engine says nothing: when its foretold life has passed;
+- in any case after ``MOST_LIVES`` lives and ``SLACK_S``: nothing is counted for ever.
+
+The foretold life is corrected by the mean of what observed requests took of theirs, if there are any: a mean that is
+right counts the right number of requests in flight, whatever the lives of single ones (Little's law).
+
+Pure: time is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST_LIVES = 4.0
+SLACK_S = 10.0
+LONGEST_LIFE_S = 3600.0
+SHORTEST_LIFE_S = 0.05
+
+STEPS = 4
+"""Tokens are presumed in steps of so many parts of the answer: every one of them is written to the ledger."""
+
+WINDOW = 3
+"""Only requests that an engine lacks in so many reports one after the other are over: it hears of new ones late."""
+
+RATE = 0.02
+LEAST_RATIO, LARGEST_RATIO = 0.1, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What was foretold of a dispatch: seconds from then to its first token and its end, and its tokens."""
+
+    dispatched_at_s: float
+    first_token_s: float
+    life_s: float
+    output_tokens: float
+
+    def elapsed_s(self, now_s: float) -> float:
+        """Since the dispatch; a clock that went back counts as none."""
+        return max(0.0, now_s - self.dispatched_at_s)
+
+    def has_begun(self, now_s: float) -> bool:
+        """Whether its first token is presumed to be there."""
+        return self.elapsed_s(now_s) >= self.first_token_s
+
+    def generated_tokens(self, now_s: float) -> int:
+        """Tokens that are presumed to be there, in whole steps; never all of them before the end."""
+        decode_s = max(self.life_s - self.first_token_s, SHORTEST_LIFE_S)
+        share = (self.elapsed_s(now_s) - self.first_token_s) / decode_s
+        step = min(max(int(share * STEPS), 0), STEPS - 1)
+        return int(self.output_tokens * step / STEPS)
+
+    def overdue(self, now_s: float) -> float:
+        """Lives that have passed."""
+        return self.elapsed_s(now_s) / self.life_s
+
+    def is_lost(self, now_s: float) -> bool:
+        """Whether it is over whatever anybody says."""
+        return self.elapsed_s(now_s) > MOST_LIVES * self.life_s + SLACK_S
+
+
+def expectation(*, dispatched_at_s: float, first_token_s: float, life_s: float, output_tokens: float) -> Expectation:
+    """An expectation within its bounds."""
+    life_s = min(max(life_s, SHORTEST_LIFE_S), LONGEST_LIFE_S)
+    return Expectation(dispatched_at_s, min(max(first_token_s, 0.0), life_s), life_s, max(0.0, output_tokens))
+
+
+class LifeRatio:
+    """Mean of the seconds that observed requests took, of those foretold; 1 before the first."""
+
+    def __init__(self) -> None:
+        self._mean = 1.0
+        self._seen = 0
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return self._mean
+
+    def note(self, ratio: float) -> None:
+        """An observed request took so many times what was foretold; one beyond the bounds counts as the bound."""
+        self._seen += 1
+        ratio = min(max(ratio, LEAST_RATIO), LARGEST_RATIO)
+        self._mean += max(1.0 / self._seen, RATE) * (ratio - self._mean)
+
+
+class Surplus:
+    """How many requests more are counted on one instance than its engine has, by its last ``WINDOW`` reports."""
+
+    def __init__(self) -> None:
+        self._seen: deque[int] = deque(maxlen=WINDOW)
+
+    def note(self, *, counted: int, in_engine: int) -> None:
+        """The engine reports so many, running and waiting, while so many are counted."""
+        self._seen.append(counted - in_engine)
+
+    @property
+    def requests(self) -> int:
+        """So many are over; 0 until enough reports are there."""
+        return max(0, min(self._seen)) if len(self._seen) == WINDOW else 0
+
+    def ended(self, requests: int) -> None:
+        """So many were taken out of the count."""
+        for place, seen in enumerate(self._seen):
+            self._seen[place] = seen - requests
+
+
+def over(
+    presumed: Iterable[tuple[str, Expectation]], *, now_s: float, surplus: int | None, counted: int
+) -> tuple[list[str], list[str]]:
+    """Requests of one instance that are presumed over: those that its engine lacks, and those by their time alone.
+
+    Args:
+        presumed: ids and expectations of this router's own.
+        now_s: the time.
+        surplus: requests that the engine lacks; ``None`` where it says nothing.
+        counted: all that are counted on the instance, by whichever router: each ends its own part of the surplus.
+    """
+    ordered = sorted(presumed, key=lambda one: one[1].overdue(now_s), reverse=True)
+    if surplus is None:
+        return [], [name for name, one in ordered if one.overdue(now_s) > 1.0]
+    part = 0 if surplus <= 0 else max(1, round(surplus * len(ordered) / max(counted, len(ordered), 1)))
+    missing = [name for name, _ in ordered[:part]]
+    return missing, [name for name, one in ordered[part:] if one.is_lost(now_s)]
