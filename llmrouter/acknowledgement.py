@@ -87,6 +87,10 @@ class RouterAcknowledgement(Resource):
     """Which application and by how much, rounded: each new wording is a status update."""
     state_backend_ready: bool | None = None
     state_backend_reason: str = Field(default="", max_length=128)
+    certificate_ready: bool | None = None
+    """Whether the endpoint picker's port serves the declared certificate, and it holds; ``None`` without TLS."""
+    certificate_reason: str = Field(default="", max_length=128)
+    certificate_message: str = Field(default="", max_length=1024)
     instances_ready: int = Field(ge=0)
     instances_total: int = Field(ge=0)
     in_flight: int = Field(ge=0)

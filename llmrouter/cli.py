@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder that models[].tokenizer is below (default: none, prompt tokens are estimated)",
     )
+    serve.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="DIR",
+        help="folder with tls.crt and tls.key for listeners.extProc (default: one made at start)",
+    )
     for name, help_text in FORWARDED.items():
         commands.add_parser(name, help=help_text, add_help=False)
     return top
@@ -106,6 +112,7 @@ def _serve(options: argparse.Namespace) -> int:
         predictor=options.predictor,
         tokenizers=options.tokenizers,
         policy_model=options.policy_model,
+        certificate=options.certificate,
     )
     return 0
 

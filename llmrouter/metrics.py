@@ -108,6 +108,9 @@ class RouterMetrics:
         self.config_refused = counter("config_refused_total", "Configurations refused by reason.", ["reason"])
         self.policy_info = gauge("policy_info", "The policy in force.", ["policy", "digest", "provider", "deciding"])
         self.errors = counter("errors_total", "Failures of background work by part.", ["part"])
+        self.certificate_expiry_seconds = gauge(
+            "certificate_expiry_seconds", "When the certificate of the TLS ports expires, seconds since the epoch."
+        )
 
 
 class LengthMetrics:

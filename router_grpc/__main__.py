@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import uvloop
 from kubernetes.aio import client
 
-from llmrouter.config import TOKENIZERS_FOLDER
+from llmrouter.config import CERTIFICATE_FOLDER, TOKENIZERS_FOLDER
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
 from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
+from router_grpc.certificates import Tls
 from router_grpc.composition import Settings, compose
 from router_grpc.run import run_until_stopped
 from router_grpc.runtime import read_config
@@ -44,9 +45,20 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         grpc_port=ports[0],
         metrics_port=ports[1],
         ext_proc_port=_port(environment, *EXT_PROC) if environment.get("LLMROUTER_EXT_PROC_PORT") else None,
+        tls=_tls(environment),
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
         tokenizers=Path(TOKENIZERS_FOLDER),
     )
+
+
+def _tls(environment: Mapping[str, str]) -> Tls | None:
+    """The Service's names and the folder that a Secret is mounted at, which may be empty; plain text without names."""
+    service, namespace = environment.get("LLMROUTER_TLS_SERVICE"), environment["LLMROUTER_NAMESPACE"]
+    if not service:
+        return None
+    ends = ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local")
+    folder = Path(CERTIFICATE_FOLDER) if environment.get("LLMROUTER_TLS_MOUNTED") == "true" else None
+    return Tls(tuple(service + end for end in ends), folder)
 
 
 PORTS = (("GRPC", "9000"), ("METRICS", "9090"))

@@ -35,12 +35,13 @@ def acknowledgement_of(
     mix: TrafficMix | None,
     at_s: float,
     calibration: Mapping[str, tuple[Calibrate, Calibration]] | None = None,
+    certificate: Readiness | None = None,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
     ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
     that enough answers came to say so; ``mix`` what arrives. ``calibration`` gives by pool what decisions use of what
-    is known of its step times, and what is known.
+    is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -66,6 +67,9 @@ def acknowledgement_of(
         length_drift_message="" if drift is None else drift.message[:1024],
         state_backend_ready=shared_state_ready,
         state_backend_reason=state_reason,
+        certificate_ready=None if certificate is None else certificate.ready,
+        certificate_reason="" if certificate is None else certificate.reason,
+        certificate_message="" if certificate is None else certificate.message[:1024],
         instances_ready=ready,
         instances_total=total,
         in_flight=in_flight,

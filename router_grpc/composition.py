@@ -8,6 +8,7 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -29,6 +30,7 @@ from router_grpc.adapters.resilient_ledger import ResilientLedger
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.app import Outside, RouterApp
 from router_grpc.calibrating import Calibrating
+from router_grpc.certificates import Certificates
 from router_grpc.changes import Changes
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from llmrouter.acknowledgement import RouterAcknowledgement
     from llmrouter.resources import StateSpec
     from router_grpc.app import ConfigSource
+    from router_grpc.certificates import Tls
     from router_grpc.ports import Ledger
 
 REDIS_TIMEOUT_S = 0.25
@@ -58,7 +61,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a router is told from outside its configuration. ``seed`` of ``None`` draws one from the system."""
+    """What a router is told from outside its configuration. ``seed`` of ``None`` draws one from the system.
+
+    ``tls`` is ``None`` where the endpoint picker's port is in plain text.
+    """
 
     router_id: str
     namespace: str = ""
@@ -67,6 +73,7 @@ class Settings:
     grpc_port: int = 9000
     metrics_port: int = 9090
     ext_proc_port: int | None = None
+    tls: Tls | None = None
     redis_password: str | None = None
     tokenizers: Path | None = None
     seed: int | None = None
@@ -151,6 +158,9 @@ def compose(
         prefix_sharing=None if redis is None else _prefix_sharing(settings, redis, world),
         acknowledge=acknowledge,
         describe=lambda app: describe(app, has_shared_state=state.redis is not None),
+        certificates=None
+        if settings.tls is None
+        else Certificates(settings.tls, metrics=metrics, now=lambda: datetime.now(UTC)),
     )
     app = RouterApp(world, outside, host=settings.host, ports=settings.ports)
     return Router(app, registry, session)
@@ -174,6 +184,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         mix=app.world.mix.mix(app.world.clock()),
         at_s=time.time(),
         calibration=app.world.calibrating.told(one.instance_id for one in instances.current()),
+        certificate=app.certificate,
     )
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
 from router_grpc.adapters.file_source import FileSource
+from router_grpc.certificates import Tls, read_certificate
 from router_grpc.composition import Settings, compose
 from router_grpc.run import run_until_stopped
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from llmrouter.config import RouterConfig
 
 
 def serve(
@@ -24,17 +28,19 @@ def serve(
     predictor: Path | None = None,
     tokenizers: Path | None = None,
     policy_model: Path | None = None,
+    certificate: Path | None = None,
 ) -> None:
     """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin.
 
     ``predictor`` and ``policy_model`` are folders of models of one's own, ``tokenizers`` that of the models'
-    tokenizers.
+    tokenizers, ``certificate`` one with ``tls.crt`` and ``tls.key``, read again when they change.
     """
     if tokenizers is not None and not tokenizers.is_dir():
         raise InvalidConfigError(f"--tokenizers {tokenizers}: no such folder")
     source = FileSource(path, predictor=predictor, policy_model=policy_model)
     config = source.read()
     configure_logging(config.log_level)
+    tls = _tls(config, certificate)
     settings = Settings(
         router_id=router_id,
         ledger_namespace=config.name,
@@ -42,6 +48,7 @@ def serve(
         grpc_port=config.listeners.grpc_port,
         metrics_port=config.listeners.metrics_port,
         ext_proc_port=config.listeners.ext_proc.port if config.listeners.ext_proc else None,
+        tls=tls,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
         tokenizers=tokenizers,
     )
@@ -51,3 +58,14 @@ def serve(
         await run_until_stopped(router, metrics_host=host, metrics_port=settings.metrics_port)
 
     asyncio.run(main())
+
+
+def _tls(config: RouterConfig, certificate: Path | None) -> Tls | None:
+    picker = config.listeners.ext_proc
+    if picker is None or not picker.secure_serving:
+        if certificate is not None:
+            raise InvalidConfigError("--certificate: needs listeners.extProc with secureServing: no other port has TLS")
+        return None
+    if certificate is not None:
+        read_certificate(certificate, now=datetime.now(UTC))
+    return Tls(("localhost", config.name), certificate)

@@ -35,10 +35,16 @@ def compile_file(text: str) -> RouterConfig:
     declared = parse(text)
     where = f"LLMRouter {declared.name}"
     for pool in declared.router.pools:
-        if pool.selector is not None:
+        if pool.endpoints is None:
+            field = "selector" if pool.selector is not None else "inferencePoolRef"
             raise InvalidConfigError(
-                f"{where}: pools[{pool.name}].selector needs Kubernetes: standalone pools have endpoints"
+                f"{where}: pools[{pool.name}].{field} needs Kubernetes: standalone pools have endpoints"
             )
+    picker = declared.router.listeners.ext_proc
+    if picker is not None and picker.certificate_secret_ref is not None:
+        raise InvalidConfigError(
+            f"{where}: listeners.extProc.certificateSecretRef needs Kubernetes: standalone has --certificate DIR"
+        )
     if declared.router.predictor.model is not None:
         raise InvalidConfigError(f"{where}: predictor.model.configMap needs Kubernetes: standalone has --predictor DIR")
     model = declared.policy.model

@@ -273,8 +273,9 @@ async def live_router(
     acknowledge: Any = None,
     namespace: str = "",
     grace_s: float = 0.0,
+    **changes: Any,
 ) -> AsyncIterator[LiveRouter]:
-    """A router on free ports, ready with ``config`` (or what ``source`` gives)."""
+    """A router on free ports, ready with ``config`` (or what ``source`` gives); ``changes`` replace its settings."""
     pushed = PushedSource()
     acknowledgements: list[RouterAcknowledgement] = []
 
@@ -288,6 +289,7 @@ async def live_router(
         host="127.0.0.1",
         grpc_port=0,
         seed=1,
+        **changes,
     )
     router = compose(settings, state=config.state, source=source or pushed, core=core, acknowledge=acknowledge or keep)
     if source is None:

@@ -1,0 +1,120 @@
+"""The endpoint picker's port over TLS: both transports' peers, renewals while connections stay, plain probes."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.certificates import link_secret
+from support.router_world import config_of, live_router, until
+
+from router_grpc.certificates import Tls
+from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from support.router_world import LiveRouter
+
+NAME = "llm-router.ns.svc"
+STAY = {"scrapeIntervalSeconds": 60}
+FIELD = "extProc.port"
+
+
+@asynccontextmanager
+async def serving(folder: Path | None = None) -> AsyncIterator[LiveRouter]:
+    config = config_of("127.0.0.1:1", limits=STAY)
+    async with live_router(config, ext_proc_port=0, tls=Tls((NAME,), folder)) as live:
+        yield live
+
+
+def port_of(live: LiveRouter) -> int:
+    return live.router.app.listener.ports[FIELD]
+
+
+def certificate_at(port: int) -> bytes:
+    """What a new connection is shown; blocks."""
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=10).encode()
+
+
+async def shown(live: LiveRouter) -> bytes:
+    return await asyncio.to_thread(certificate_at, port_of(live))
+
+
+def trusting(live: LiveRouter, roots: bytes) -> grpc.aio.Channel:
+    """A channel that verifies the name and trusts ``roots`` alone."""
+    options = (("grpc.ssl_target_name_override", NAME),)
+    return grpc.aio.secure_channel(f"127.0.0.1:{port_of(live)}", grpc.ssl_channel_credentials(roots), options=options)
+
+
+async def health(channel: grpc.aio.Channel) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=10)
+    return int(answer.status)
+
+
+async def test_tls_is_served_with_a_certificate_of_its_own_and_probes_stay_plain() -> None:
+    async with serving() as live:
+        roots = await shown(live)
+        async with trusting(live, roots) as channel:
+            assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
+        assert await health(live.channel) == health_pb2.HealthCheckResponse.SERVING
+        said = live.acknowledgements[-1]
+        assert (said.certificate_ready, said.certificate_reason) == (True, "SelfSigned")
+
+
+async def test_plain_text_on_the_tls_port_gets_no_answer() -> None:
+    async with serving() as live, grpc.aio.insecure_channel(f"127.0.0.1:{port_of(live)}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await health(channel)
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_without_tls_nothing_is_said_of_a_certificate() -> None:
+    async with live_router(config_of("127.0.0.1:1", limits=STAY), ext_proc_port=0) as live:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port_of(live)}") as channel:
+            assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
+        assert live.acknowledgements[-1].certificate_ready is None
+
+
+async def test_a_renewed_certificate_is_shown_to_new_connections_and_open_streams_go_on(tmp_path: Path) -> None:
+    link_secret(tmp_path, "first", names=(NAME,))
+    async with serving(tmp_path) as live:
+        before = await shown(live)
+        async with trusting(live, before) as channel:
+            stream = pb_grpc.ExternalProcessorStub(channel).Process()  # type: ignore[no-untyped-call]
+            link_secret(tmp_path, "second", names=(NAME,))
+
+            async def is_new() -> bool:
+                return await shown(live) != before
+
+            await until(is_new, what="the renewal is shown")
+            assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
+            await stream.done_writing()
+            assert await stream.code() is grpc.StatusCode.OK, "the stream that was open ends as it should"
+        async with trusting(live, await shown(live)) as channel:
+            assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
+        async with trusting(live, before) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await health(channel)
+
+
+async def test_a_broken_renewal_is_said_and_the_one_before_stays(tmp_path: Path) -> None:
+    link_secret(tmp_path, "first", names=(NAME,))
+    async with serving(tmp_path) as live:
+        before = await shown(live)
+        (link_secret(tmp_path, "second", names=(NAME,)) / "tls.key").write_bytes(b"nothing")
+        await until(lambda: live.acknowledgements[-1].certificate_ready is False, what="the router says so")
+        assert live.acknowledgements[-1].certificate_reason == "CertificateInvalid"
+        assert live.count("llmrouter_errors_total", part="certificate") == 1
+        assert await shown(live) == before
+        link_secret(tmp_path, "third", names=(NAME,))
+        await until(lambda: live.acknowledgements[-1].certificate_ready is True, what="mended")
+        assert await shown(live) != before
