@@ -27,13 +27,16 @@ NO_CLAIMS: Mapping[str, Claim] = MappingProxyType({})
 class Bid:
     """One candidate of a reserve call: the requests in flight that its score was made on, and its room.
 
-    ``cached_tokens`` of the prompt are taken to be in its prefix cache.
+    ``cached_tokens`` of the prompt are taken to be in its prefix cache. ``prefill`` bids for the other instance that is
+    to compute the prompt: the two are committed together or not at all, and have gained as much as the one that gained
+    more.
     """
 
     instance_id: str
     seen_requests: int
     room: Room
     cached_tokens: int = 0
+    prefill: Bid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,10 @@ class ReserveOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReserveResult:
-    """``reservation`` is set for COMMITTED and EXISTING; ``loads`` are the fresh loads of all bids, after the call."""
+    """``reservation`` is set for COMMITTED and EXISTING.
+
+    ``loads`` are the fresh loads of all bids' instances, after the call.
+    """
 
     outcome: ReserveOutcome
     reservation: Reservation | None

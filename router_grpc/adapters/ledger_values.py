@@ -10,7 +10,7 @@ from llmrouter.routing.inflight import has_room
 from router_grpc.ports import ReserveOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llmrouter.domain import Load
     from router_grpc.ports import Bid, ReserveAsk
@@ -44,27 +44,40 @@ def whole_tokens(tokens: int) -> int:
     return tokens
 
 
+def check_bids(bids: Sequence[Bid]) -> None:
+    """Raises InvalidRequestError where cached tokens are out of bounds, or not all or none have a second instance."""
+    staged = 0
+    for bid in bids:
+        whole_tokens(bid.cached_tokens)
+        if bid.prefill is not None:
+            whole_tokens(bid.prefill.cached_tokens)
+            staged += 1
+    if staged and staged < len(bids):
+        raise InvalidRequestError(f"bids: {staged} of {len(bids)} have a second instance, not all or none")
+
+
 def choose(ask: ReserveAsk, loads: Mapping[str, Load]) -> Bid | ReserveOutcome:
     """The bid to commit on ``loads``, or why there is none: the rule of ``ReserveAsk``.
 
     The first candidate with room that gained at most the tolerance; where there is none and the call is final, the
     one with room that gained least.
     """
+
+    def has_place(bid: Bid, predicted_output_tokens: float) -> bool:
+        load, prompt = loads[bid.instance_id], ask.prompt_tokens
+        return has_room(load, bid.room, prompt_tokens=prompt, predicted_output_tokens=predicted_output_tokens)
+
     fits = [
         bid
         for bid in ask.bids
-        if has_room(
-            loads[bid.instance_id],
-            bid.room,
-            prompt_tokens=ask.prompt_tokens,
-            predicted_output_tokens=ask.predicted_output_tokens,
-        )
+        if has_place(bid, ask.predicted_output_tokens) and (bid.prefill is None or has_place(bid.prefill, 0.0))
     ]
     if not fits:
         return ReserveOutcome.FULL
 
     def gain(bid: Bid) -> int:
-        return loads[bid.instance_id].requests - bid.seen_requests
+        own = loads[bid.instance_id].requests - bid.seen_requests
+        return own if bid.prefill is None else max(own, gain(bid.prefill))
 
     for bid in fits:
         if ask.moved_tolerance is None or gain(bid) <= ask.moved_tolerance:

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 
 from llmrouter.domain import Load, Reservation
 from llmrouter.routing.claims import CLAIM_LIFETIME_S
-from llmrouter.routing.inflight import contribution
-from router_grpc.adapters.ledger_values import FIRST_TTL_S, MILLI, TAKEN_MAX, choose, milli_tokens, whole_tokens
+from llmrouter.routing.inflight import contribution, prefill_contribution
+from router_grpc.adapters.ledger_values import (
+    FIRST_TTL_S,
+    MILLI,
+    TAKEN_MAX,
+    check_bids,
+    choose,
+    milli_tokens,
+    whole_tokens,
+)
 from router_grpc.ports import NO_CLAIMS, ReserveOutcome, ReserveResult
 
 if TYPE_CHECKING:
@@ -79,7 +87,7 @@ class MemoryBook:
         self.reservations[reservation.request_id] = reservation
         self._owned.setdefault(reservation.router_id, {})[reservation.request_id] = None
         self._taken.get(reservation.router_id, {}).pop(reservation.request_id, None)
-        self._sums.setdefault(reservation.instance_id, _Sum()).count(contribution(reservation), 1)
+        self._count(reservation, 1)
 
     def take_out(self, request_id: str) -> Reservation | None:
         """Removes a reservation and what it counted for; ``None`` if unknown."""
@@ -90,11 +98,21 @@ class MemoryBook:
         del owned[request_id]
         if not owned:
             del self._owned[reservation.router_id]
-        total = self._sums[reservation.instance_id]
-        total.count(contribution(reservation), -1)
-        if total.requests == 0:
-            del self._sums[reservation.instance_id]
+        self._count(reservation, -1)
         return reservation
+
+    def _count(self, reservation: Reservation, sign: int) -> None:
+        self._add(reservation.instance_id, contribution(reservation), sign)
+        if (part := prefill_contribution(reservation)) is not None:
+            self._add(reservation.prefill_instance_id, part, sign)
+
+    def _add(self, instance_id: str, part: Load, sign: int) -> None:
+        total = self._sums.get(instance_id)
+        if total is None:
+            total = self._sums[instance_id] = _Sum()
+        total.count(part, sign)
+        if total.requests == 0:
+            del self._sums[instance_id]
 
     def tell_owner(self, reservation: Reservation) -> None:
         """Leaves word for the owner that another router took the reservation over, or released it."""
@@ -141,13 +159,12 @@ class MemoryLedger:
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
         milli = milli_tokens(ask.predicted_output_tokens)
-        for bid in ask.bids:
-            whole_tokens(bid.cached_tokens)
+        check_bids(ask.bids)
         ask = replace(ask, prompt_tokens=whole_tokens(ask.prompt_tokens), predicted_output_tokens=milli / MILLI)
         existing = self._book.reservations.get(ask.request_id)
         if existing is not None:
             return self._result(ReserveOutcome.EXISTING, ask, self._adopted(existing))
-        loads = {bid.instance_id: self._book.load(bid.instance_id) for bid in ask.bids}
+        loads = self._loads(ask)
         chosen = ReserveOutcome.YIELDED if self._yields(ask) else choose(ask, loads)
         if isinstance(chosen, ReserveOutcome):
             self._claim(ask.model, ask.claim)
@@ -159,6 +176,8 @@ class MemoryLedger:
             prompt_tokens=ask.prompt_tokens,
             predicted_output_tokens=ask.predicted_output_tokens,
             cached_tokens=chosen.cached_tokens,
+            prefill_instance_id="" if chosen.prefill is None else chosen.prefill.instance_id,
+            prefill_cached_tokens=0 if chosen.prefill is None else chosen.prefill.cached_tokens,
         )
         if ask.claim is not None:
             self._book.claims.pop((ask.model, self.router_id), None)
@@ -267,8 +286,15 @@ class MemoryLedger:
         return mine
 
     def _result(self, outcome: ReserveOutcome, ask: ReserveAsk, reservation: Reservation) -> ReserveResult:
+        return ReserveResult(outcome=outcome, reservation=reservation, loads=self._loads(ask))
+
+    def _loads(self, ask: ReserveAsk) -> dict[str, Load]:
+        """The loads of all bids' instances now."""
         loads = {bid.instance_id: self._book.load(bid.instance_id) for bid in ask.bids}
-        return ReserveResult(outcome=outcome, reservation=reservation, loads=loads)
+        for bid in ask.bids:
+            if bid.prefill is not None:
+                loads[bid.prefill.instance_id] = self._book.load(bid.prefill.instance_id)
+        return loads
 
     def _remove(self, router_id: str) -> int:
         owned = self._book.owned(router_id)

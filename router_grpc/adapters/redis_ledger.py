@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from llmrouter.domain import Load, Reservation
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError
-from router_grpc.adapters.ledger_values import MILLI, milli_tokens, whole_tokens
+from router_grpc.adapters.ledger_values import MILLI, check_bids, milli_tokens, whole_tokens
 from router_grpc.ports import NO_CLAIMS, ReserveOutcome, ReserveResult
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class RedisLedger:
 
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
+        check_bids(ask.bids)
         outcome, row, packed = await self._call(
             "reserve",
             ask.request_id,
@@ -128,8 +129,10 @@ class RedisLedger:
             int(ask.final),
             _bids_json(ask.bids),
             *_claim_args(ask.model, ask.claim),
+            _prefills_json(ask.bids),
         )
-        loads = {bid.instance_id: _load(text) for bid, text in zip(ask.bids, packed, strict=True)}
+        bids = (*ask.bids, *(bid.prefill for bid in ask.bids if bid.prefill is not None))
+        loads = {bid.instance_id: _load(text) for bid, text in zip(bids, packed, strict=True)}
         return ReserveResult(outcome=ReserveOutcome(_text(outcome)), reservation=_reservation(row), loads=loads)
 
     async def progress(
@@ -231,9 +234,15 @@ def _bids_json(bids: Sequence[Bid]) -> str:
             [bid.room.max_requests for bid in bids],
             [False if bid.room.kv_limit_tokens is None else bid.room.kv_limit_tokens for bid in bids],
             [float(bid.room.decode_reserve_fraction) for bid in bids],
-            [whole_tokens(bid.cached_tokens) for bid in bids],
+            [bid.cached_tokens for bid in bids],
         )
     )
+
+
+def _prefills_json(bids: Sequence[Bid]) -> str:
+    """The bids of the instances that are to compute the prompt, one for each bid; nothing where there are none."""
+    prefills = [bid.prefill for bid in bids if bid.prefill is not None]
+    return _bids_json(prefills) if prefills else ""
 
 
 def _reservation_args(reservation: Reservation) -> tuple[str | int, ...]:
@@ -245,6 +254,8 @@ def _reservation_args(reservation: Reservation) -> tuple[str | int, ...]:
         int(reservation.prefilled),
         whole_tokens(reservation.generated_tokens),
         whole_tokens(reservation.cached_tokens),
+        reservation.prefill_instance_id,
+        whole_tokens(reservation.prefill_cached_tokens),
     )
 
 
@@ -268,7 +279,7 @@ def _load(packed: str | bytes) -> Load:
 def _reservation(row: Sequence[str | bytes]) -> Reservation | None:
     if not row:
         return None
-    request_id, router_id, instance_id, prompt, predicted, prefilled, generated, cached = map(_text, row)
+    request_id, router_id, instance_id, prompt, predicted, prefilled, generated, cached, *staged = map(_text, row)
     return Reservation(
         request_id=request_id,
         router_id=router_id,
@@ -278,4 +289,6 @@ def _reservation(row: Sequence[str | bytes]) -> Reservation | None:
         prefilled=prefilled == "1",
         generated_tokens=int(generated),
         cached_tokens=int(cached),
+        prefill_instance_id=staged[0] if staged else "",
+        prefill_cached_tokens=int(staged[1]) if staged else 0,
     )

@@ -7,7 +7,7 @@
 --   <prefix>loads               hash    instance id -> "requests context queued remaining" (milli-tokens for the last)
 --   <prefix>routers             zset    router id -> when its heartbeat lapses (ms of this server's clock)
 --   <prefix>reservation:<id>    hash    router, instance, prompt, predicted (milli-tokens), prefilled (0|1), generated,
---                                       cached
+--                                       cached; where another instance computes the prompt: prefiller, prefill_cached
 --   <prefix>owned:<router>      set     request ids of the router's reservations
 --   <prefix>taken:<router>      zset    request ids that another router took over, or released, from this one -> when (ms)
 --   <prefix>claims:<model>      hash    router id -> "standing key told" of whoever goes first in its line (told: ms)
@@ -68,26 +68,38 @@ local function contribution(entry)
   return {
     requests = 1,
     context = entry.prompt + entry.generated,
-    queued = entry.prefilled and 0 or math.max(0, entry.prompt - entry.cached),
+    queued = (entry.prefilled or entry.prefiller) and 0 or math.max(0, entry.prompt - entry.cached),
     remaining = math.max(0, entry.predicted - 1000 * entry.generated),
   }
 end
 
-local function count(entry, sign)
-  local load, part = read_load(entry.instance), contribution(entry)
+-- What it adds to the load of the instance that computes its prompt: llmrouter.routing.inflight.prefill_contribution.
+local function prefill_contribution(entry)
+  return { requests = 1, context = entry.prompt, queued = math.max(0, entry.prompt - entry.prefill_cached), remaining = 0 }
+end
+
+local function change(instance, part, sign)
+  local load = read_load(instance)
   for field, value in pairs(part) do
     load[field] = load[field] + sign * value
   end
   if load.requests > 0 then
-    redis.call('HSET', LOADS, entry.instance, pack_load(load))
+    redis.call('HSET', LOADS, instance, pack_load(load))
   else
-    redis.call('HDEL', LOADS, entry.instance)
+    redis.call('HDEL', LOADS, instance)
+  end
+end
+
+local function count(entry, sign)
+  change(entry.instance, contribution(entry), sign)
+  if entry.prefiller and not entry.prefilled then
+    change(entry.prefiller, prefill_contribution(entry), sign)
   end
 end
 
 local function read_reservation(id)
   local row = redis.call('HMGET', reservation_key(id), 'router', 'instance', 'prompt', 'predicted', 'prefilled', 'generated',
-    'cached')
+    'cached', 'prefiller', 'prefill_cached')
   if not row[1] then
     return nil
   end
@@ -100,6 +112,8 @@ local function read_reservation(id)
     prefilled = row[5] == '1',
     generated = tonumber(row[6]),
     cached = tonumber(row[7]),
+    prefiller = row[8] or nil,
+    prefill_cached = tonumber(row[9] or 0),
   }
 end
 
@@ -116,6 +130,8 @@ local function answer(entry)
     entry.prefilled and '1' or '0',
     integer(entry.generated),
     integer(entry.cached),
+    entry.prefiller,
+    entry.prefiller and integer(entry.prefill_cached),
   }
 end
 
@@ -124,6 +140,10 @@ local function write_reservation(entry)
     'prompt', integer(entry.prompt), 'predicted', integer(entry.predicted),
     'prefilled', entry.prefilled and '1' or '0', 'generated', integer(entry.generated),
     'cached', integer(entry.cached))
+  if entry.prefiller then
+    redis.call('HSET', reservation_key(entry.id), 'prefiller', entry.prefiller,
+      'prefill_cached', integer(entry.prefill_cached))
+  end
 end
 
 -- Tells the other routers of whoever goes first in this router's line for a model, or, without a standing, of nobody.

@@ -1,14 +1,18 @@
 -- ARGV: 3 request id, 4 prompt tokens, 5 predicted output (milli-tokens), 6 tolerance or '', 7 final (0|1), 8 the bids
 -- as JSON, a list per field: instance ids, seen requests, max requests, KV limits in tokens or false, decode reserve
--- fractions, cached tokens; 9 the model, and of whoever asks 10 the standing or '', 11 the key, 12 the patient key. Returns {outcome, reservation, packed load of each bid}.
+-- fractions, cached tokens; 9 the model, and of whoever asks 10 the standing or '', 11 the key, 12 the patient key; 13 the
+-- bids for computing the prompt elsewhere, '' or as the bids that they belong to. Returns {outcome, reservation, packed
+-- load of each bid and then of each of those}.
 local REQUEST, PROMPT, PREDICTED = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local TOLERANCE, FINAL = tonumber(ARGV[6]), ARGV[7] == '1'
 local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS, CACHED = unpack(cjson.decode(ARGV[8]))
 
 local MODEL, STANDING, KEY, PATIENT_KEY = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 
+local PREFILLS = ARGV[13] ~= '' and cjson.decode(ARGV[13])
+
 -- llmrouter.routing.inflight.has_room, operation by operation.
-local function has_room(load, max_requests, kv_limit, fraction)
+local function has_room(load, max_requests, kv_limit, fraction, predicted)
   if load.requests <= 0 then
     return true
   end
@@ -18,17 +22,23 @@ local function has_room(load, max_requests, kv_limit, fraction)
   if not kv_limit then
     return true
   end
-  local expected = fraction * (load.remaining / 1000 + PREDICTED / 1000)
+  local expected = fraction * (load.remaining / 1000 + predicted / 1000)
   return load.context + PROMPT + expected <= kv_limit
 end
 
 -- Loads are read at once and unpacked one by one: most calls end at one of the first candidates.
 local loads = {}
-for from = 1, #INSTANCES, 1000 do
-  local rows = redis.call('HMGET', LOADS, unpack(INSTANCES, from, math.min(#INSTANCES, from + 999)))
-  for i, packed in ipairs(rows) do
-    loads[from + i - 1] = packed or '0 0 0 0'
+local function read_loads(instances, offset)
+  for from = 1, #instances, 1000 do
+    local rows = redis.call('HMGET', LOADS, unpack(instances, from, math.min(#instances, from + 999)))
+    for i, packed in ipairs(rows) do
+      loads[offset + from + i - 1] = packed or '0 0 0 0'
+    end
   end
+end
+read_loads(INSTANCES, 0)
+if PREFILLS then
+  read_loads(PREFILLS[1], #INSTANCES)
 end
 
 local existing = read_reservation(REQUEST)
@@ -43,11 +53,27 @@ if STANDING ~= '' and yields(MODEL, tonumber(STANDING), tonumber(PATIENT_KEY)) t
   return { 'Yielded', {}, loads }
 end
 
-local first, least, least_gain
-for i, instance in ipairs(INSTANCES) do
+-- How many requests the i-th bid has gained; nothing where it has no room, or nobody has room to compute the prompt.
+local function gain_of(i)
   local load = unpack_load(loads[i])
-  if has_room(load, MAX_REQUESTS[i], KV_LIMITS[i], FRACTIONS[i]) then
-    local gain = load.requests - SEEN[i]
+  if not has_room(load, MAX_REQUESTS[i], KV_LIMITS[i], FRACTIONS[i], PREDICTED) then
+    return nil
+  end
+  local gain = load.requests - SEEN[i]
+  if not PREFILLS then
+    return gain
+  end
+  load = unpack_load(loads[#INSTANCES + i])
+  if not has_room(load, PREFILLS[3][i], PREFILLS[4][i], PREFILLS[5][i], 0) then
+    return nil
+  end
+  return math.max(gain, load.requests - PREFILLS[2][i])
+end
+
+local first, least, least_gain
+for i = 1, #INSTANCES do
+  local gain = gain_of(i)
+  if gain then
     if not TOLERANCE or gain <= TOLERANCE then
       first = i
       break
@@ -73,15 +99,21 @@ local entry = {
   prefilled = false,
   generated = 0,
   cached = CACHED[chosen],
+  prefiller = PREFILLS and PREFILLS[1][chosen] or nil,
+  prefill_cached = PREFILLS and PREFILLS[6][chosen] or 0,
 }
 add(entry)
 if STANDING ~= '' then
   claim(MODEL, '', '')
 end
-local fresh = pack_load(read_load(entry.instance))
-for i, instance in ipairs(INSTANCES) do
-  if instance == entry.instance then
-    loads[i] = fresh
+local fresh = { [entry.instance] = pack_load(read_load(entry.instance)) }
+if PREFILLS then
+  fresh[entry.prefiller] = pack_load(read_load(entry.prefiller))
+  for i, instance in ipairs(PREFILLS[1]) do
+    loads[#INSTANCES + i] = fresh[instance] or loads[#INSTANCES + i]
   end
+end
+for i, instance in ipairs(INSTANCES) do
+  loads[i] = fresh[instance] or loads[i]
 end
 return { 'Committed', answer(entry), loads }

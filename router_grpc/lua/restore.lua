@@ -1,6 +1,6 @@
 -- ARGV: from 3 on, per reservation: request id, instance id, prompt tokens, predicted output (milli-tokens), prefilled
--- (0|1), generated tokens, cached tokens. Makes the ledger hold each for this router, except where another took it over.
--- Returns the request ids that are no longer this router's.
+-- (0|1), generated tokens, cached tokens, the instance that computes the prompt or '', and its cached tokens. Makes the
+-- ledger hold each for this router, except where another took it over. Returns the request ids that are no longer this router's.
 local now, lost = now_ms(), {}
 
 local function is_taken(id, present)
@@ -14,7 +14,7 @@ local function is_taken(id, present)
   return lapses_at and tonumber(lapses_at) > now
 end
 
-for at = 3, #ARGV, 7 do
+for at = 3, #ARGV, 9 do
   local id = ARGV[at]
   local present = read_reservation(id)
   if is_taken(id, present) then
@@ -28,6 +28,8 @@ for at = 3, #ARGV, 7 do
       prefilled = ARGV[at + 4] == '1',
       generated = tonumber(ARGV[at + 5]),
       cached = tonumber(ARGV[at + 6]),
+      prefiller = ARGV[at + 7] ~= '' and ARGV[at + 7] or nil,
+      prefill_cached = tonumber(ARGV[at + 8]),
     }
     if present then
       entry.prefilled = entry.prefilled or present.prefilled

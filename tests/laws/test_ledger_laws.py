@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,12 +55,13 @@ bids = st.builds(
     rooms,
     st.integers(0, 1_200),
 )
+staged_bids = st.builds(lambda own, prefill: replace(own, prefill=prefill), bids, bids)
 asks = st.builds(
     ReserveAsk,
     request_id=st.sampled_from(REQUESTS),
     prompt_tokens=st.integers(0, 1_000) | st.just(10**9),
     predicted_output_tokens=st.floats(0, 2_000) | st.just(1e9),
-    bids=st.lists(bids, max_size=4).map(tuple),
+    bids=(st.lists(bids, max_size=4) | st.lists(staged_bids, max_size=4)).map(tuple),
     moved_tolerance=st.none() | st.integers(-1, 3),
     final=st.booleans(),
 )
@@ -115,7 +116,9 @@ reservations = st.builds(
     prefilled=st.booleans(),
     generated_tokens=st.integers(0, 2_500),
     cached_tokens=st.integers(0, 1_200),
-)
+    prefill_instance_id=st.sampled_from(["", *INSTANCES]),
+    prefill_cached_tokens=st.integers(0, 1_200),
+).map(lambda one: one if one.prefill_instance_id else replace(one, prefill_cached_tokens=0))
 operations = st.one_of(
     st.builds(reserve, routers, asks),
     st.builds(progress, routers, advances),
@@ -191,6 +194,8 @@ async def one_life(ledger: Ledger, draw: random.Random, taken_out: list[str]) ->
         action = draw.random()
         if action < 0.45:
             wanted = [bid(instance_id, room=Room(2)) for instance_id in draw.sample(INSTANCES, 2)]
+            if draw.random() < 0.5:
+                wanted = [replace(one, prefill=bid(draw.choice(INSTANCES), room=Room(2))) for one in wanted]
             await ledger.reserve(ask(request_id, *wanted, predicted_output_tokens=draw.uniform(0, 100), final=True))
         elif action < 0.7:
             await ledger.progress(request_id, prefilled=draw.random() < 0.5, generated_tokens=draw.randrange(120))

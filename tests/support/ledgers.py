@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from llmrouter.domain import Load, Reservation, Room
-from llmrouter.routing.inflight import contribution
+from llmrouter.routing.inflight import contribution, prefill_contribution
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
 from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
@@ -15,8 +15,8 @@ TIMEOUT_S = 5.0
 WIDE = Room(max_requests=1_000)
 
 
-def bid(instance_id: str, *, seen: int = 0, room: Room = WIDE, cached: int = 0) -> Bid:
-    return Bid(instance_id=instance_id, seen_requests=seen, room=room, cached_tokens=cached)
+def bid(instance_id: str, *, seen: int = 0, room: Room = WIDE, cached: int = 0, prefill: Bid | None = None) -> Bid:
+    return Bid(instance_id=instance_id, seen_requests=seen, room=room, cached_tokens=cached, prefill=prefill)
 
 
 def ask(
@@ -42,6 +42,9 @@ def total(reservations: Iterable[Reservation]) -> dict[str, Load]:
     sums: dict[str, Load] = {}
     for reservation in reservations:
         sums[reservation.instance_id] = sums.get(reservation.instance_id, Load()).plus(contribution(reservation))
+        if (part := prefill_contribution(reservation)) is not None:
+            other = reservation.prefill_instance_id
+            sums[other] = sums.get(other, Load()).plus(part)
     return {instance_id: exact(load) for instance_id, load in sums.items()}
 
 
