@@ -107,6 +107,10 @@ class RouterMetrics:
         )
         self.config_refused = counter("config_refused_total", "Configurations refused by reason.", ["reason"])
         self.policy_info = gauge("policy_info", "The policy in force.", ["policy", "digest", "provider", "deciding"])
+        self.presumed_requests = gauge("presumed_requests", "Requests in flight whose answers are not seen.")
+        self.life_ratio = gauge(
+            "life_ratio", "Seconds that observed requests took, of those foretold: corrects what is presumed."
+        )
         self.errors = counter("errors_total", "Failures of background work by part.", ["part"])
         self.certificate_expiry_seconds = gauge(
             "certificate_expiry_seconds", "When the certificate of the TLS ports expires, seconds since the epoch."

@@ -145,7 +145,7 @@ def compose(
         session,
         clock=time.monotonic,
         rng=rng,
-        on_signal=world.replica.note_signal,
+        on_signal=world.heard,
         on_failure=lambda reason: metrics.scrape_failures.labels(reason).inc(),
     )
     outside = Outside(

@@ -35,6 +35,8 @@ class Gauges:
         metrics.instances.labels("ready").set(len(world.instances.current()))
         metrics.instances.labels("total").set(world.instances.total)
         metrics.ejected.set(world.outliers.ejected)
+        metrics.presumed_requests.set(len(world.presuming))
+        metrics.life_ratio.set(world.presuming.life_ratio)
         self._show_loads()
 
     def show_policy(self, runtime: Runtime) -> None:

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmrouter.routing.presumed import Expectation, LifeRatio, Surplus, expectation, over
+from llmrouter.routing.presumed import Engine, Expectation, LifeRatio, Surplus, expectation, over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ class Presuming:
         """An engine reports; so many requests are counted on it."""
         if signal.running is None or signal.waiting is None:
             self._surplus.pop(instance_id, None)
-        else:
+        elif self._presumed:
             surplus = self._surplus.setdefault(instance_id, Surplus())
             surplus.note(counted=counted, in_engine=signal.running + signal.waiting)
 
@@ -112,22 +112,26 @@ class Presuming:
         for request_id, one in self._presumed.items():
             if one.ends:
                 by_instance.setdefault(one.instance_id, []).append((request_id, one.expected))
-        for gone in self._surplus.keys() - by_instance.keys():
-            del self._surplus[gone]
-        ended = []
+        for idle in self._surplus.keys() - by_instance.keys():
+            del self._surplus[idle]
+        ended: list[str] = []
         for instance_id, presumed in by_instance.items():
-            surplus, instance = self._surplus.get(instance_id), world.instances.get(instance_id)
-            fresh = instance is not None and world.replica.view(instance, now_s=now_s).signal is not None
-            missing, late = over(
-                presumed,
-                now_s=now_s,
-                surplus=surplus.requests if fresh and surplus is not None else None,
-                counted=world.replica.load_of(instance_id).requests,
-            )
-            if surplus is not None and missing:
-                surplus.ended(len(missing))
-            ended += [*missing, *late]
+            gone = over(presumed, now_s=now_s, engine=self._engine(world, instance_id, now_s))
+            if gone and instance_id in self._surplus:
+                self._surplus[instance_id].ended(len(gone))
+            ended += gone
         return ended
+
+    def _engine(self, world: World, instance_id: str, now_s: float) -> Engine | None:
+        instance, surplus = world.instances.get(instance_id), self._surplus.get(instance_id)
+        signal = None if instance is None else world.replica.view(instance, now_s=now_s).signal
+        if signal is None or signal.running is None or signal.waiting is None:
+            return None
+        return Engine(
+            held=signal.running + signal.waiting,
+            surplus=0 if surplus is None else surplus.requests,
+            counted=world.replica.load_of(instance_id).requests,
+        )
 
     async def _end(self, world: World, request_id: str) -> None:
         self._presumed.pop(request_id, None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
-    from llmrouter.domain import Instance, Reservation
+    from llmrouter.domain import EngineSignal, Instance, Reservation
     from llmrouter.metrics import RouterMetrics
     from router_grpc.length_service import LengthService
     from router_grpc.open_requests import OpenRequests
@@ -54,6 +54,12 @@ class World:
         instances = self.instances.current()
         out = self.outliers.left_out((one.instance_id for one in instances), now_s=self.clock())
         return [one for one in instances if one.instance_id not in out] if out else instances
+
+    def heard(self, instance: Instance, signal: EngineSignal) -> None:
+        """An engine reports."""
+        counted = self.replica.load_of(instance.instance_id).requests
+        self.presuming.note_signal(instance.instance_id, signal, counted=counted)
+        self.replica.note_signal(instance, signal)
 
     async def release(self, request_id: str) -> Reservation | None:
         """Takes a reservation out of the ledger, the replica and the book; ``None`` where the ledger knows none."""

@@ -3,8 +3,10 @@
 A request is foretold seconds to its first token and to its end (``costing``). Its tokens are presumed to come evenly
 between the two. It is presumed over
 
-- where its engine says how many requests it has: when that is fewer than are counted there, the most overdue first;
-- where the engine says nothing: when its foretold life has passed;
+- when its foretold life has passed, unless its engine says that it has more requests than those whose life has not:
+  then so many of the least overdue are kept;
+- before that where its engine has had fewer requests than are counted there for ``WINDOW`` reports: the most overdue
+  first;
 - in any case after ``MOST_LIVES`` lives and ``SLACK_S``: nothing is counted for ever.
 
 The foretold life is corrected by the mean of what observed requests took of theirs, if there are any: a mean that is
@@ -116,20 +118,37 @@ class Surplus:
             self._seen[place] = seen - requests
 
 
-def over(
-    presumed: Iterable[tuple[str, Expectation]], *, now_s: float, surplus: int | None, counted: int
-) -> tuple[list[str], list[str]]:
-    """Requests of one instance that are presumed over: those that its engine lacks, and those by their time alone.
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What an engine says, and what is counted there by all routers: requests.
+
+    ``held`` is what its last report had, running and waiting; ``surplus`` what it has lacked for ``WINDOW`` reports.
+    """
+
+    held: int
+    surplus: int
+    counted: int
+
+
+def over(presumed: Iterable[tuple[str, Expectation]], *, now_s: float, engine: Engine | None) -> list[str]:
+    """Requests of one instance that are presumed over.
 
     Args:
         presumed: ids and expectations of this router's own.
         now_s: the time.
-        surplus: requests that the engine lacks; ``None`` where it says nothing.
-        counted: all that are counted on the instance, by whichever router: each ends its own part of the surplus.
+        engine: what is known of the instance's engine; ``None`` where it says nothing.
     """
     ordered = sorted(presumed, key=lambda one: one[1].overdue(now_s), reverse=True)
-    if surplus is None:
-        return [], [name for name, one in ordered if one.overdue(now_s) > 1.0]
-    part = 0 if surplus <= 0 else max(1, round(surplus * len(ordered) / max(counted, len(ordered), 1)))
-    missing = [name for name, _ in ordered[:part]]
-    return missing, [name for name, one in ordered[part:] if one.is_lost(now_s)]
+    late = sum(1 for _, one in ordered if one.overdue(now_s) > 1.0)
+    if engine is None:
+        return [name for name, _ in ordered[:late]]
+    kept = min(max(engine.held - (engine.counted - late), 0), late)
+    ended = max(late - kept, _share(engine, len(ordered)))
+    return [name for name, _ in ordered[:ended]] + [name for name, one in ordered[ended:] if one.is_lost(now_s)]
+
+
+def _share(engine: Engine, own: int) -> int:
+    """Of what an engine lacks, the part of a router that has so many requests there: each ends its own."""
+    if engine.surplus <= 0:
+        return 0
+    return min(own, max(1, round(engine.surplus * own / max(engine.counted, own, 1))))
