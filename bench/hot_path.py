@@ -195,7 +195,7 @@ async def measured(
     cpu_s, loop_s = time.process_time() - cpu_s, time.thread_time() - loop_s
     wall_s = time.perf_counter() - wall_s
     if isinstance(profile, cProfile.Profile):
-        pstats.Stats(profile).sort_stats("cumtime").print_stats(110)
+        pstats.Stats(profile).sort_stats(options.sort).print_stats(110)
     left = len(world.open_requests)
     late = router.registry.get_sample_value("llmrouter_length_fallbacks_total", {"reason": "Late"}) or 0.0
     await world.lengths.close()
@@ -279,6 +279,7 @@ def main() -> int:
     parser.add_argument("--whole", action="store_true", help="the default alone, no parts")
     parser.add_argument("--no-redis", action="store_true", help="no rows with a ledger in Redis")
     parser.add_argument("--profile", action="store_true", help="print where Python spends the time of each row")
+    parser.add_argument("--sort", default="cumtime", help="order of that print (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path("build/bench/hot_path.json"), help="file to write")
     options = parser.parse_args()
     if min(options.requests, options.words, *options.instances) < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
@@ -33,7 +34,9 @@ class _Maker:
         self._registry = registry
 
     def counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-        return Counter(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
+        made = Counter(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
+        made.labels = cache(made.labels)  # type: ignore[method-assign]  # a tenth of the time; labels are bounded
+        return made
 
     def gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
         return Gauge(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
@@ -42,7 +45,9 @@ class _Maker:
         return Summary(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()) -> Histogram:
-        return Histogram(f"llmrouter_{name}", text, tuple(labels), buckets=buckets, registry=self._registry)
+        made = Histogram(f"llmrouter_{name}", text, tuple(labels), buckets=buckets, registry=self._registry)
+        made.labels = cache(made.labels)  # type: ignore[method-assign]  # as above
+        return made
 
 
 class RouterMetrics:

@@ -61,6 +61,8 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._open: dict[str, OpenRequest] = {}
+        self._by_stream: dict[int, dict[str, None]] = {}
+        """Request ids by the stream that answers for them."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -72,7 +74,7 @@ class OpenRequests:
         """A stream answers for an open request from its dispatch on."""
         entry = self._open.get(request_id)
         if entry is not None:
-            entry.stream_id, entry.claimed = stream_id, True
+            self._attend(request_id, entry, stream_id)
 
     def reservations(self) -> list[Reservation]:
         """Those of all open requests."""
@@ -114,20 +116,42 @@ class OpenRequests:
         entry = self._open.get(reservation.request_id)
         if entry is None:
             entry = self._open[reservation.request_id] = OpenRequest(reservation, None, now_s)
-        entry.reservation, entry.stream_id, entry.claimed = reservation, stream_id, True
-        entry.unattended_since_s = now_s
+        self._attend(reservation.request_id, entry, stream_id)
+        entry.reservation, entry.unattended_since_s = reservation, now_s
         return entry
 
     def closed(self, request_id: str) -> OpenRequest | None:
         """A request ended, or belongs to another router now."""
-        return self._open.pop(request_id, None)
+        entry = self._open.pop(request_id, None)
+        if entry is not None:
+            self._leave(request_id, entry)
+        return entry
 
     def stream_broke(self, stream_id: int, *, now_s: float) -> int:
         """A report stream ended; returns how many requests it leaves unattended."""
-        left = [entry for entry in self._open.values() if entry.stream_id == stream_id]
-        for entry in left:
+        left = self._by_stream.pop(stream_id, {})
+        for request_id in left:
+            entry = self._open[request_id]
             entry.stream_id, entry.unattended_since_s = None, now_s
         return len(left)
+
+    def _attend(self, request_id: str, entry: OpenRequest, stream_id: int | None) -> None:
+        entry.claimed = True
+        if entry.stream_id == stream_id:
+            return
+        self._leave(request_id, entry)
+        entry.stream_id = stream_id
+        if stream_id is not None:
+            self._by_stream.setdefault(stream_id, {})[request_id] = None
+
+    def _leave(self, request_id: str, entry: OpenRequest) -> None:
+        """Nothing is noted any more of the stream that answered for a request."""
+        if entry.stream_id is None:
+            return
+        attended = self._by_stream[entry.stream_id]
+        del attended[request_id]
+        if not attended:
+            del self._by_stream[entry.stream_id]
 
     def given_up(self, *, now_s: float, claim_timeout_s: float, grace_s: float) -> list[GivenUp]:
         """Requests that nobody reports any more; they stay in the book until ``closed``."""
