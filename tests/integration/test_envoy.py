@@ -175,5 +175,35 @@ async def test_a_client_cannot_choose_the_instance(tmp_path: Path) -> None:
         assert status == 200
 
 
+def observing(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of the resource
+    return {"listeners": {"extProc": {"port": 9002, **fields}}, "limits": {"scrapeIntervalSeconds": 0.2}}
+
+
+async def test_envoy_goes_on_alone_where_answers_are_not_seen(tmp_path: Path) -> None:
+    """A stream, a whole answer and a forwarded path pass; nothing is reported, and nothing stays reserved."""
+    async with front(tmp_path, **observing(responseObservation="None")) as gateway:
+        for asked in (chat(stream=True, max_tokens=40), chat(max_tokens=40)):
+            status, body, _ = await gateway.post(json=asked)
+            assert status == 200
+            assert (b"[DONE]" in body) or json.loads(body)["usage"]["completion_tokens"] == 40
+        status, _, _ = await gateway.post("/v1/messages/count_tokens", json={"anything": 1})
+        assert status == 404, "the engine's own answer"
+        assert gateway.live.count("llmrouter_reservations_total", event="finished") == 0
+        await until(lambda: _is(gateway.in_flight(), 0), what="reservations presumed over")
+        assert gateway.live.count("llmrouter_reservations_total", event="presumed") == 2
+        assert gateway.live.count("llmrouter_errors_total", part="picker") == 0
+
+
+async def test_a_share_of_the_answers_is_seen_where_they_are_sampled(tmp_path: Path) -> None:
+    async with front(tmp_path, **observing(responseObservation="Sampled", observedFraction=0.5)) as gateway:
+        for _ in range(30):
+            assert (await gateway.post(json=chat()))[0] == 200
+        await until(lambda: _is(gateway.in_flight(), 0), what="reservations released")
+        seen = gateway.live.count("llmrouter_reservations_total", event="finished")
+        presumed = gateway.live.count("llmrouter_reservations_total", event="presumed")
+        assert seen + presumed == 30
+        assert 3 < seen < 27
+
+
 async def _is(value: Any, wanted: int) -> bool:  # noqa: ANN401 - an awaitable
     return bool(await value == wanted)
