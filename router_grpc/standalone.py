@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+import uvloop
 
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
@@ -57,7 +58,7 @@ def serve(
         router = compose(settings, state=config.state, source=source, core=None, acknowledge=None)
         await run_until_stopped(router, metrics_host=host, metrics_port=settings.metrics_port)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def _tls(config: RouterConfig, certificate: Path | None) -> Tls | None:
