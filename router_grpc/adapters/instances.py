@@ -1,24 +1,30 @@
-"""Which instances exist and are ready: declared endpoints, and pods by selector."""
+"""Which instances exist and are ready: declared endpoints, and pods by a selector or an InferencePool."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.domain import Instance, Role
+from router_grpc.adapters.inference_pools import active_ports, follow_inference_pool
 from router_grpc.adapters.kube import Changed, Listed, follow
 from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from kubernetes.aio import client
 
     from llmrouter.config import PoolConfig, RouterConfig
+    from llmrouter.inference_pool import InferencePool
 
 MAX_INSTANCES = 1024
 """Instances beyond this many are left out, and counted so."""
+
+LOCALITY_LABEL = "llmrouter.dev/locality"
+"""On a pod: the name of the group within which KV is handed on fast, such as a rack's; its node's without it."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +59,9 @@ class InstanceDirectory:
         self._pools: dict[str, PoolConfig] = {}
         self._declared: dict[str, tuple[Instance, ...]] = {}
         self._pods: dict[str, dict[str, Any]] = {}
+        self._ports: dict[str, tuple[int, ...]] = {}
+        self._targets: dict[str, InferencePool] = {}
+        self._pool_watches: dict[str, asyncio.Task[None]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._unreachable: frozenset[str] = frozenset()
         self._current: tuple[Instance, ...] = ()
@@ -68,18 +77,20 @@ class InstanceDirectory:
 
     @property
     def synced(self) -> bool:
-        """Whether the pods of every pool with a selector have been listed."""
-        return all(name in self._pods for name in self._watches)
+        """Whether the pods of every pool that selects any have been listed; of an InferencePool there may be none."""
+        return all(name in self._pods for name in (*self._watches, *self._pool_watches))
 
     @property
     def total(self) -> int:
         """All instances known, ready or not."""
-        return sum(map(len, self._declared.values())) + sum(map(len, self._pods.values()))
+        of_pods = sum(len(pods) * len(self._ports_of(self._pools[name])) for name, pods in self._pods.items())
+        return sum(map(len, self._declared.values())) + of_pods
 
     def apply(self, config: RouterConfig) -> None:
         """Follows the pools of a configuration from now on; pools that did not change go on undisturbed.
 
-        A pool whose selector changed keeps its instances until those of the new one are listed.
+        A pool whose selector changed keeps its instances until those of the new one are listed. The instances of an
+        InferencePool go with it, and come back with it.
         """
         pools = {pool.name: pool for pool in config.pools}
         for name in set(self._pools) - set(pools):
@@ -91,7 +102,7 @@ class InstanceDirectory:
                 self._stop_watch(name)
                 self._pods.pop(name, None)
                 self._declared[name] = _declared_instances(pool)
-            elif known is None or known.match_labels != pool.match_labels:
+            elif known is None or _source(known) != _source(pool):
                 self._stop_watch(name)
                 self._start_watch(pool)
         self._refresh()
@@ -109,8 +120,8 @@ class InstanceDirectory:
 
     async def close(self) -> None:
         """Stops following."""
-        tasks = list(self._watches.values())
-        for name in list(self._watches):
+        tasks = [*self._watches.values(), *self._pool_watches.values()]
+        for name in list(self._pools):
             self._stop_watch(name)
         await end_tasks(tasks)
 
@@ -119,24 +130,60 @@ class InstanceDirectory:
         self._pools.pop(name, None)
         self._declared.pop(name, None)
         self._pods.pop(name, None)
+        self._ports.pop(name, None)
 
     def _stop_watch(self, name: str) -> None:
+        self._targets.pop(name, None)
+        for watches in (self._watches, self._pool_watches):
+            task = watches.pop(name, None)
+            if task is not None:
+                task.cancel()
+
+    def _start_watch(self, pool: PoolConfig) -> None:
+        if self._core is None:
+            _log.error("a pool that selects pods needs Kubernetes", extra={"pool": pool.name})
+        elif pool.inference_pool is None:
+            self._watch_pods(pool.name, pool.match_labels or {}, None)
+        else:
+            following = follow_inference_pool(
+                self._core,
+                partial(self._retarget, pool.name),
+                namespace=self._namespace,
+                name=pool.inference_pool,
+                on_error=self._on_error,
+            )
+            self._pool_watches[pool.name] = asyncio.create_task(following)
+
+    def _retarget(self, name: str, found: InferencePool | None) -> None:
+        """Follows the pods that the InferencePool names now; whatever of it changed, all come in force with a list."""
+        known = self._targets.get(name)
+        if found is None:
+            _log.warning("there is no such InferencePool", extra={"pool": name})
+            self._targets.pop(name, None)
+            self._unwatch_pods(name)
+            self._take(name, Listed(()))
+        elif known is None or (known.match_labels, known.ports) != (found.match_labels, found.ports):
+            self._targets[name] = found
+            self._unwatch_pods(name)
+            self._watch_pods(name, found.match_labels, found.ports)
+
+    def _unwatch_pods(self, name: str) -> None:
         task = self._watches.pop(name, None)
         if task is not None:
             task.cancel()
 
-    def _start_watch(self, pool: PoolConfig) -> None:
-        if self._core is None:
-            _log.error("a pool with a selector needs Kubernetes", extra={"pool": pool.name})
-            return
-        self._watches[pool.name] = asyncio.create_task(self._follow(pool.name, pool.match_labels or {}))
+    def _watch_pods(self, name: str, labels: Mapping[str, str], ports: tuple[int, ...] | None) -> None:
+        self._watches[name] = asyncio.create_task(self._follow(name, labels, ports))
 
-    async def _follow(self, name: str, labels: Mapping[str, str]) -> None:
+    async def _follow(self, name: str, labels: Mapping[str, str], ports: tuple[int, ...] | None) -> None:
         assert self._core is not None  # noqa: S101 - _start_watch saw to it
         selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
         async for event in follow(
             self._core.list_namespaced_pod, self._on_error, namespace=self._namespace, label_selector=selector
         ):
+            if isinstance(event, Listed):
+                self._ports.pop(name, None)
+                self._ports |= {name: ports} if ports else {}
             self._take(name, event)
 
     def _take(self, name: str, event: Listed | Changed) -> None:
@@ -150,7 +197,14 @@ class InstanceDirectory:
         self._refresh()
 
     def _pod_instances(self) -> list[Instance]:
-        return [instance for name, pods in self._pods.items() for instance in _ready_instances(self._pools[name], pods)]
+        return [
+            instance
+            for name, pods in self._pods.items()
+            for instance in _ready_instances(self._pools[name], pods, self._ports_of(self._pools[name]))
+        ]
+
+    def _ports_of(self, pool: PoolConfig) -> tuple[int, ...]:
+        return self._ports.get(pool.name, (pool.target_port,))
 
     def _refresh(self) -> None:
         """Pods say themselves whether they are ready; declared endpoints are when they answer."""
@@ -166,20 +220,27 @@ class InstanceDirectory:
             self._on_change()
 
 
-def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any]) -> list[Instance]:
-    profile, models = pool.engine_profile(), frozenset(pool.models)
-    return [
-        Instance(
-            instance_id=name,
-            endpoint=endpoint_of(pod.status.pod_ip, pool.target_port),
-            pool=pool.name,
-            profile=profile,
-            models=models,
-            role=Role(pool.role),
-        )
-        for name, pod in pods.items()
-        if is_ready(pod)
-    ]
+def _source(pool: PoolConfig) -> tuple[object, ...]:
+    """What decides where a pool's pods come from."""
+    return pool.match_labels, pool.inference_pool
+
+
+def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any], ports: tuple[int, ...]) -> Iterator[Instance]:
+    """Every port of every ready pod, named as the pod where it has one; an InferencePool's pods say which serve."""
+    profile, models, role = pool.engine_profile(), frozenset(pool.models), Role(pool.role)
+    for name, pod in pods.items():
+        if not is_ready(pod):
+            continue
+        for port in active_ports(pod.metadata.annotations, ports) if pool.inference_pool else ports:
+            yield Instance(
+                instance_id=name if len(ports) == 1 else f"{name}:{port}",
+                endpoint=endpoint_of(pod.status.pod_ip, port),
+                pool=pool.name,
+                profile=profile,
+                models=models,
+                role=role,
+                locality=(pod.metadata.labels or {}).get(LOCALITY_LABEL) or pod.spec.node_name or "",
+            )
 
 
 def _declared_instances(pool: PoolConfig) -> tuple[Instance, ...]:

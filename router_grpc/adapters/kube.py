@@ -85,8 +85,9 @@ async def follow(
         try:
             listing = await list_call(**arguments, _request_timeout=CALL_TIMEOUT_S)
             failures = 0
-            yield Listed(tuple(listing.items))
-            async for change in _watched(list_call, listing.metadata.resource_version, arguments):
+            items, version = _contents(listing)
+            yield Listed(items)
+            async for change in _watched(list_call, version, arguments):
                 yield change
         except BrokenEventError:
             _log.debug("a watch event could not be read: listing instead")
@@ -112,7 +113,7 @@ async def _watched(
             async for event in stream:
                 if not isinstance(event, dict):  # the client library gives back what is no JSON as it is
                     raise BrokenEventError
-                version = event["object"].metadata.resource_version
+                version = _version(event["object"])
                 yield Changed(deleted=event["type"] == "DELETED", item=event["object"])
         except client.ApiException as error:
             if error.status == GONE:
@@ -120,6 +121,16 @@ async def _watched(
             raise
         except ValueError as error:
             raise BrokenEventError from error
+
+
+def _contents(listing: Any) -> tuple[tuple[Any, ...], str]:  # noqa: ANN401 - values of the client library
+    """What a list call gave, and of which version; kinds that the client library has no model of are mappings."""
+    return tuple(listing["items"] if isinstance(listing, dict) else listing.items), _version(listing)
+
+
+def _version(value: Any) -> str:  # noqa: ANN401 - a value of the client library
+    version = value["metadata"]["resourceVersion"] if isinstance(value, dict) else value.metadata.resource_version
+    return str(version)
 
 
 def bundle_of(config_map: client.V1ConfigMap) -> ConfigBundle | None:

@@ -258,6 +258,14 @@ spec: {type: LeastInFlight}
         (FILE + "---\n" + FILE.split("---", maxsplit=1)[0], "exactly one LLMRouter, it holds 2"),
         (FILE.split("---", maxsplit=1)[0], "exactly one RoutingPolicy 'policy', it holds 0"),
         (FILE.replace('endpoints: ["127.0.0.1:1"]', "selector: {matchLabels: {a: b}}"), "selector needs Kubernetes"),
+        (
+            FILE.replace('endpoints: ["127.0.0.1:1"]', "inferencePoolRef: {name: chat}"),
+            r"pools\[main\]\.inferencePoolRef needs Kubernetes",
+        ),
+        (
+            FILE.replace("router: {", "listeners: {extProc: {certificateSecretRef: {name: x}}}\n  router: {"),
+            "standalone has --certificate DIR",
+        ),
         (FILE.replace("{type: LeastInFlight}", "{type: Best}"), "RoutingPolicy policy: type"),
         (FILE.replace("metadata: {name: policy}", "metadata: {}"), "metadata.name must be set"),
         (FILE.replace("llama-3.1-8b-rtx4090", "abacus"), "'abacus' is none of"),
