@@ -45,15 +45,11 @@ def whole_tokens(tokens: int) -> int:
 
 
 def check_bids(bids: Sequence[Bid]) -> None:
-    """Raises InvalidRequestError where cached tokens are out of bounds, or not all or none have a second instance."""
-    staged = 0
+    """Raises InvalidRequestError where cached tokens are out of bounds."""
     for bid in bids:
         whole_tokens(bid.cached_tokens)
         if bid.prefill is not None:
             whole_tokens(bid.prefill.cached_tokens)
-            staged += 1
-    if staged and staged < len(bids):
-        raise InvalidRequestError(f"bids: {staged} of {len(bids)} have a second instance, not all or none")
 
 
 def choose(ask: ReserveAsk, loads: Mapping[str, Load]) -> Bid | ReserveOutcome:

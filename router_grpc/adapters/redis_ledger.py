@@ -15,16 +15,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from llmrouter.domain import Load, Reservation
+from llmrouter.domain import Load, Reservation, Room
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError
 from router_grpc.adapters.ledger_values import MILLI, check_bids, milli_tokens, whole_tokens
-from router_grpc.ports import NO_CLAIMS, ReserveOutcome, ReserveResult
+from router_grpc.ports import NO_CLAIMS, Bid, ReserveOutcome, ReserveResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llmrouter.routing.claims import Claim
-    from router_grpc.ports import Bid, ReserveAsk
+    from router_grpc.ports import ReserveAsk
 
 OPERATIONS = (
     "reserve",
@@ -42,6 +42,7 @@ OPERATIONS = (
 CHUNK = 256
 """The most reservations that one script call works on, so that no call holds the server for long."""
 
+_NOBODY = Bid("", 0, Room(max_requests=0))
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,252}")
 
 
@@ -107,6 +108,8 @@ class RedisLedger:
         timeout_s: how long any one call may take, waiting for a connection included.
     """
 
+    is_immediate = False
+
     def __init__(self, router_id: str, client: Redis, namespace: str, timeout_s: float) -> None:
         if _NAMESPACE.fullmatch(namespace) is None:
             raise InvalidConfigError(f"ledger namespace {namespace!r} must match {_NAMESPACE.pattern}")
@@ -131,8 +134,8 @@ class RedisLedger:
             *_claim_args(ask.model, ask.claim),
             _prefills_json(ask.bids),
         )
-        bids = (*ask.bids, *(bid.prefill for bid in ask.bids if bid.prefill is not None))
-        loads = {bid.instance_id: _load(text) for bid, text in zip(bids, packed, strict=True)}
+        bids = ask.bids if len(packed) == len(ask.bids) else (*ask.bids, *_prefills(ask.bids))
+        loads = {bid.instance_id: _load(text) for bid, text in zip(bids, packed, strict=True) if bid.instance_id}
         return ReserveResult(outcome=ReserveOutcome(_text(outcome)), reservation=_reservation(row), loads=loads)
 
     async def progress(
@@ -239,10 +242,14 @@ def _bids_json(bids: Sequence[Bid]) -> str:
     )
 
 
+def _prefills(bids: Sequence[Bid]) -> list[Bid]:
+    """For each bid, that of the instance which is to compute its prompt; one for nobody where it does so itself."""
+    return [bid.prefill or _NOBODY for bid in bids]
+
+
 def _prefills_json(bids: Sequence[Bid]) -> str:
-    """The bids of the instances that are to compute the prompt, one for each bid; nothing where there are none."""
-    prefills = [bid.prefill for bid in bids if bid.prefill is not None]
-    return _bids_json(prefills) if prefills else ""
+    """The same as JSON; nothing where all compute their prompts."""
+    return _bids_json(_prefills(bids)) if any(bid.prefill is not None for bid in bids) else ""
 
 
 def _reservation_args(reservation: Reservation) -> tuple[str | int, ...]:

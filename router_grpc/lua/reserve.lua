@@ -1,8 +1,8 @@
 -- ARGV: 3 request id, 4 prompt tokens, 5 predicted output (milli-tokens), 6 tolerance or '', 7 final (0|1), 8 the bids
 -- as JSON, a list per field: instance ids, seen requests, max requests, KV limits in tokens or false, decode reserve
 -- fractions, cached tokens; 9 the model, and of whoever asks 10 the standing or '', 11 the key, 12 the patient key; 13 the
--- bids for computing the prompt elsewhere, '' or as the bids that they belong to. Returns {outcome, reservation, packed
--- load of each bid and then of each of those}.
+-- bids for computing the prompt elsewhere, '' or one for each bid, of instance '' where there is none. Returns {outcome,
+-- reservation, packed load of each bid and then of each of those}.
 local REQUEST, PROMPT, PREDICTED = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local TOLERANCE, FINAL = tonumber(ARGV[6]), ARGV[7] == '1'
 local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS, CACHED = unpack(cjson.decode(ARGV[8]))
@@ -10,6 +10,9 @@ local INSTANCES, SEEN, MAX_REQUESTS, KV_LIMITS, FRACTIONS, CACHED = unpack(cjson
 local MODEL, STANDING, KEY, PATIENT_KEY = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 
 local PREFILLS = ARGV[13] ~= '' and cjson.decode(ARGV[13])
+local function prefiller(i)
+  return PREFILLS and PREFILLS[1][i] ~= '' and PREFILLS[1][i] or nil
+end
 
 -- llmrouter.routing.inflight.has_room, operation by operation.
 local function has_room(load, max_requests, kv_limit, fraction, predicted)
@@ -60,7 +63,7 @@ local function gain_of(i)
     return nil
   end
   local gain = load.requests - SEEN[i]
-  if not PREFILLS then
+  if not prefiller(i) then
     return gain
   end
   load = unpack_load(loads[#INSTANCES + i])
@@ -99,16 +102,18 @@ local entry = {
   prefilled = false,
   generated = 0,
   cached = CACHED[chosen],
-  prefiller = PREFILLS and PREFILLS[1][chosen] or nil,
-  prefill_cached = PREFILLS and PREFILLS[6][chosen] or 0,
+  prefiller = prefiller(chosen),
+  prefill_cached = prefiller(chosen) and PREFILLS[6][chosen] or 0,
 }
 add(entry)
 if STANDING ~= '' then
   claim(MODEL, '', '')
 end
 local fresh = { [entry.instance] = pack_load(read_load(entry.instance)) }
-if PREFILLS then
+if entry.prefiller then
   fresh[entry.prefiller] = pack_load(read_load(entry.prefiller))
+end
+if PREFILLS then
   for i, instance in ipairs(PREFILLS[1]) do
     loads[#INSTANCES + i] = fresh[instance] or loads[#INSTANCES + i]
   end

@@ -50,7 +50,7 @@ async def test_the_first_token_ends_the_prefill_and_nothing_else(fleet: Fleet) -
 async def test_a_release_before_the_first_token_gives_both_back_once(fleet: Fleet) -> None:
     ledger = fleet.router("a")
     reserved = (await ledger.reserve(ask("r", pair("d", "p")))).reservation
-    assert await asyncio.gather(ledger.release("r"), ledger.release("r")) == [reserved, None]
+    assert [*await asyncio.gather(ledger.release("r"), ledger.release("r"))] == [reserved, None]
     assert await ledger.loads() == {}
 
 
@@ -133,6 +133,22 @@ async def test_reconcile_restores_and_drops_both(fleet: Fleet) -> None:
     assert await ledger.loads() == {}
 
 
+@pytest.mark.parametrize(
+    ("first", "loads"), [(True, {"d": DECODE, "p": PREFILL}), (False, {"e": Load(1, 100, 100, 50.0)})]
+)
+async def test_some_bids_may_have_a_second_instance_and_others_not(
+    fleet: Fleet, loads: dict[str, Load], *, first: bool
+) -> None:
+    ledger = fleet.router("a")
+    bids = pair("d", "p"), bid("e")
+    result = await ledger.reserve(ask("r", *(bids if first else bids[::-1])))
+    assert result.outcome is ReserveOutcome.COMMITTED
+    assert await ledger.loads() == loads
+    assert result.loads == {name: loads.get(name, Load()) for name in ("d", "p", "e")}
+    await ledger.release("r")
+    assert await ledger.loads() == {}
+
+
 async def test_one_instance_may_be_both(fleet: Fleet) -> None:
     ledger = fleet.router("a")
     result = await ledger.reserve(ask("r", pair("d", "d")))
@@ -144,7 +160,6 @@ async def test_one_instance_may_be_both(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     "wanted",
     [
-        ask("r", pair("d", "p"), bid("e")),
         ask("r", pair("d", "p", cached=-1)),
         ask("r", pair("d", "p", cached=10**9 + 1)),
     ],

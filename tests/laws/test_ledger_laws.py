@@ -61,7 +61,7 @@ asks = st.builds(
     request_id=st.sampled_from(REQUESTS),
     prompt_tokens=st.integers(0, 1_000) | st.just(10**9),
     predicted_output_tokens=st.floats(0, 2_000) | st.just(1e9),
-    bids=(st.lists(bids, max_size=4) | st.lists(staged_bids, max_size=4)).map(tuple),
+    bids=st.lists(bids | staged_bids, max_size=4).map(tuple),
     moved_tolerance=st.none() | st.integers(-1, 3),
     final=st.booleans(),
 )
