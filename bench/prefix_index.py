@@ -328,13 +328,12 @@ def part_of_cost(options: argparse.Namespace) -> list[dict[str, object]]:
             }
         )
     ask = RouteAsk(model="m", prompt_tokens=4_096, prompt=b"x" * 16_384)
-    request = Request("r", "m", 4_096, 100.0, 0.0)
     prefixing = Prefixing(b"k" * 32)
-    rows.append({"hashing_16_KB_us": microseconds(lambda: prefixing.named(request, ask), options.runs)})
+    rows.append({"hashing_16_KB_us": microseconds(lambda: prefixing.named(ask, 4_096), options.runs)})
     given = replace(ask, prompt=None, prefix_hashes=tuple(random.Random(1).randbytes(64)), prefix_block_tokens=64)
-    rows.append({"hashing_64_hashes_us": microseconds(lambda: prefixing.named(request, given), options.runs)})
+    rows.append({"hashing_64_hashes_us": microseconds(lambda: prefixing.named(given, 4_096), options.runs)})
     huge = replace(ask, prompt=b"x" * 16_000_000)
-    rows.append({"hashing_16_MB_us": microseconds(lambda: prefixing.named(request, huge), 20)})
+    rows.append({"hashing_16_MB_us": microseconds(lambda: prefixing.named(huge, 4_096), 20)})
     tracemalloc.start()
     rng, index = random.Random(1), PrefixIndex()
     for number in range(4_000):

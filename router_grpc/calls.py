@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from llmrouter.errors import InvalidRequestError
 from llmrouter.lengths.predictor import LengthRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from llmrouter.domain import Instance
     from llmrouter.lengths.distribution import LengthDistribution
@@ -28,6 +29,17 @@ MAX_PREFIX_BLOCK_TOKENS = 65_536
 MAX_SALT_LENGTH = 128
 MAX_DEADLINE_MS = 86_400_000
 """A day."""
+
+
+_ID_BYTES, _IDS_DRAWN = 16, 256
+
+
+def new_ids() -> Iterator[str]:
+    """Request ids that nobody can guess, without end: drawn from the system, many at a time."""
+    while True:
+        drawn = os.urandom(_ID_BYTES * _IDS_DRAWN).hex()
+        for at in range(0, len(drawn), 2 * _ID_BYTES):
+            yield drawn[at : at + 2 * _ID_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

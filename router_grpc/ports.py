@@ -89,9 +89,12 @@ class Ledger(Protocol):
 
     Raises:
         LedgerUnavailableError: from any method, where the backend did not answer in time.
+
+    ``is_immediate`` says that no method ever waits, so that none can be broken off.
     """
 
     router_id: str
+    is_immediate: bool
 
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """Commits at most one candidate."""

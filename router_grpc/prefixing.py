@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 256
 """Of text: about 64 tokens of English."""
 
+NamedPrompt = tuple[tuple[int, ...], float]
+"""Hashes of a prompt's beginnings, shortest first, and the tokens of each block between them."""
+
+NAMELESS: NamedPrompt = ((), 0.0)
+
 KEPT_BYTES_PER_BLOCK = 40
 """Memory of one hash of a held request."""
 
@@ -70,18 +75,14 @@ class Prefixing:
         self.index.keep_only(())
         return True
 
-    def named(self, request: Request, ask: RouteAsk) -> Request:
-        """The request with the hashes of its prompt's beginnings: the client's where it gave some, else of the text."""
+    def named(self, ask: RouteAsk, prompt_tokens: int) -> NamedPrompt:
+        """The hashes of the beginnings of a prompt: the client's where it gave some, else of the text."""
         if ask.prefix_hashes:
             given, block_tokens = thinned(ask.prefix_hashes, ask.prefix_block_tokens)
-            return replace(request, prefix_hashes=self._keyed(ask, given), prefix_block_tokens=float(block_tokens))
+            return self._keyed(ask, given), float(block_tokens)
         if ask.prompt is None or len(ask.prompt) < BLOCK_BYTES:
-            return request
-        return replace(
-            request,
-            prefix_hashes=self._text_hashes(ask, ask.prompt),
-            prefix_block_tokens=request.prompt_tokens * BLOCK_BYTES / len(ask.prompt),
-        )
+            return NAMELESS
+        return self._text_hashes(ask, ask.prompt), prompt_tokens * BLOCK_BYTES / len(ask.prompt)
 
     def with_hits(self, request: Request) -> Request:
         """The request with the prompt tokens that each instance probably has cached now."""

@@ -84,7 +84,9 @@ class ReportService:
             InvalidRequestError: a field is out of its bound.
         """
         check_report(report)
-        return await self._world.unbroken.run(self._apply(report, stream_id))
+        return await self._world.unbroken.run(
+            self._apply(report, stream_id), is_immediate=self._world.ledger.is_immediate
+        )
 
     async def give_up(self, lost: list[GivenUp]) -> None:
         """Releases requests that nobody reports any more, unless another router has taken them over."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from router_grpc.calls import (
     check_prompt_tokens,
     excluded_of,
     length_request,
+    new_ids,
 )
 from router_grpc.costing import note_cost
 from router_grpc.holding import RETRY_AFTER_S, Holding, kept_bytes
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from router_grpc.length_service import Foretold
     from router_grpc.open_requests import Charge
     from router_grpc.ports import ReserveResult
+    from router_grpc.prefixing import NamedPrompt
     from router_grpc.runtime import Runtime
 
 __all__ = ["RouteAnswer", "RouteAsk", "RouterService", "UnknownModelError", "World"]
@@ -60,6 +61,7 @@ class RouterService:
         self._world = world
         self._runtime: Runtime | None = None
         self._holding = Holding(world.clock)
+        self._new_ids = new_ids()
 
     @property
     def runtime(self) -> Runtime | None:
@@ -120,7 +122,9 @@ class RouterService:
         foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
         check_prompt_tokens(foretold.prompt_tokens, limits.max_prompt_tokens)
         excluded = excluded_of(ask, self._world.instances.current())
-        request = self._world.prefixes.named(_request(ask, foretold, excluded, arrived_at_s=arrived_at_s), ask)
+        request_id = ask.request_id or next(self._new_ids)
+        named = self._world.prefixes.named(ask, foretold.prompt_tokens)
+        request = _request(ask, foretold, excluded, request_id=request_id, named=named, arrived_at_s=arrived_at_s)
         memory = kept_bytes(ask.prompt, request.prefix_hashes)
         answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
         self._world.metrics.held_seconds.observe(answer.held_s)
@@ -298,7 +302,10 @@ class RouterService:
     async def _commit(self, ask: ReserveAsk, *, counted: bool) -> ReserveResult:
         """One reserve call; where the client leaves meanwhile, what it reserved is given back."""
         started_s = self._world.clock()
-        result = await self._world.unbroken.run(self._world.ledger.reserve(ask), abandoned=self._undo)
+        ledger = self._world.ledger
+        result = await self._world.unbroken.run(
+            ledger.reserve(ask), abandoned=self._undo, is_immediate=ledger.is_immediate
+        )
         self._world.metrics.state_backend_seconds.observe(self._world.clock() - started_s)
         if counted or result.outcome is ReserveOutcome.EXISTING:
             self._world.metrics.reservations.labels(result.outcome.value.lower()).inc()
@@ -398,9 +405,17 @@ def _ending(hold: Hold, latest_s: float) -> Hold:
     return hold if hold.until_s is None or hold.until_s <= latest_s else replace(hold, until_s=latest_s)
 
 
-def _request(ask: RouteAsk, foretold: Foretold, excluded: frozenset[str], *, arrived_at_s: float) -> Request:
+def _request(
+    ask: RouteAsk,
+    foretold: Foretold,
+    excluded: frozenset[str],
+    *,
+    request_id: str,
+    named: NamedPrompt,
+    arrived_at_s: float,
+) -> Request:
     return Request(
-        request_id=ask.request_id or uuid.uuid4().hex,
+        request_id=request_id,
         model=ask.model,
         prompt_tokens=foretold.prompt_tokens,
         predicted_output_tokens=foretold.law.expected_tokens,
@@ -412,6 +427,8 @@ def _request(ask: RouteAsk, foretold: Foretold, excluded: frozenset[str], *, arr
         priority=ask.priority,
         tenant=ask.tenant,
         deadline_at_s=arrived_at_s + ask.deadline_ms / 1000 if ask.deadline_ms else None,
+        prefix_hashes=named[0],
+        prefix_block_tokens=named[1],
         batch=ask.batch,
     )
 

@@ -22,8 +22,19 @@ class Unbroken:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def run(self, step: Coroutine[Any, Any, T], *, abandoned: Callable[[T], Awaitable[None]] | None = None) -> T:
-        """The step's result. Where the caller is cancelled meanwhile, ``abandoned`` gets the result instead."""
+    async def run(
+        self,
+        step: Coroutine[Any, Any, T],
+        *,
+        abandoned: Callable[[T], Awaitable[None]] | None = None,
+        is_immediate: bool = False,
+    ) -> T:
+        """The step's result. Where the caller is cancelled meanwhile, ``abandoned`` gets the result instead.
+
+        One that is immediate waits for nothing: nobody can break it off, and it needs no task of its own.
+        """
+        if is_immediate:
+            return await step
         task = self._keep(step)
         try:
             return await asyncio.shield(task)

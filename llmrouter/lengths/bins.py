@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ STARTS_B = _starts()
 """First length of each bin: single tokens to 16, then 8 % wide to 8,192, then 30 % wide to 1e6."""
 
 BINS = len(STARTS_B)
+_STARTS = STARTS_B.tolist()
 _LAST_B = np.append(STARTS_B[1:] - 1, int(MAX_TOKENS))
 _LOG_START_B = np.log(STARTS_B)
 _LOG_WIDTH_B = np.log(_LAST_B) - _LOG_START_B
@@ -41,7 +43,7 @@ _REACHED_Q = _LEVELS_Q - 1e-12
 
 def bin_of(tokens: float) -> int:
     """The bin of a length within 1 and 1e6."""
-    return int(np.searchsorted(STARTS_B, tokens, side="right")) - 1
+    return bisect_right(_STARTS, tokens) - 1
 
 
 def quantiles_of(shares_NB: Floats) -> Floats:

@@ -135,6 +135,8 @@ class MemoryBook:
 class MemoryLedger:
     """A ``Ledger`` over a book in this process. ``clock`` gives seconds and never goes back."""
 
+    is_immediate = True
+
     def __init__(self, router_id: str, book: MemoryBook, clock: Callable[[], float]) -> None:
         self.router_id = router_id
         self._book = book

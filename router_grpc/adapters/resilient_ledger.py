@@ -102,6 +102,8 @@ class ResilientLedger:
         on_change: told ``degraded`` whenever it changes.
     """
 
+    is_immediate = False
+
     def __init__(
         self,
         shared: Ledger,

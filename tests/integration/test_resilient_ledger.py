@@ -260,6 +260,8 @@ async def all_of(routers: list[ResilientLedger], *, degraded: bool) -> bool:
 class Scripted(MemoryLedger):
     """A shared ledger whose next calls can be held back, and that can be away."""
 
+    is_immediate = False
+
     def __init__(self, router_id: str) -> None:
         super().__init__(router_id, MemoryBook(), lambda: 0.0)
         self.away = False

@@ -31,7 +31,8 @@ class PrefixRouter:
 
     def request(self, prompt: bytes) -> Request:
         ask = RouteAsk(model="m", prompt_tokens=len(prompt) // 4, prompt=prompt)
-        return self.prefixes.named(Request("r", "m", len(prompt) // 4, 10.0, 0.0), ask)
+        hashes, block_tokens = self.prefixes.named(ask, ask.prompt_tokens)
+        return Request("r", "m", ask.prompt_tokens, 10.0, 0.0, prefix_hashes=hashes, prefix_block_tokens=block_tokens)
 
     def send(self, prompt: bytes, instance_id: str) -> None:
         instance = self.instances.get(instance_id)

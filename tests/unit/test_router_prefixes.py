@@ -21,8 +21,8 @@ OPEN: dict[str, Any] = {"limits": {"maxInFlightPerInstance": 64}}
 
 def named(prompt: bytes | None = None, *, key: bytes = KEY, prompt_tokens: int = 1_000, **fields: Any) -> Request:  # noqa: ANN401 - of a RouteAsk
     ask = RouteAsk(**{"model": "m", "prompt_tokens": prompt_tokens, "prompt": prompt, **fields})
-    request = Request("r", ask.model, prompt_tokens, 10.0, 0.0)
-    return Prefixing(key).named(request, ask)
+    hashes, block_tokens = Prefixing(key).named(ask, prompt_tokens)
+    return Request("r", ask.model, prompt_tokens, 10.0, 0.0, prefix_hashes=hashes, prefix_block_tokens=block_tokens)
 
 
 def test_equal_beginnings_have_equal_hashes_and_others_do_not() -> None:

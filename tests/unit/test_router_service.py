@@ -260,6 +260,8 @@ async def test_a_client_that_leaves_the_line_leaves_nothing() -> None:
 class SlowLedger(MemoryLedger):
     """Answers when the test lets it: what a network does."""
 
+    is_immediate = False
+
     def __init__(self, book: MemoryBook) -> None:
         super().__init__("r1", book, lambda: 0.0)
         self.asked = asyncio.Event()
