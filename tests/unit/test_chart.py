@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from support.operator_process import CHART, SYSTEM, Object, render_chart
 
 from llmrouter.testbed.cluster.binaries import Binaries
+from llmrouter.testbed.envoy import Front, configuration, envoy_program
 from llmrouter_operator.permissions import RULES, Rule, lease_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+FRONT = ("frontend.envoy.enabled=true", "frontend.envoy.router.name=chat")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,16 @@ def test_redis_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["operator.replicas=3", "operator.replica=1", "images.pullPolicy=Sometimes", "redis.maxMemory=lots"]
+    "setting",
+    [
+        "operator.replicas=3",
+        "operator.replica=1",
+        "images.pullPolicy=Sometimes",
+        "redis.maxMemory=lots",
+        "frontend.envoy.enabled=true",  # of which LLMRouter?
+        "frontend.envoy.limits.bodyBytes=16777217",
+        "frontend.envoy.service.type=ExternalName",
+    ],
 )
 def test_values_that_mean_nothing_are_refused(setting: str) -> None:
     with pytest.raises(subprocess.CalledProcessError):
@@ -121,5 +134,105 @@ def test_every_value_is_in_the_schema_and_explained() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     assert set(values) == set(schema["required"])
-    for section in ("images", "operator", "redis"):
-        assert set(values[section]) == set(schema["properties"][section]["required"])
+    for section in ("images", "operator", "redis", "frontend"):
+        assert_explained(values[section], schema["properties"][section])
+
+
+def assert_explained(values: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    if "required" in schema:
+        assert set(values) == set(schema["required"])
+        for name, inner in schema["properties"].items():
+            if inner.get("type") == "object":
+                assert_explained(values[name], inner)
+
+
+def files_of_front(*settings: str) -> dict[str, str]:
+    (files,) = [
+        one
+        for one in of_kind(render_chart(*FRONT, *settings), "ConfigMap")
+        if one["metadata"]["name"].endswith("front")
+    ]
+    found: dict[str, str] = files["data"]
+    return found
+
+
+def front_of(objects: list[Object]) -> Object:
+    (found,) = [one for one in of_kind(objects, "Deployment") if one["metadata"]["name"].endswith("front")]
+    return found
+
+
+def test_the_front_is_there_only_when_asked_for(rendered: list[Object]) -> None:
+    assert not [one for one in rendered if "front" in one["metadata"]["name"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ((), {"picker_tls": True, "access_log": True}),
+        (
+            (
+                "frontend.envoy.tls.secretName=web",
+                "frontend.envoy.router.tls=false",
+                "frontend.envoy.accessLog=false",
+                "frontend.envoy.instanceHeader=true",
+                "frontend.envoy.limits.requests=7",
+            ),
+            {"tls_file": "/etc/llmrouter-front/tls.yaml", "show_instance": True, "max_requests": 7},
+        ),
+    ],
+)
+def test_the_front_has_the_same_configuration_as_without_kubernetes(
+    settings: tuple[str, ...], changes: dict[str, Any]
+) -> None:
+    written = files_of_front(*settings)
+    where: dict[str, Any] = {"address": "0.0.0.0", "probe_port": 9902, "heap_bytes": 943_718_400}  # noqa: S104 - of its pod
+    front = Front(f"llmrouter-front-routers.{SYSTEM}.svc:9002", 8080, 9901, **{**where, **changes})
+    assert yaml.safe_load(written["envoy.yaml"]) == configuration(front)
+    assert ("tls.yaml" in written) == ("tls_file" in changes)
+    assert not [text for text in written.values() if "${" in text]
+
+
+def test_envoy_takes_the_fronts_configuration(tmp_path: Path) -> None:
+    written = files_of_front("frontend.envoy.tls.secretName=web")
+    (tmp_path / "tls.yaml").write_text("resources: []")
+    text = written["envoy.yaml"].replace("/etc/llmrouter-front/tls.yaml", str(tmp_path / "tls.yaml"))
+    (tmp_path / "envoy.yaml").write_text(text)
+    command = [str(envoy_program()), "--mode", "validate", "-c", str(tmp_path / "envoy.yaml")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr[-2000:]
+
+
+def test_the_front_meets_the_restricted_profile_and_keeps_its_admin_port_to_itself() -> None:
+    objects = render_chart(*FRONT)
+    pod = front_of(objects)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["resources"]["limits"]["memory"]
+    config = yaml.safe_load(files_of_front()["envoy.yaml"])
+    admin = config["admin"]["address"]["socket_address"]
+    assert admin == {"address": "127.0.0.1", "port_value": 9901}
+    assert 9901 not in {port["containerPort"] for port in container["ports"]}
+
+
+def test_the_front_finds_the_routers_of_another_namespace_one_by_one() -> None:
+    objects = render_chart(*FRONT, "frontend.envoy.router.namespace=chats")
+    (routers,) = [one for one in of_kind(objects, "Service") if one["metadata"]["name"].endswith("front-routers")]
+    assert routers["metadata"]["namespace"] == "chats"
+    assert routers["spec"]["clusterIP"] == "None"
+    assert routers["spec"]["selector"] == {
+        "llmrouter.dev/router": "chat",
+        "app.kubernetes.io/component": "router",
+    }
+    assert "llmrouter-front-routers.chats.svc" in files_of_front("frontend.envoy.router.namespace=chats")["envoy.yaml"]
+
+
+def test_other_files_bring_other_pods_of_the_front() -> None:
+    def annotation(*settings: str) -> str:
+        annotations = front_of(render_chart(*FRONT, *settings))["spec"]["template"]["metadata"]["annotations"]
+        return str(annotations["llmrouter.dev/front-files"])
+
+    assert annotation() == annotation("operator.replicas=2")
+    assert annotation() != annotation("frontend.envoy.timeouts.idleSeconds=30")

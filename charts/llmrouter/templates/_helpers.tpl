@@ -8,6 +8,7 @@
 {{- end -}}
 
 {{- define "llmrouter.operator" -}}{{ include "llmrouter.fullname" . }}-operator{{- end -}}
+{{- define "llmrouter.front" -}}{{ include "llmrouter.fullname" . }}-front{{- end -}}
 {{- define "llmrouter.redis" -}}{{ include "llmrouter.fullname" . }}-redis{{- end -}}
 
 {{/* Labels of one component; call with (dict "root" . "component" "operator"). */}}
@@ -64,4 +65,54 @@ capabilities:
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [get, list, watch, create, patch]
+{{- end -}}
+
+{{/* The front's files: values in place of the words in capitals, and without the sections that are not wanted. */}}
+{{- define "llmrouter.frontFiles" -}}
+{{- $front := .Values.frontend.envoy -}}
+{{- $namespace := $front.router.namespace | default .Release.Namespace -}}
+{{- $wanted := dict
+  "client TLS" (ne $front.tls.secretName "")
+  "access log" $front.accessLog
+  "instance header" $front.instanceHeader
+  "probes" true
+  "picker TLS" $front.router.tls
+-}}
+{{- $words := dict
+  "ADDRESS" $front.address
+  "PORT" "8080"
+  "ADMIN_PORT" "9901"
+  "PROBE_PORT" "9902"
+  "PICKER_HOST" (printf "%s-routers.%s.svc" (include "llmrouter.front" .) $namespace)
+  "PICKER_PORT" (int $front.router.port | toString)
+  "TLS_FILE" "/etc/llmrouter-front/tls.yaml"
+  "TLS_FOLDER" "/etc/llmrouter-front-tls"
+  "IDLE_S" (int $front.timeouts.idleSeconds | toString)
+  "REQUEST_S" (int $front.timeouts.requestSeconds | toString)
+  "CONNECTIONS" (int $front.limits.connections | toString)
+  "REQUESTS" (int $front.limits.requests | toString)
+  "STREAMS" (int $front.limits.streamsPerRouterConnection | toString)
+  "HEAP_BYTES" (int64 $front.limits.heapBytes | toString)
+  "BODY_BYTES" (int $front.limits.bodyBytes | toString)
+  "TRUSTED_HOPS" (int $front.trustedHops | toString)
+  "DRAIN_S" (int $front.drainSeconds | toString)
+  "REQUEST_BODY" "BUFFERED"
+  "ANSWER_BODY" "STREAMED"
+  "GO_ON_ALONE" "true"
+-}}
+{{- range $file := list "envoy.yaml" "tls.yaml" "drain.sh" }}
+{{- if or (ne $file "tls.yaml") $front.tls.secretName }}
+{{- $text := $.Files.Get (printf "files/%s" $file) }}
+{{- range $section, $is := $wanted }}
+{{- if not $is }}
+{{- $text = regexReplaceAll (printf "(?s)# only with %s\n.*?# end of %s\n" $section $section) $text "\n" }}
+{{- end }}
+{{- end }}
+{{- range $word, $value := $words }}
+{{- $text = replace (printf "${%s}" $word) $value $text }}
+{{- end }}
+{{ $file }}: |
+{{ $text | indent 2 }}
+{{- end }}
+{{- end }}
 {{- end -}}

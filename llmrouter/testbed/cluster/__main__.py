@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 
 from llmrouter.testbed.cluster import guard
 from llmrouter.testbed.cluster.binaries import CONTROL_PLANE, NODE, Binaries
@@ -78,7 +79,7 @@ def _status(options: argparse.Namespace, _progress: Progress) -> int:
         "running": cluster is not None,
         "kubeconfig": str(cluster.kubeconfig) if cluster else None,
         "logs": str(cluster.logs) if cluster else None,
-        "images": {"operator": names.operator, "router": names.router, "redis": names.redis},
+        "images": asdict(names),
     }
     if options.json:
         print(json.dumps(known, indent=2))

