@@ -16,8 +16,8 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError, LLMRouterError, SaturatedError
-from router_grpc.calls import RouteAsk
 from router_grpc.picker import headers as names
+from router_grpc.picker.asking import route_ask
 from router_grpc.picker.bodies import asked_of, makes_tokens
 from router_grpc.picker.intake import Intake
 from router_grpc.picker.observation import Observed
@@ -37,6 +37,8 @@ from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from router_grpc.calls import RouteAsk
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_HEADERS = 1_000
@@ -296,24 +298,7 @@ class Exchange:
         if asked is None:
             return [Forward(self._subset)]
         self._streams = asked.streams
-        ask = RouteAsk(
-            model=asked.model,
-            prompt_tokens=asked.prompt_tokens,
-            prompt=asked.prompt,
-            max_output_tokens=asked.max_output_tokens,
-            temperature=asked.temperature,
-            tools=asked.tools,
-            stop=asked.stop,
-            turn=asked.turn,
-            application=self._headers.get(names.APPLICATION, ""),
-            tenant=next((self._headers[one] for one in names.TENANT if one in self._headers), ""),
-            priority=names.whole_number(self._headers, names.PRIORITY),
-            deadline_ms=names.whole_number(self._headers, names.DEADLINE_MS),
-            cache_salt=asked.cache_salt,
-            batch=self._headers.get(names.BATCH, "") == "true",
-            subset=self._subset,
-        )
-        return [Pick(ask)]
+        return [Pick(route_ask(asked, self._headers, self._subset))]
 
     def _on_answer(self, message: pb.ProcessingRequest) -> list[Effect]:
         if self._phase is _Phase.BODY:  # the gateway's own answer, to a request that it did not take in whole

@@ -83,8 +83,8 @@ def pieces(body: bytes, *, ends: bool) -> Iterator[pb.CommonResponse]:
         yield streamed(chunk, end_of_stream=ends and at + CHUNK_BYTES >= len(body))
 
 
-def refusal(error: LLMRouterError) -> pb.ProcessingResponse | None:
-    """What a client is answered in place of its request; ``None`` for an error that is the router's own."""
+def refused_with(error: LLMRouterError) -> tuple[int, dict[str, str], bytes] | None:
+    """Status, headers and body of what a client is answered in place of its request; ``None`` as for ``refusal``."""
     found = next(((code, kind) for error_type, code, kind in STATUS_OF if isinstance(error, error_type)), None)
     if found is None:
         return None
@@ -94,12 +94,25 @@ def refusal(error: LLMRouterError) -> pb.ProcessingResponse | None:
         values[DROPPED_REASON] = DROPPED[code]
     if isinstance(error, SaturatedError):
         values["retry-after"] = str(max(1, round(error.retry_after_s)))
-    said = {"error": {"message": str(error), "type": kind, "code": error.reason}}
+    return code, values, json.dumps(error_object(error, kind)).encode()
+
+
+def error_object(error: LLMRouterError, kind: str) -> dict[str, dict[str, str]]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": str(error), "type": kind, "code": error.reason}}
+
+
+def refusal(error: LLMRouterError) -> pb.ProcessingResponse | None:
+    """What a client is answered in place of its request; ``None`` for an error that is the router's own."""
+    found = refused_with(error)
+    if found is None:
+        return None
+    code, values, body = found
     return pb.ProcessingResponse(
         immediate_response=pb.ImmediateResponse(
             status=pb.HttpStatus(code=code),
             headers=_setting(values),
-            body=json.dumps(said).encode(),
+            body=body,
             details=f"llmrouter_{error.reason}",
         )
     )
