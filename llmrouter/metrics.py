@@ -60,10 +60,16 @@ class RouterMetrics:
         self.calibration = CalibrationMetrics(make)
         self.prefixes = PrefixMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
-        self.ejections = counter("ejections_total", "Times that an instance was left out because its requests failed.")
+        self.ejections = counter(
+            "ejections_total", "Times that an instance was left out: its requests failed, or came late.", ["reason"]
+        )
         self.ejected = gauge("ejected_instances", "Instances that failed and get no request, or one as a trial.")
         self.served_elsewhere = counter(
             "served_elsewhere_total", "Answers of which the gateway said that another endpoint gave them."
+        )
+        self.gateway_connections = gauge("gateway_connections", "Open connections of the endpoint picker's port.")
+        self.gateway_connections_ended = counter(
+            "gateway_connections_ended_total", "Connections of the endpoint picker's port that ended.", ["reason"]
         )
         self.route_seconds = histogram("route_seconds", "Time a Route call took, holds included.", LATENCY_BUCKETS)
         self.decision_seconds = histogram("decision_seconds", "Time one policy decision took.", DECISION_BUCKETS)
@@ -120,6 +126,18 @@ class RouterMetrics:
         self.certificate_expiry_seconds = gauge(
             "certificate_expiry_seconds", "When the certificate of the TLS ports expires, seconds since the epoch."
         )
+
+
+class FrontMetrics:
+    """What came through the OpenAI front, and what it did that a gateway cannot."""
+
+    def __init__(self, make: _Maker) -> None:
+        counter, gauge = make.counter, make.gauge
+        self.requests = counter("openai_requests_total", "Requests to the OpenAI front by how they ended.", ["outcome"])
+        self.open_requests = gauge("openai_open_requests", "Requests that the OpenAI front has open.")
+        self.resumes = counter("resumes_total", "Requests sent on to another instance, by why.", ["reason"])
+        self.not_resumed = counter("not_resumed_total", "Requests that failed at an instance for good, by why.", ["reason"])
+        self.slices = counter("slices_total", "Slices after which an answer went on.", ["moved"])
 
 
 class LengthMetrics:

@@ -344,12 +344,31 @@ class LimitsSpec(Resource):
     scrape_interval_seconds: float = Field(default=1.0, ge=0.1, le=60)
 
 
+LEAST_TTFT_FACTOR = 1.5
+"""What is late by less is not told from the others."""
+
+
 class OutliersSpec(Resource):
-    """When an instance whose requests fail gets none for a while."""
+    """When an instance that fails, or is far later than the others, gets no request; how one begins that is new."""
 
     consecutive_failures: int = Field(default=5, ge=0, le=1000)
     eject_seconds: float = Field(default=10.0, ge=0.1, le=300)
     max_ejected_fraction: float = Field(default=0.5, ge=0, le=1)
+    ttft_factor: float = Field(default=4.0, ge=0, le=100)
+    slow_start_seconds: float = Field(default=10.0, ge=0, le=600)
+
+    @model_validator(mode="after")
+    def _factor_or_none(self) -> Self:
+        if 0 < self.ttft_factor < LEAST_TTFT_FACTOR:
+            raise ValueError(f"ttftFactor must be 0 or at least {LEAST_TTFT_FACTOR:g}")
+        return self
+
+
+class PrefillDecodeSpec(Resource):
+    """When one instance computes the prompt and another decodes, where pools have such roles."""
+
+    min_prefill_tokens: int = Field(default=256, ge=0, le=1_000_000)
+    cross_locality_seconds: float = Field(default=0.1, ge=0, le=60)
 
 
 class LLMRouterSpec(Resource):
@@ -364,6 +383,17 @@ class LLMRouterSpec(Resource):
     router: RouterSpec = RouterSpec()
     limits: LimitsSpec = LimitsSpec()
     outliers: OutliersSpec = OutliersSpec()
+    prefill_decode: PrefillDecodeSpec = PrefillDecodeSpec()
+
+    @model_validator(mode="after")
+    def _both_stages(self) -> Self:
+        for model in self.models:
+            roles = {pool.role for pool in self.pools if model.name in (pool.models or (model.name,))}
+            if roles == {"Prefill"}:
+                raise ValueError("pools[].role: a model with Prefill pools needs Decode or Mixed pools")
+            if "Decode" in roles and "Prefill" not in roles:
+                raise ValueError("pools[].role: a model with Decode pools needs Prefill pools")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,6 +12,7 @@ from llmrouter.errors import InvalidConfigError, LedgerUnavailableError, LLMRout
 from llmrouter.routing.calibration_use import Calibrate
 from router_grpc.gauges import Gauges
 from router_grpc.listeners.ext_proc import PickerServicer
+from router_grpc.listeners.fast import FastServer
 from router_grpc.listeners.native import RouterServicer
 from router_grpc.listeners.server import GrpcServer
 from router_grpc.picker.session import PickerDesk
@@ -91,15 +92,23 @@ class Outside:
 class RouterApp:
     """Runs until told to drain. Each loop survives its own failures, which are logged and counted."""
 
-    def __init__(self, world: World, outside: Outside, *, host: str, ports: Mapping[str, int]) -> None:
+    def __init__(
+        self, world: World, outside: Outside, *, host: str, ports: Mapping[str, int], is_fast: bool = True
+    ) -> None:
         self.world = world
         self.service = RouterService(world)
         self.reports = ReportService(world, self.service.kick, self.service.settle)
         self._outside = outside
         parts = (world, self.service, self.reports)
         self.desk = PickerDesk(*parts)
+        tls = outside.certificates
         self.listener = GrpcServer(
-            RouterServicer(*parts), PickerServicer(self.desk), host=host, ports=ports, certificates=outside.certificates
+            RouterServicer(*parts),
+            PickerServicer(self.desk),
+            host=host,
+            ports=ports,
+            certificates=tls,
+            fast=FastServer(self.desk, tls=None if tls is None else tls.context) if is_fast else None,
         )
         self._gauges = Gauges(world, self.service)
         self._good: tuple[ConfigBundle, Runtime] | None = None
@@ -110,6 +119,8 @@ class RouterApp:
 
     def _note_change(self) -> None:
         self._changed.set()
+        world = self.world
+        world.slow_start.follow([one.instance_id for one in world.instances.current()], now_s=world.clock())
         self.service.kick()
 
     async def start(self) -> None:
@@ -257,6 +268,7 @@ class RouterApp:
         self._gauges.show()
         self._believe()
         world = self.world
+        self.reports.judge()
         world.prefixes.show(world.instances.current(), world.metrics.prefixes)
         world.calibrating.show(world.metrics.calibration, (one.instance_id for one in world.instances.current()))
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
+from llmrouter.routing.late_starts import lateness
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 from router_grpc.costing import observe_cost
 from router_grpc.mixing import note_finish
@@ -52,6 +53,8 @@ class Report:
     reason: str = ""
     is_fault: bool = True
     """Of a failure: whether the instance is to blame, and not the request."""
+    is_part: bool = False
+    """Whether the answer has more parts, of other reservations: no part's length or time is the answer's."""
 
 
 class ReportService:
@@ -130,10 +133,11 @@ class ReportService:
         entry = self._world.open_requests.reported(reservation, stream_id=reporter, now_s=now_s)
         if report.kind is ReportKind.FIRST_TOKEN and not entry.has_first_token:
             entry.has_first_token = True
-            if entry.arrived_at_s is not None:
+            if entry.arrived_at_s is not None and not report.is_part:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
+            self._note_start(entry, now_s)
         if report.kind is not ReportKind.STARTED:
-            self._world.outliers.answered(reservation.instance_id)
+            self._world.answered(reservation.instance_id, report.request_id)
             self._world.calibrating.advanced(report.request_id, report.output_tokens, now_s=now_s)
         return True
 
@@ -163,7 +167,7 @@ class ReportService:
             self._settle_with(entry, released.generated_tokens)
         if report.kind is ReportKind.FINISHED:
             self._observe_finish(report, entry)
-            self._world.outliers.answered(released.instance_id)
+            self._world.answered(released.instance_id, report.request_id)
         elif report.kind is ReportKind.FAILED:
             self._blame(report, released.instance_id)
             _log.info(
@@ -181,22 +185,42 @@ class ReportService:
     def _blame(self, report: Report, instance_id: str) -> None:
         world = self._world
         if not report.is_fault:
-            world.outliers.answered(instance_id)
+            world.answered(instance_id, report.request_id)
         elif world.outliers.failed(instance_id, now_s=world.clock(), instances=len(world.instances.current())):
-            world.metrics.ejections.inc()
-            _log.warning("instance left out: its requests fail", extra={"instance": instance_id})
+            self._left_out(instance_id)
+
+    def judge(self) -> None:
+        """Leaves out instances whose first tokens come far later than the others'; to be called every second."""
+        world = self._world
+        for instance_id in world.outliers.judge(now_s=world.clock(), instances=len(world.instances.current())):
+            self._left_out(instance_id)
+
+    def _note_start(self, entry: OpenRequest, now_s: float) -> None:
+        """A first token: of a request that an instance computes alone, and of which something was foretold."""
+        cost, reservation = entry.cost, entry.reservation
+        if cost is None or reservation.prefill_instance_id:
+            return
+        late = lateness(took_s=now_s - cost.dispatched_at_s, foretold_s=cost.first_token_s)
+        if self._world.outliers.started(reservation.instance_id, reservation.request_id, late, now_s=now_s):
+            self._left_out(reservation.instance_id)
+
+    def _left_out(self, instance_id: str) -> None:
+        why = self._world.outliers.why(instance_id)
+        self._world.metrics.ejections.labels("" if why is None else why.value).inc()
+        _log.warning("instance left out", extra={"instance": instance_id, "reason": why})
 
     def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
         if entry is not None and entry.prefix is not None and report.cached_prompt_tokens is not None:
             self._world.prefixes.reported(entry.prefix, report.cached_prompt_tokens, self._world.metrics.prefixes)
-        if entry is not None and entry.arrived_at_s is not None:
+        if entry is not None and entry.arrived_at_s is not None and not report.is_part:
             self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
         if entry is not None:
             observe_cost(self._world, entry)
         if report.output_tokens is not None and entry is not None and entry.foretold is not None:
-            self._world.lengths.finished(
-                entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens
-            )
+            if not report.is_part:
+                self._world.lengths.finished(
+                    entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens
+                )
             note_finish(self._world, entry, report.output_tokens)
 
 

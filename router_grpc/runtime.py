@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 
 from llmrouter.artefacts import builtin_model
 from llmrouter.config import digest_of, parse_router_config
+from llmrouter.domain import ObjectiveWeights
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.manifest import Rejection
 from llmrouter.resources import MODEL_TYPES
 from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.envelope import Envelope, Enveloped, EnvelopedNetwork, EnvelopedState
+from llmrouter.routing.formulas import MinMin, OwnLatency, WorkloadImpact
 from llmrouter.routing.guard import Guard, GuardRules, Why
 from llmrouter.routing.learned import Learned, PaperAgent, SharedAgent
 from llmrouter.routing.outliers import OutlierRules
 from llmrouter.routing.policies import PowerOfTwo, Scored
 from llmrouter.routing.rooms import kv_gate, request_bound
+from llmrouter.routing.rules import OWN_ALONE
+from llmrouter.routing.stages import Staged, StageRules
 from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network, load_scorer
 from router_grpc.adapters.tokenizers import load_tokenizers
 from router_grpc.length_plans import length_plan
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
     from llmrouter.routing.policies import Policy
     from router_grpc.length_plans import Tokenizers
     from router_grpc.length_service import LengthPlan
+
+
+_BY_OWN_SECONDS = frozenset({OwnLatency.name, MinMin.name})
+"""Policies whose scores are seconds of the request itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,7 @@ class Runtime:
     def outliers(self) -> OutlierRules:
         """When instances that fail are left out."""
         spec = self.config.outliers
-        return OutlierRules(spec.consecutive_failures, spec.eject_seconds, spec.max_ejected_fraction)
+        return OutlierRules(spec.consecutive_failures, spec.eject_seconds, spec.max_ejected_fraction, spec.ttft_factor)
 
     @property
     def deciding(self) -> str:
@@ -90,11 +98,15 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A policy as it is to be served: what its model runs on, and the ranges that the model was made for."""
+    """A policy as it is to be served: what its model runs on, and the ranges that the model was made for.
+
+    ``decode`` is the policy for requests whose prompt is computed elsewhere, where that is another one: by cost.
+    """
 
     policy: Policy
     provider: str = ""
     envelope: Envelope | None = None
+    decode: Policy | None = None
 
 
 class RuntimeBuilder:
@@ -140,14 +152,18 @@ class RuntimeBuilder:
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> Served:
         policy = config.policy
         if policy.type not in MODEL_TYPES:
-            return Served(make_policy(policy.type, _room_rule(config), policy.weights, policy.batch_hold))
+            made = make_policy(policy.type, _room_rule(config), policy.weights, policy.batch_hold)
+            by_cost = isinstance(made, WorkloadImpact)
+            return Served(made, decode=WorkloadImpact(_room_rule(config), _decoding(policy)) if by_cost else None)
         model, manifest = self._model_bytes(policy, bundle)
         if policy.type == "Learned":
             return _learned(config, model, manifest)
         scorer = load_scorer(model, manifest, expected_sha256=policy.model_sha256)
         envelope = _envelope(config, scorer.manifest)
-        primary = Scored(_room_rule(config), Enveloped(scorer, envelope), policy.weights, policy.batch_hold)
-        return Served(primary, scorer.provider, envelope)
+        enveloped = Enveloped(scorer, envelope)
+        primary = Scored(_room_rule(config), enveloped, policy.weights, policy.batch_hold)
+        decode = Scored(_room_rule(config), enveloped, _decoding(policy))
+        return Served(primary, scorer.provider, envelope, decode)
 
     def _model_bytes(self, policy: PolicyConfig, bundle: ConfigBundle) -> tuple[bytes, bytes]:
         if policy.model_builtin is not None:
@@ -186,8 +202,7 @@ class RuntimeBuilder:
             longest_wait_s=hold.max_wait_seconds,
         )
         return Guard(
-            served.policy,
-            _fallback(config),
+            *_staged(config, served),
             budget_s=spec.decision_budget_milliseconds / 1000,
             clock=self._clock,
             rules=rules,
@@ -233,6 +248,24 @@ def _learned(config: RouterConfig, model: bytes, manifest: bytes) -> Served:
     else:
         agent = PaperAgent(EnvelopedState(network, envelope))
     return Served(Learned(_room_rule(config), agent), loaded.provider, envelope)
+
+
+def _staged(config: RouterConfig, served: Served) -> tuple[Policy, Policy]:
+    """The policy and its fallback, made to choose for both stages where there are pools for one."""
+    policy, fallback = served.policy, _fallback(config)
+    if not config.has_stages:
+        return policy, fallback
+    spec = config.prefill_decode
+    rules = StageRules(spec.min_prefill_tokens, spec.cross_locality_seconds)
+    weights = config.policy.weights if served.decode is not None else None
+    if policy.name in _BY_OWN_SECONDS:
+        weights = ObjectiveWeights(*OWN_ALONE)
+    return Staged(policy, rules, decode=served.decode, weights=weights), Staged(fallback, rules)
+
+
+def _decoding(policy: PolicyConfig) -> ObjectiveWeights:
+    """Weights for requests whose prompt is computed elsewhere: that it is no new one there speaks for nobody."""
+    return replace(policy.weights, reuse=0.0)
 
 
 def _fallback(config: RouterConfig) -> Policy:

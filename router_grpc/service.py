@@ -78,6 +78,7 @@ class RouterService:
         self._runtime = runtime
         self._world.prefixes.enabled = runtime.config.policy.prefix_affinity.enabled
         self._world.outliers.follow(runtime.outliers)
+        self._world.slow_start.slow_start_s = runtime.config.outliers.slow_start_seconds
         self._world.lengths.use(runtime.lengths)
         self.reorder()
         self.kick()
@@ -273,6 +274,15 @@ class RouterService:
         return _Terms(line.claim_of(request, self._work_s), self._holding.batch if request.batch else None)
 
     def _decide(self, guard: Guard, request: Request, snapshot: PoolSnapshot, batch: BatchRules | None) -> Guarded:
+        """What the policy says, of instances that do not start slowly where one of them will do."""
+        warm = self._world.warmed(snapshot)
+        if warm is not None:
+            guarded = self._decide_of(guard, request, warm, batch)
+            if not isinstance(guarded.decision, Hold | NoCandidate):
+                return guarded
+        return self._decide_of(guard, request, snapshot, batch)
+
+    def _decide_of(self, guard: Guard, request: Request, snapshot: PoolSnapshot, batch: BatchRules | None) -> Guarded:
         """What the policy says; where head-room is needed, of the instances that have it."""
         seen = snapshot if batch is None else batch.gaps(request, snapshot)
         if isinstance(seen, Hold):
@@ -352,7 +362,7 @@ class RouterService:
             return None
         entry = self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
         entry.prefix = entry.prefix or self._world.prefixes.sent(request, chosen, self._world.metrics.prefixes)
-        self._world.outliers.dispatched(chosen.instance_id, now_s=self._world.clock())
+        self._world.outliers.dispatched(chosen.instance_id, request.request_id, now_s=self._world.clock())
         self._world.calibrating.dispatched(reservation, chosen, self._world.replica, now_s=self._world.clock())
         others = [
             (instance.instance_id, instance.endpoint)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.planning.mix import MixMeter
 from llmrouter.routing.inflight import contribution, prefill_contribution
 from llmrouter.routing.outliers import Outliers
+from llmrouter.routing.slow_start import SlowStart
 from router_grpc.calibrating import Calibrating
 from router_grpc.prefixing import Prefixing
 from router_grpc.presuming import Presuming
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
-    from llmrouter.domain import EngineSignal, Instance, Reservation
+    from llmrouter.domain import EngineSignal, Instance, PoolSnapshot, Reservation
     from llmrouter.metrics import RouterMetrics
     from router_grpc.length_service import LengthService
     from router_grpc.open_requests import OpenRequests
@@ -48,12 +49,37 @@ class World:
     is_alone: bool = False
     outliers: Outliers = field(default_factory=Outliers)
     presuming: Presuming = field(default_factory=Presuming)
+    slow_start: SlowStart = field(default_factory=SlowStart)
 
     def ready(self) -> Sequence[Instance]:
         """Instances that may get a request now: those that are ready, without outliers."""
         instances = self.instances.current()
         out = self.outliers.left_out((one.instance_id for one in instances), now_s=self.clock())
         return [one for one in instances if one.instance_id not in out] if out else instances
+
+    def warmed(self, snapshot: PoolSnapshot) -> PoolSnapshot | None:
+        """The snapshot without instances that have their share while they start slowly; ``None`` where that is all."""
+        if not self.slow_start.is_ramping:
+            return None
+        pools: dict[str, list[str]] = {}
+        for view in snapshot.views:
+            pools.setdefault(view.instance.pool, []).append(view.instance.instance_id)
+        full = frozenset[str]().union(
+            *(
+                self.slow_start.satisfied(
+                    ids, lambda one: self.replica.load_of(one).requests, now_s=snapshot.taken_at_s
+                )
+                for ids in pools.values()
+            )
+        )
+        if not full:
+            return None
+        return replace(snapshot, views=tuple(one for one in snapshot.views if one.instance.instance_id not in full))
+
+    def answered(self, instance_id: str, request_id: str) -> None:
+        """Something of a request came back: one that was left out for its failures begins anew, slowly."""
+        if self.outliers.answered(instance_id, request_id):
+            self.slow_start.began(instance_id, now_s=self.clock())
 
     def heard(self, instance: Instance, signal: EngineSignal) -> None:
         """An engine reports."""

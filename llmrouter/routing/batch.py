@@ -18,13 +18,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold
+from llmrouter.domain import Hold, Role
 from llmrouter.routing.inflight import fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llmrouter.domain import EngineProfile, Load, PoolSnapshot, Request, Room
+    from llmrouter.domain import EngineProfile, InstanceView, Load, PoolSnapshot, Request, Room
     from llmrouter.resources import BatchSpec
 
 MOST_IN_A_ROW = 32
@@ -113,7 +113,7 @@ class BatchRules:
         """What a policy is shown of the pool for a request that fills a gap: the instances with head-room for it."""
         serving = [view for view in snapshot.views if request.model in view.instance.models]
         views = tuple(view for view in serving if self.headroom(request, view.total, view.instance.profile))
-        if serving and not views:
+        if any(_prefills_alone(serving, one) and not _prefills_alone(views, one) for one in (True, False)):
             return Hold("no instance has head-room for a batch request")
         return replace(snapshot, views=views)
 
@@ -126,6 +126,11 @@ class BatchRules:
             kv_limit_tokens=limit if room.kv_limit_tokens is None else min(limit, room.kv_limit_tokens),
             decode_reserve_fraction=1.0,
         )
+
+
+def _prefills_alone(views: Sequence[InstanceView], prefill: bool) -> bool:  # noqa: FBT001 - a role, of two
+    """Whether there is an instance that computes prompts for others, or one that does not."""
+    return any((view.instance.role is Role.PREFILL) is prefill for view in views)
 
 
 def batch_rules_of(spec: BatchSpec) -> BatchRules:

@@ -11,12 +11,13 @@ from enum import StrEnum
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold, NoCandidate, Placement
+from llmrouter.domain import Hold, NoCandidate, Placement, Role
 from llmrouter.routing.guard_holds import VoluntaryHolds
 from llmrouter.routing.guard_shares import Shares, is_eligible
 from llmrouter.routing.inflight import has_room
 from llmrouter.routing.lateness import Lateness
 from llmrouter.routing.policies import MAX_CANDIDATES, CannotDecideError, RoomyPolicy
+from llmrouter.routing.stages import Staged
 
 if TYPE_CHECKING:
     import random
@@ -108,7 +109,9 @@ class Guard:
             longest_s=self.rules.longest_hold_s,
             longest_wait_s=self.rules.longest_wait_s,
         )
-        self._names_only_roomy = isinstance(primary, RoomyPolicy)
+        self._names_only_roomy = (
+            primary.names_only_roomy if isinstance(primary, Staged) else isinstance(primary, RoomyPolicy)
+        )
 
     def why_not(self, now_s: float) -> Why | None:
         """Why the policy is not asked at all at ``now_s``; ``None`` where it is."""
@@ -227,7 +230,7 @@ class Guard:
         ids = {one.instance.instance_id for one in spared}
         chosen = [one for one in placement.candidates if one.instance_id in ids]
         if not chosen and (roomy := self._roomy(request, spared)):
-            decision = self.fallback.decide(request, replace(snapshot, views=tuple(roomy)), rng)
+            decision = self.fallback.decide(request, _among(roomy, snapshot), rng)
             chosen = list(decision.candidates) if isinstance(decision, Placement) else []
         if not chosen:
             return ()
@@ -245,12 +248,18 @@ class Guard:
         among: Sequence[InstanceView] | None = None,
     ) -> Guarded:
         """The fallback's decision, ``among`` some of the instances where not all will do."""
-        shown = snapshot if among is None else replace(snapshot, views=tuple(among))
+        shown = snapshot if among is None else _among(among, snapshot)
         decision = self.fallback.decide(request, shown, rng)
         decision = replace(decision, reason=f"{reason}: {detail}; {decision.reason}")
         if isinstance(decision, Placement):
             self._shares.placed(decision.candidates[0].instance_id, request, snapshot)
         return Guarded(decision, self.fallback.name, fallback_reason=str(reason), detail=detail)
+
+
+def _among(destinations: Sequence[InstanceView], snapshot: PoolSnapshot) -> PoolSnapshot:
+    """The snapshot with these destinations alone; who computes prompts for others still does."""
+    prefills = [one for one in snapshot.views if one.instance.role is Role.PREFILL]
+    return replace(snapshot, views=(*destinations, *prefills))
 
 
 def _wrong_with(placement: Placement, request: Request, snapshot: PoolSnapshot) -> tuple[Why, str] | None:

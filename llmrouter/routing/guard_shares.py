@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import exp
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import Role
+
 if TYPE_CHECKING:
     from llmrouter.domain import InstanceView, PoolSnapshot, Request
 
@@ -22,8 +24,10 @@ _LEAST_TOKENS = 1e-3
 
 
 def is_eligible(view: InstanceView, request: Request) -> bool:
-    """Whether a request may go to an instance, room or not."""
+    """Whether a request may go to an instance, room or not: one that computes prompts alone is no destination."""
     instance = view.instance
+    if instance.role is Role.PREFILL:
+        return False
     return request.model in instance.models and instance.instance_id not in request.excluded_instance_ids
 
 
@@ -81,7 +85,8 @@ class Shares:
         return window.caps.get(instance_id, 1.0)
 
     def _caps(self, model: str, snapshot: PoolSnapshot) -> dict[str, float]:
-        serving = [one.instance for one in snapshot.views if model in one.instance.models]
+        every = [one.instance for one in snapshot.views]
+        serving = [one for one in every if model in one.models and one.role is not Role.PREFILL]
         total = sum(one.profile.kv_tokens for one in serving)
         larger = [(one.instance_id, one.profile.kv_tokens, self._factor * one.profile.kv_tokens) for one in serving]
         return {name: grown / (grown + total - kv) for name, kv, grown in larger}

@@ -50,18 +50,33 @@ class Front:
         return sum(one.in_flight_requests for one in snapshot.instances)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a test's files lie, and the transport that Envoy asks its router over."""
+
+    folder: Path
+    is_fast: bool
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "grpc"])
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    return Place(tmp_path, is_fast=request.param)
+
+
 @asynccontextmanager
-async def front(tmp_path: Path, *, engines: int = 2, **parts: Any) -> AsyncIterator[Front]:  # noqa: ANN401
+async def front(place: Place, *, engines: int = 2, **parts: Any) -> AsyncIterator[Front]:  # noqa: ANN401
     async with AsyncExitStack() as stack:
         servers = tuple(EngineServer(ENGINE) for _ in range(engines))
         for server in servers:
             await server.start("127.0.0.1", 0)
             stack.push_async_callback(server.close)
         named = [f"127.0.0.1:{server.port}" for server in servers] or ["127.0.0.1:1"]
-        live = await stack.enter_async_context(live_router(config_of(*named, **parts)))
+        live = await stack.enter_async_context(
+            live_router(config_of(*named, **parts), ext_proc_port=0, ext_proc_is_fast=place.is_fast)
+        )
         port = free_port()
-        picker = f"127.0.0.1:{live.router.app.listener.port}"
-        envoy = start_envoy(tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port()))
+        picker = f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
+        envoy = start_envoy(place.folder, bootstrap(port=port, picker=picker, admin_port=free_port()))
         stack.callback(envoy.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         found = Front(f"http://127.0.0.1:{port}", session, live, servers)
@@ -78,8 +93,8 @@ async def front(tmp_path: Path, *, engines: int = 2, **parts: Any) -> AsyncItera
         yield found
 
 
-async def test_a_request_goes_through_and_is_accounted_for(tmp_path: Path) -> None:
-    async with front(tmp_path) as gateway:
+async def test_a_request_goes_through_and_is_accounted_for(place: Place) -> None:
+    async with front(place) as gateway:
         status, body, _ = await gateway.post(json=chat())
         assert status == 200
         assert json.loads(body)["usage"]["completion_tokens"] == 3
@@ -88,8 +103,8 @@ async def test_a_request_goes_through_and_is_accounted_for(tmp_path: Path) -> No
             assert gateway.live.count("llmrouter_reservations_total", event=event) == 1
 
 
-async def test_a_stream_comes_as_it_is_made(tmp_path: Path) -> None:
-    async with front(tmp_path) as gateway:
+async def test_a_stream_comes_as_it_is_made(place: Place) -> None:
+    async with front(place) as gateway:
         status, body, _ = await gateway.post(json=chat(stream=True, max_tokens=5))
         assert status == 200
         events = [line for line in body.decode().split("\n") if line.startswith("data:")]
@@ -98,8 +113,8 @@ async def test_a_stream_comes_as_it_is_made(tmp_path: Path) -> None:
         await until(lambda: _is(gateway.in_flight(), 0), what="reservation released")
 
 
-async def test_a_long_body_arrives_whole(tmp_path: Path) -> None:
-    async with front(tmp_path, limits={"maxPromptTokens": 1_000_000}) as gateway:
+async def test_a_long_body_arrives_whole(place: Place) -> None:
+    async with front(place, limits={"maxPromptTokens": 1_000_000}) as gateway:
         words = "word " * 60_000
         status, body, _ = await gateway.post(json=chat(messages=[{"role": "user", "content": words}]))
         said = json.loads(body)
@@ -108,8 +123,8 @@ async def test_a_long_body_arrives_whole(tmp_path: Path) -> None:
             assert "router" not in str(said)
 
 
-async def test_a_client_that_leaves_gives_its_place_back(tmp_path: Path) -> None:
-    async with front(tmp_path) as gateway:
+async def test_a_client_that_leaves_gives_its_place_back(place: Place) -> None:
+    async with front(place) as gateway:
         async with gateway.session.post(gateway.url + CHAT_PATH, json=chat(**ENDLESS)) as answer:
             await answer.content.readline()
             await until(lambda: _is(gateway.in_flight(), 1), what="in flight")
@@ -125,21 +140,21 @@ async def test_a_client_that_leaves_gives_its_place_back(tmp_path: Path) -> None
     ],
 )
 async def test_what_cannot_be_routed_is_refused_with_its_reason(
-    tmp_path: Path, body: bytes, status: int, code: str
+    place: Place, body: bytes, status: int, code: str
 ) -> None:
-    async with front(tmp_path, engines=1) as gateway:
+    async with front(place, engines=1) as gateway:
         got, text, answer = await gateway.post(data=body)
         assert got == status, text
         assert json.loads(text)["error"]["code"] == code
         assert answer.headers["llmrouter-reason"] == code
 
 
-async def test_no_instance_is_503_and_a_full_one_429(tmp_path: Path) -> None:
-    async with front(tmp_path, engines=0, limits={"scrapeIntervalSeconds": 0.1}) as gateway:
+async def test_no_instance_is_503_and_a_full_one_429(place: Place) -> None:
+    async with front(place, engines=0, limits={"scrapeIntervalSeconds": 0.1}) as gateway:
         status, text, answer = await gateway.post(json=chat())
         assert (status, answer.headers["x-llm-d-request-dropped-reason"]) == (503, "rejected-no-endpoints"), text
     policy = {"type": "LeastInFlight", "hold": {"enabled": False}}
-    async with front(tmp_path, engines=1, policy=policy, limits={"maxInFlightPerInstance": 1}) as gateway:
+    async with front(place, engines=1, policy=policy, limits={"maxInFlightPerInstance": 1}) as gateway:
         running = await gateway.session.post(gateway.url + CHAT_PATH, json=chat(**ENDLESS))
         await running.content.readline()
         status, text, answer = await gateway.post(json=chat())
@@ -148,18 +163,18 @@ async def test_no_instance_is_503_and_a_full_one_429(tmp_path: Path) -> None:
         assert int(answer.headers["retry-after"]) >= 1
 
 
-async def test_an_instance_whose_requests_fail_is_left_out(tmp_path: Path) -> None:
+async def test_an_instance_whose_requests_fail_is_left_out(place: Place) -> None:
     """One of two refuses everything; after so many failures in a row all requests go to the other."""
-    async with front(tmp_path, outliers={"consecutiveFailures": 2, "ejectSeconds": 300}) as gateway:
+    async with front(place, outliers={"consecutiveFailures": 2, "ejectSeconds": 300}) as gateway:
         await gateway.servers[0].drain(0.0)
         statuses = [(await gateway.post(json=chat()))[0] for _ in range(30)]
         assert sorted(set(statuses)) == [200, 503]
         assert statuses.count(503) == gateway.live.count("llmrouter_reservations_total", event="failed") == 2
-        assert gateway.live.count("llmrouter_ejections_total") == 1
+        assert gateway.live.count("llmrouter_ejections_total", reason="failures") == 1
 
 
-async def test_paths_that_make_no_tokens_are_forwarded(tmp_path: Path) -> None:
-    async with front(tmp_path) as gateway:
+async def test_paths_that_make_no_tokens_are_forwarded(place: Place) -> None:
+    async with front(place) as gateway:
         async with gateway.session.get(gateway.url + "/v1/models") as answer:
             assert answer.status == 200
             assert (await answer.json())["data"][0]["id"] == "llama"
@@ -168,8 +183,8 @@ async def test_paths_that_make_no_tokens_are_forwarded(tmp_path: Path) -> None:
         assert gateway.live.count("llmrouter_reservations_total", event="committed") == 0
 
 
-async def test_a_client_cannot_choose_the_instance(tmp_path: Path) -> None:
-    async with front(tmp_path, engines=1) as gateway:
+async def test_a_client_cannot_choose_the_instance(place: Place) -> None:
+    async with front(place, engines=1) as gateway:
         forged = {"x-gateway-destination-endpoint": "127.0.0.1:1"}
         status, _, _ = await gateway.post(json=chat(), headers=forged)
         assert status == 200
@@ -179,9 +194,9 @@ def observing(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of the 
     return {"listeners": {"extProc": {"port": 9002, **fields}}, "limits": {"scrapeIntervalSeconds": 0.2}}
 
 
-async def test_envoy_goes_on_alone_where_answers_are_not_seen(tmp_path: Path) -> None:
+async def test_envoy_goes_on_alone_where_answers_are_not_seen(place: Place) -> None:
     """A stream, a whole answer and a forwarded path pass; nothing is reported, and nothing stays reserved."""
-    async with front(tmp_path, **observing(responseObservation="None")) as gateway:
+    async with front(place, **observing(responseObservation="None")) as gateway:
         for asked in (chat(stream=True, max_tokens=40), chat(max_tokens=40)):
             status, body, _ = await gateway.post(json=asked)
             assert status == 200
@@ -194,8 +209,8 @@ async def test_envoy_goes_on_alone_where_answers_are_not_seen(tmp_path: Path) ->
         assert gateway.live.count("llmrouter_errors_total", part="picker") == 0
 
 
-async def test_a_share_of_the_answers_is_seen_where_they_are_sampled(tmp_path: Path) -> None:
-    async with front(tmp_path, **observing(responseObservation="Sampled", observedFraction=0.5)) as gateway:
+async def test_a_share_of_the_answers_is_seen_where_they_are_sampled(place: Place) -> None:
+    async with front(place, **observing(responseObservation="Sampled", observedFraction=0.5)) as gateway:
         for _ in range(30):
             assert (await gateway.post(json=chat()))[0] == 200
         await until(lambda: _is(gateway.in_flight(), 0), what="reservations released")

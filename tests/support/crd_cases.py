@@ -213,9 +213,43 @@ BAD_ROUTERS = [
     ),
     Case("redis without a port", router(state={"redis": {"address": "redis"}}), "address", "should match"),
     Case(
+        "prompts for nobody",
+        pool(role="Prefill"),
+        "pools[].role",
+        "a model with Prefill pools needs Decode or Mixed pools",
+    ),
+    Case("decoding alone", pool(role="Decode"), "pools[].role", "a model with Decode pools needs Prefill pools"),
+    Case(
+        "two models that share no stage",
+        router(
+            models=[{"name": "llama"}, {"name": "qwen"}],
+            pools=[
+                router()["pools"][0] | {"role": "Decode", "models": ["llama"]},
+                router()["pools"][0] | {"name": "b", "role": "Prefill", "models": ["qwen"]},
+                router()["pools"][0] | {"name": "c", "models": ["qwen"]},
+            ],
+        ),
+        "pools[].role",
+        "a model with Decode pools needs Prefill pools",
+    ),
+    Case("fewer tokens than none", router(prefillDecode={"minPrefillTokens": -1}), "minPrefillTokens", "equal to 0"),
+    Case(
+        "too far to cross",
+        router(prefillDecode={"crossLocalitySeconds": 61}),
+        "crossLocalitySeconds",
+        "less than or equal to 60",
+    ),
+    Case(
         "a share above 1", router(outliers={"maxEjectedFraction": 2}), "maxEjectedFraction", "less than or equal to 1"
     ),
     Case("a failure that is none", router(outliers={"consecutiveFailures": -1}), "consecutiveFailures", "equal to 0"),
+    Case(
+        "a factor below 1.5",
+        router(outliers={"ttftFactor": 1.2}),
+        "ttftFactor",
+        "must be 0 or at least 1.5",
+    ),
+    Case("a start slower than 600 s", router(outliers={"slowStartSeconds": 601}), "slowStartSeconds", "equal to 600"),
     Case("two listeners on a port", router(listeners={"extProc": {"port": 9000}}), "listeners", "must differ"),
     Case(
         "two fronts on a port",
@@ -359,6 +393,16 @@ GOOD_ROUTERS: list[Spec] = [
     router(
         pools=pool(continuesChat=True)["pools"],
         listeners={"openai": {"resume": "Tokens", "sliceTokens": 256, "redispatchAfterSeconds": 0.5}},
+    ),
+    *(
+        router(
+            pools=[
+                router()["pools"][0] | {"role": "Prefill"},
+                router()["pools"][0] | {"name": "b", "role": role, "models": ["llama"]},
+            ],
+            prefillDecode={"minPrefillTokens": 0, "crossLocalitySeconds": 2},
+        )
+        for role in ("Decode", "Mixed")
     ),
     tokenizer("meta-llama/Llama-3.1-8B/tokenizer.json"),
     tokenizer("llama.json", router={"replicas": 1, "tokenizers": {"configMap": {"name": "tokenizers"}}}),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrouter.routing.outliers import LONGEST_EJECTION_S, PROBE_S, OutlierRules, Outliers
+from llmrouter.routing.late_starts import LASTS_S, LEAST_INSTANCES, LEAST_SAMPLES, WINDOW, bound, lateness
+from llmrouter.routing.outliers import LONGEST_EJECTION_S, PROBE_S, OutlierRules, Outliers, Why
 
 RULES = OutlierRules(consecutive_failures=3, eject_s=10.0, max_ejected_fraction=0.5)
 ALL = ("a", "b", "c", "d")
@@ -109,6 +110,116 @@ def test_a_clock_that_jumps_ends_it(jump_s: float) -> None:
     outliers = Outliers(RULES)
     failing(outliers, now_s=100.0)
     assert out(outliers, 100.0 + jump_s) == set()
+
+
+def starting(outliers: Outliers, times: float, name: str = "a", *, samples: int = WINDOW, now_s: float = 0.0) -> None:
+    """First tokens so many times later than foretold."""
+    for place in range(samples):
+        late = lateness(took_s=times * 1.0, foretold_s=1.0)
+        outliers.started(name, f"{name}{place}", late, now_s=now_s)
+        outliers.answered(name, f"{name}{place}")
+
+
+def judged(outliers: Outliers, now_s: float = 0.0) -> list[str]:
+    return outliers.judge(now_s=now_s, instances=len(ALL))
+
+
+def late_one(times: float = 10.0) -> Outliers:
+    outliers = Outliers(RULES)
+    for name in "bcd":
+        starting(outliers, 1.0, name)
+    starting(outliers, times, "a")
+    return outliers
+
+
+class TestLateFirstTokens:
+    def test_far_later_than_the_others_ejects(self) -> None:
+        outliers = late_one()
+        assert judged(outliers) == ["a"]
+        assert out(outliers, 9.9) == {"a"}
+        assert outliers.why("a") is Why.LATE
+        assert judged(outliers) == []
+
+    def test_where_all_are_late_none_is(self) -> None:
+        outliers = Outliers(RULES)
+        for place, name in enumerate(ALL):
+            starting(outliers, 50.0 + place, name)
+        assert judged(outliers) == []
+
+    @pytest.mark.parametrize("times", [0.01, 1.0, 3.0])
+    def test_a_little_later_does_not(self, times: float) -> None:
+        assert judged(late_one(times)) == []
+
+    def test_too_few_samples_or_others_or_too_old_ones_say_nothing(self) -> None:
+        outliers = Outliers(RULES)
+        starting(outliers, 50.0, "a")
+        for name in ALL[1 : LEAST_INSTANCES - 1]:
+            starting(outliers, 1.0, name)
+        assert judged(outliers) == []
+        few = Outliers(RULES)
+        for name in "bcd":
+            starting(few, 1.0, name)
+        starting(few, 50.0, "a", samples=LEAST_SAMPLES - 1)
+        assert judged(few) == []
+        assert judged(late_one(), LASTS_S + 1.0) == []
+
+    def test_what_is_late_by_less_than_a_moment_is_not(self) -> None:
+        assert lateness(took_s=0.02, foretold_s=0.001) < lateness(took_s=2.0, foretold_s=1.0)
+        assert lateness(took_s=-5.0, foretold_s=-1.0) == 0.0
+
+    def test_the_others_spread_counts(self) -> None:
+        assert bound([0.0, 0.0, 0.1, -0.1], 4.0) == pytest.approx(1.386, abs=1e-3)
+        spread = bound([-2.0, -1.0, 0.0, 1.0, 2.0], 4.0)
+        assert spread is not None
+        assert spread > 5.0
+        assert bound([0.0, 9.0], 4.0) is None
+
+    def test_only_its_trial_takes_it_back(self) -> None:
+        outliers = late_one()
+        judged(outliers)
+        assert not outliers.answered("a", "from before")
+        outliers.dispatched("a", "trial", now_s=10.0)
+        assert not outliers.answered("a", "from before")
+        assert outliers.started("a", "from before", 9.0, now_s=10.1) is False
+        assert out(outliers, 10.2) == {"a"}
+        assert outliers.started("a", "trial", 0.0, now_s=10.3) is False
+        assert outliers.answered("a", "trial")
+        assert out(outliers, 10.4) == set()
+        assert judged(outliers, 11.0) == [], "what was before is forgotten"
+
+    def test_a_trial_that_is_late_again_lasts_twice_as_long(self) -> None:
+        outliers = late_one()
+        judged(outliers)
+        outliers.dispatched("a", "trial", now_s=10.0)
+        assert outliers.started("a", "trial", lateness(took_s=20.0, foretold_s=1.0), now_s=30.0)
+        assert not outliers.answered("a", "trial"), "it is no trial any more"
+        assert out(outliers, 49.9) == {"a"}
+        assert out(outliers, 50.0) == set()
+
+    def test_at_most_the_share_the_latest_first(self) -> None:
+        outliers = Outliers(OutlierRules(max_ejected_fraction=0.25))
+        for name in "defgh":
+            starting(outliers, 1.0, name)
+        starting(outliers, 10.0, "a")
+        starting(outliers, 90.0, "b")
+        assert outliers.judge(now_s=0.0, instances=7) == ["b"]
+
+    def test_a_factor_of_0_ejects_none_and_takes_those_back(self) -> None:
+        outliers = late_one()
+        judged(outliers)
+        outliers.follow(OutlierRules(ttft_factor=0.0))
+        assert out(outliers, 1.0) == set()
+        starting(outliers, 90.0)
+        assert judged(outliers) == []
+
+
+def test_it_doubles_for_as_long_as_one_likes() -> None:
+    outliers = Outliers(RULES)
+    failing(outliers)
+    for turn in range(3000):
+        outliers.dispatched("a", now_s=turn)
+        failing(outliers, times=1, now_s=turn)
+    assert out(outliers, 3000 + LONGEST_EJECTION_S) == set()
 
 
 EVENTS = st.lists(
