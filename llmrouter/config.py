@@ -37,6 +37,7 @@ from llmrouter.resources import (
     PredictorBase,
     PredictorSpec,
     PredictorType,
+    PrefillDecodeSpec,
     PrefixAffinitySpec,
     QueueSpec,
     RelativePath,
@@ -181,12 +182,18 @@ class RouterConfig(Resource):
     listeners: ListenersSpec = ListenersSpec()
     limits: LimitsSpec = LimitsSpec()
     outliers: OutliersSpec = OutliersSpec()
+    prefill_decode: PrefillDecodeSpec = PrefillDecodeSpec()
     log_level: str = "INFO"
 
     @property
     def models(self) -> frozenset[str]:
         """Models that any pool serves."""
         return frozenset(model for pool in self.pools for model in pool.models)
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether any pool does one stage of requests alone."""
+        return any(pool.role != "Mixed" for pool in self.pools)
 
 
 def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | None) -> PolicyConfig:
@@ -241,6 +248,7 @@ def compile_router(
         listeners=spec.listeners,
         limits=spec.limits,
         outliers=spec.outliers,
+        prefill_decode=spec.prefill_decode,
         log_level=spec.router.log_level,
     )
 
