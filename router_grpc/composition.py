@@ -63,7 +63,8 @@ _log = logging.getLogger(__name__)
 class Settings:
     """What a router is told from outside its configuration. ``seed`` of ``None`` draws one from the system.
 
-    ``tls`` is ``None`` where the endpoint picker's port is in plain text.
+    ``tls`` is ``None`` where the endpoint picker's port is in plain text; ``ext_proc_is_fast`` says which transport
+    serves it.
     """
 
     router_id: str
@@ -73,6 +74,7 @@ class Settings:
     grpc_port: int = 9000
     metrics_port: int = 9090
     ext_proc_port: int | None = None
+    ext_proc_is_fast: bool = True
     tls: Tls | None = None
     redis_password: str | None = None
     tokenizers: Path | None = None
@@ -162,7 +164,7 @@ def compose(
         if settings.tls is None
         else Certificates(settings.tls, metrics=metrics, now=lambda: datetime.now(UTC)),
     )
-    app = RouterApp(world, outside, host=settings.host, ports=settings.ports)
+    app = RouterApp(world, outside, host=settings.host, ports=settings.ports, is_fast=settings.ext_proc_is_fast)
     return Router(app, registry, session)
 
 

@@ -1,7 +1,8 @@
-"""The gRPC server of a router: its services on one or more ports, with health, reflection and drain."""
+"""What a router listens on: its services over grpc.aio, its endpoint picker over that or the fast transport."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from router_grpc.certificates import Certificates
     from router_grpc.listeners.ext_proc import PickerServicer
+    from router_grpc.listeners.fast import FastServer
     from router_grpc.listeners.native import RouterServicer
 
 SERVICE_NAME = router_pb2.DESCRIPTOR.services_by_name["Router"].full_name
@@ -26,8 +28,8 @@ LIVENESS = "liveness"
 NAMES_OF_READINESS = (READINESS, SERVICE_NAME, PICKER_NAME, "inference-extension", "")
 """Whom the health service answers alike; the last but one is what probes of endpoint pickers ask for."""
 
-TLS_FIELD = "extProc.port"
-"""The port that speaks TLS where there are certificates."""
+PICKER_FIELD = "extProc.port"
+"""The port that speaks TLS where there are certificates, and that the fast transport serves where there is one."""
 
 MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + 256 * 1024
 MAX_CONCURRENT_CALLS = 16_384
@@ -37,7 +39,8 @@ MAX_CONCURRENT_CALLS = 16_384
 class GrpcServer:
     """Serves on every port of ``ports``, by the field of the resource that names it; ready once told so.
 
-    With ``certificates``, the endpoint picker's port speaks TLS; the gRPC API's, which probes ask, never does.
+    The gRPC API's port has everything, in plain text. With ``fast``, the endpoint picker's port is that server's alone,
+    TLS included; without it, that port has the same as the other, with TLS where there are ``certificates``.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class GrpcServer:
         host: str,
         ports: Mapping[str, int],
         certificates: Certificates | None = None,
+        fast: FastServer | None = None,
     ) -> None:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
@@ -67,8 +71,9 @@ class GrpcServer:
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         names = (SERVICE_NAME, PICKER_NAME, health_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._addresses = {field: f"{host}:{port}" for field, port in ports.items()}
+        self._host, self._wanted = host, dict(ports)
         self._certificates = certificates
+        self._fast = fast
         self._retired = False
         self.is_ready = False
         self.ports: dict[str, int] = {}
@@ -80,17 +85,20 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Serves; alive, and not ready yet. Raises InvalidConfigError where a port cannot be listened on."""
-        for field, address in self._addresses.items():
-            try:
-                self.ports[field] = self._listen(field, address)
-            except RuntimeError as error:
-                raise InvalidConfigError(f"listeners.{field}: cannot listen on {address}") from error
         await self._show(ready=False)
-        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self._set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        for field, port in self._wanted.items():
+            try:
+                self.ports[field] = await self._listen(field, port)
+            except (OSError, RuntimeError) as error:
+                raise InvalidConfigError(f"listeners.{field}: cannot listen on {self._host}:{port}") from error
         await self._server.start()
 
-    def _listen(self, field: str, address: str) -> int:
-        if field == TLS_FIELD and self._certificates is not None:
+    async def _listen(self, field: str, port: int) -> int:
+        if field == PICKER_FIELD and self._fast is not None:
+            return await self._fast.listen(self._host, port)
+        address = f"{self._host}:{port}"
+        if field == PICKER_FIELD and self._certificates is not None:
             return self._server.add_secure_port(address, self._certificates.credentials())
         return self._server.add_insecure_port(address)
 
@@ -108,12 +116,20 @@ class GrpcServer:
         self.is_ready = ready
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in NAMES_OF_READINESS:
-            await self._health.set(name, status)
+            await self._set(name, status)
+
+    async def _set(self, name: str, status: int) -> None:
+        await self._health.set(name, status)
+        if self._fast is not None:
+            self._fast.health.set(name, status)
 
     async def drain(self, grace_s: float) -> None:
         """Takes no new call, lets those under way end within ``grace_s``, then stops."""
         await self.retire()
-        await self._server.stop(grace_s)
+        stops = [self._server.stop(grace_s)]
+        if self._fast is not None:
+            stops.append(self._fast.drain(grace_s))
+        await asyncio.gather(*stops)
 
     async def wait(self) -> None:
         """Returns when the server has stopped."""

@@ -29,6 +29,10 @@ class Intake:
             )
         self.bytes += size
 
+    def hold(self, size: int) -> None:
+        """So many more bytes are kept, that cannot be refused any more: what follows is, where they are too many."""
+        self.bytes += size
+
     def give(self, size: int) -> None:
         """So many bytes are kept no longer."""
         self.bytes -= size

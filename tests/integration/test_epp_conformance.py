@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
+import pytest
 from support.router_world import config_of, live_router, until
 
 from llmrouter.testbed.epp.cases import CASES
@@ -19,7 +20,6 @@ from router_grpc.v1 import router_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
     from support.router_world import LiveRouter
 
 STAY = {"scrapeIntervalSeconds": 60, "maxPromptTokens": 1_000_000}
@@ -32,12 +32,13 @@ def target_of(address: str) -> Target:
 
 
 @asynccontextmanager
-async def targets() -> AsyncIterator[dict[str, Target]]:
+async def targets(*, is_fast: bool) -> AsyncIterator[dict[str, Target]]:
     async with AsyncExitStack() as stack:
 
         async def live(name: str, *endpoints: str, **parts: object) -> LiveRouter:
             config = config_of(*endpoints, **parts)  # type: ignore[arg-type]
-            return await stack.enter_async_context(live_router(config, router_id=name))
+            served = live_router(config, router_id=name, ext_proc_port=0, ext_proc_is_fast=is_fast)
+            return await stack.enter_async_context(served)
 
         serving = await live("serving", "127.0.0.1:1", "127.0.0.2:1", limits=STAY)
         empty = await live("empty", "127.0.0.1:1", limits={"scrapeIntervalSeconds": 0.1})
@@ -54,15 +55,17 @@ async def targets() -> AsyncIterator[dict[str, Target]]:
 
         await until(nothing_is_ready, what="the only instance is found unreachable")
         routers = {"serving": serving, "empty": empty, "full": full}
-        found = {name: target_of(one.address) for name, one in routers.items()}
+        ports = {name: one.router.app.listener.ports["extProc.port"] for name, one in routers.items()}
+        found = {name: target_of(f"127.0.0.1:{port}") for name, port in ports.items()}
         for one in found.values():
             stack.push_async_callback(one.channel.close, None)
         yield found
         assert serving.count("llmrouter_errors_total") == 0
 
 
-async def test_a_router_passes_every_case() -> None:
-    async with targets() as found:
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "grpc"])
+async def test_a_router_passes_every_case(is_fast: bool) -> None:  # noqa: FBT001 - of a test
+    async with targets(is_fast=is_fast) as found:
         verdicts = [await judge(case, found) for case in CASES]
     assert [(one.case, one.detail) for one in verdicts if one.outcome != "passed"] == []
     assert len(verdicts) == len({one.case for one in verdicts}) >= 35

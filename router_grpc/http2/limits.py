@@ -1,0 +1,68 @@
+"""What one connection may take up, and how often it may do what costs it nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """``burst`` at once, ``per_s`` in the long run."""
+
+    burst: float
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one connection.
+
+    Attributes:
+        streams: open at once.
+        stream_window_bytes: what a peer may send on a stream before it is granted more.
+        connection_window_bytes: the same over all of its streams.
+        header_bytes: of a header block as it is sent, and of the headers that it says.
+        header_frames: frames of one header block.
+        message_bytes: of a gRPC message.
+        unsent_bytes: waiting to be sent on a stream; above it the peer is granted nothing more on that stream.
+        idle_frames: frames that carry nothing: pings, settings, priorities, empty data, unknown ones.
+        resets: streams that the peer gives up before it has said everything.
+        preface_s: within which a client begins.
+        keepalive_s: of silence, after which the peer is asked whether it is there.
+        answer_s: within which it must say so.
+        idle_s: without a stream, after which the connection is closed.
+        close_s: within which a connection that has ended takes what was said last.
+    """
+
+    streams: int = 8192
+    stream_window_bytes: int = 256 * KIB
+    connection_window_bytes: int = 4 * MIB
+    header_bytes: int = 64 * KIB
+    header_frames: int = 64
+    message_bytes: int = 16 * MIB + 256 * KIB
+    unsent_bytes: int = 256 * KIB
+    idle_frames: Rate = Rate(burst=1_000, per_s=200)
+    resets: Rate = Rate(burst=20_000, per_s=2_000)
+    preface_s: float = 10.0
+    keepalive_s: float = 20.0
+    answer_s: float = 10.0
+    idle_s: float = 900.0
+    close_s: float = 5.0
+
+
+class Meter:
+    """Counts against a rate."""
+
+    __slots__ = ("_at_s", "_left", "_rate")
+
+    def __init__(self, rate: Rate, now_s: float) -> None:
+        self._rate, self._left, self._at_s = rate, rate.burst, now_s
+
+    def allows(self, now_s: float) -> bool:
+        """Counts one; says whether it is within the rate."""
+        self._left = min(self._rate.burst, self._left + (now_s - self._at_s) * self._rate.per_s)
+        self._at_s = now_s
+        self._left -= 1.0
+        return self._left >= 0.0
