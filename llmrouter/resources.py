@@ -241,7 +241,7 @@ class ExtProcSpec(Resource):
     """The endpoint picker that gateways ask. Without a certificate of one's own it makes one, as gateways expect."""
 
     port: Port = 9002
-    transport: Literal["Fast", "Grpc"] = "Grpc"
+    transport: Literal["Fast", "Grpc"] = "Fast"
     secure_serving: bool = True
     certificate_secret_ref: NameRef | None = None
     response_observation: Literal["Full", "Sampled", "None"] = "Full"
