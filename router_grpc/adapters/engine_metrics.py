@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -17,7 +18,7 @@ from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from llmrouter.domain import Instance
 
@@ -31,40 +32,74 @@ UNREACHABLE_AFTER = 3
 SILENT_AFTER = 10
 """Scrapes in a row that connected but were not answered in time before it does: a loaded engine answers late."""
 
-RUNNING = "vllm:num_requests_running"
-WAITING = "vllm:num_requests_waiting"
-KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+RUNNING = (
+    "vllm:num_requests_running",
+    "sglang:num_running_reqs",
+    "sglang_num_running_reqs",
+    "trtllm_num_requests_running",
+    "nv_trt_llm_request_metrics{request_type=scheduled}",
+)
+WAITING = (
+    "vllm:num_requests_waiting",
+    "sglang:num_queue_reqs",
+    "sglang_num_queue_reqs",
+    "trtllm_num_requests_waiting",
+    "nv_trt_llm_request_metrics{request_type=waiting}",
+)
+KV_USAGE = (
+    "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",
+    "sglang:token_usage",
+    "sglang_token_usage",
+    "trtllm_kv_cache_utilization",
+    "nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=fraction}",
+)
 PREEMPTIONS = ("vllm:num_preemptions_total", "vllm:num_preemptions")
+"""What an engine calls each signal: vLLM, SGLang (before and since 0.5.4), trtllm-serve, Triton with TensorRT-LLM.
+
+Of an engine's own names the first that is there counts. Triton tells signals apart by a label.
+"""
+
+_SIGNALS = (RUNNING, WAITING, KV_USAGE, PREEMPTIONS)
+_TOLD_APART_BY = {
+    "nv_trt_llm_request_metrics": "request_type",
+    "nv_trt_llm_kv_cache_block_metrics": "kv_cache_block_type",
+}
+_WANTED = frozenset(name.partition("{")[0] for names in _SIGNALS for name in names)
 
 _log = logging.getLogger(__name__)
 
 
 def parse_signal(text: str, *, scraped_at_s: float) -> EngineSignal:
-    """An engine's report from Prometheus text in vLLM's names; what is missing is ``None``.
+    """An engine's report from Prometheus text, whichever engine it is; what is missing is ``None``, never 0.
 
     Counts are summed over label sets (models, data-parallel ranks), the KV usage is their mean.
 
     Raises:
-        ValueError: the text is no Prometheus text, or a value is no number.
+        ValueError: the text is no Prometheus text, or a value is no number of at least 0.
     """
     found: dict[str, list[float]] = {}
-    wanted = {RUNNING, WAITING, *KV_USAGE, *PREEMPTIONS}
-    lines = [line for line in text.splitlines() if line.split("{", 1)[0].split(" ", 1)[0] in wanted]
+    lines = [line for line in text.splitlines() if line.split("{", 1)[0].split(" ", 1)[0] in _WANTED]
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
-            if not math.isfinite(sample.value):
+            if not math.isfinite(sample.value) or sample.value < 0.0:
                 raise ValueError(f"{sample.name} is {sample.value}")
-            found.setdefault(sample.name, []).append(sample.value)
-    values = {name: sum(samples) for name, samples in found.items()}
-    kv_usage = next((values[name] / len(found[name]) for name in KV_USAGE if name in found), None)
-    preemptions = next((values[name] for name in PREEMPTIONS if name in values), None)
+            found.setdefault(_name_of(sample.name, sample.labels), []).append(sample.value)
+    running, waiting, kv_usage, preemptions = (
+        next((found[name] for name in names if name in found), None) for names in _SIGNALS
+    )
     return EngineSignal(
         scraped_at_s=scraped_at_s,
-        running=int(values[RUNNING]) if RUNNING in values else None,
-        waiting=int(values[WAITING]) if WAITING in values else None,
-        kv_usage_fraction=None if kv_usage is None else min(1.0, max(0.0, kv_usage)),
-        preemptions_total=None if preemptions is None else int(preemptions),
+        running=None if running is None else int(sum(running)),
+        waiting=None if waiting is None else int(sum(waiting)),
+        kv_usage_fraction=None if kv_usage is None else min(1.0, fmean(kv_usage)),
+        preemptions_total=None if preemptions is None else int(sum(preemptions)),
     )
+
+
+def _name_of(name: str, labels: Mapping[str, str]) -> str:
+    label = _TOLD_APART_BY.get(name)
+    return name if label is None else f"{name}{{{label}={labels.get(label, '')}}}"
 
 
 class EngineScraper:
