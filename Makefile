@@ -62,6 +62,10 @@ bench: .venv/.synced binaries ## all benchmarks, each writing JSON to build/benc
 	$(PYTHON) -m bench.paper
 	$(BIN)/llmrouter bench
 
+.PHONY: bench-data-plane
+bench-data-plane: .venv/.synced ## the endpoint picker beside its peers, behind a real Envoy (DATA_PLANE_ARGS=--quick)
+	$(PYTHON) -m bench.data_plane $(DATA_PLANE_ARGS)
+
 .PHONY: bench-burst
 bench-burst: .venv/.synced binaries ## how bursts spread over idle instances, with and without reserve
 	$(PYTHON) bench/burst.py

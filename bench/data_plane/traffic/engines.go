@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -23,8 +24,8 @@ const (
 
 // An engine answers on one address: completions at once, streams chunk by chunk.
 type engine struct {
-	requests, streams, aborted, scrapes atomic.Int64
-	running                             atomic.Int64
+	requests, streams, aborted, scrapes, others atomic.Int64
+	running                                     atomic.Int64
 }
 
 type engines struct {
@@ -102,7 +103,7 @@ func readHead(body io.Reader) ([]byte, error) {
 }
 
 func (fleet *engines) answer(to io.Writer, one *engine, request *http.Request, head []byte) error {
-	if request.Method == http.MethodPost && len(head) > 0 {
+	if request.Method == http.MethodPost && strings.HasSuffix(request.URL.Path, "/completions") {
 		one.requests.Add(1)
 		one.running.Add(1)
 		defer one.running.Add(-1)
@@ -112,6 +113,9 @@ func (fleet *engines) answer(to io.Writer, one *engine, request *http.Request, h
 		}
 		_, err := to.Write(wholeAnswer)
 		return err
+	}
+	if request.Method == http.MethodPost {
+		one.others.Add(1)
 	}
 	_, err := to.Write(fleet.other(one, request.URL.Path))
 	return err
@@ -127,6 +131,8 @@ func (fleet *engines) other(one *engine, path string) []byte {
 		return response("application/json", fleet.counts())
 	case "/v1/models":
 		return response("application/json", []byte(`{"object":"list","data":[{"id":"llama","object":"model"}]}`))
+	case "/v1/chat/completions/render": // what a prompt's tokens are: not every engine says it
+		return []byte("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 	default: // health in all its names, and what proxies ask an engine about itself
 		return response("application/json", []byte(`{"model_path":"llama","served_model_name":"llama","is_generation":true}`))
 	}
@@ -152,11 +158,13 @@ func (fleet *engines) counts() []byte {
 		Aborted  int64 `json:"aborted"`
 		Running  int64 `json:"running"`
 		Scrapes  int64 `json:"scrapes"`
+		Others   int64 `json:"others"`
 	}
 	found := make([]count, len(fleet.all))
 	for index, one := range fleet.all {
 		found[index] = count{
 			one.requests.Load(), one.streams.Load(), one.aborted.Load(), one.running.Load(), one.scrapes.Load(),
+			one.others.Load(),
 		}
 	}
 	text, _ := json.Marshal(found) // numbers alone: it cannot fail
