@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.acknowledgement import ACKNOWLEDGEMENTS_SUFFIX, CONFIG_SUFFIX
 from llmrouter.config import (
+    CERTIFICATE_FOLDER,
     CONFIG_KEY,
     DIGEST_ANNOTATION,
     MANIFEST_KEY,
@@ -22,6 +23,7 @@ from llmrouter_operator.models import (
     COMPONENT_LABEL,
     CONFIG_MAP,
     DEPLOYMENT,
+    INFERENCE_POOL,
     LLM_ROUTER,
     MANAGED_BY_LABEL,
     MANAGER,
@@ -43,11 +45,14 @@ if TYPE_CHECKING:
     from llmrouter_operator.models import ModelFiles
 
 USER_ID = 65532
+SECRET_MODE = 0o440
 TERMINATION_GRACE_S = 60
 RESTART_ANNOTATION = "llmrouter.dev/restart-digest"
 """On the pod template: digest of what routers read only when they start."""
 EXT_PROC = "ext-proc"
 """Name of the endpoint picker's port."""
+OPENAI = "openai"
+"""Name of the OpenAI front's port."""
 
 DEFAULT_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
 
@@ -163,7 +168,7 @@ def build_objects(
 
 
 def build_role(owner: Owner, spec: LLMRouterSpec) -> Object:
-    """What a router may do: read its configuration, write what it acknowledges, see pods where a pool selects any."""
+    """What a router may do: read its configuration, say what it runs, see pods and InferencePools where pools do."""
     names = owner.names
     rules: list[Object] = [
         {
@@ -174,7 +179,17 @@ def build_role(owner: Owner, spec: LLMRouterSpec) -> Object:
         },
         {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [names.acknowledgements], "verbs": ["patch"]},
     ]
-    if any(pool.selector is not None for pool in spec.pools):
+    referenced = sorted({pool.inference_pool_ref.name for pool in spec.pools if pool.inference_pool_ref is not None})
+    if referenced:
+        rules.append(
+            {
+                "apiGroups": [INFERENCE_POOL.group],
+                "resources": [INFERENCE_POOL.plural],
+                "resourceNames": referenced,
+                "verbs": ["get", "list", "watch"],
+            }
+        )
+    if any(pool.endpoints is None for pool in spec.pools):
         rules.append({"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]})
     return owner.build(ROLE, names.workload, rules=rules)
 
@@ -201,6 +216,11 @@ def _service(owner: Owner, spec: LLMRouterSpec) -> Object:
     if picker is not None:
         ports.append(
             {"name": EXT_PROC, "port": picker.port, "targetPort": EXT_PROC, "protocol": "TCP", "appProtocol": "http2"}
+        )
+    front = spec.listeners.openai
+    if front is not None:
+        ports.append(
+            {"name": OPENAI, "port": front.port, "targetPort": OPENAI, "protocol": "TCP", "appProtocol": "http"}
         )
     return owner.build(SERVICE, owner.names.workload, spec={"selector": owner.pod_labels, "ports": ports})
 
@@ -271,18 +291,14 @@ def _pod(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
 
 
 def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> Object:
-    port, picker = spec.listeners.grpc_port, spec.listeners.ext_proc
+    port = spec.listeners.grpc_port
     return {
         "name": COMPONENT,
         "image": spec.router.image or defaults.image,
         "imagePullPolicy": defaults.pull_policy,
         "command": ["python", "-m", "router_grpc"],
         "env": _environment(owner, spec),
-        "ports": [
-            {"name": "grpc", "containerPort": port, "protocol": "TCP"},
-            {"name": "metrics", "containerPort": spec.listeners.metrics_port, "protocol": "TCP"},
-            *([] if picker is None else [{"name": EXT_PROC, "containerPort": picker.port, "protocol": "TCP"}]),
-        ],
+        "ports": _container_ports(spec),
         "startupProbe": _probe(port, "liveness", period_s=2, failures=60),
         "readinessProbe": _probe(port, "readiness", period_s=2, failures=2),
         "livenessProbe": _probe(port, "liveness", period_s=10, failures=3),
@@ -296,6 +312,22 @@ def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> O
     }
 
 
+def _container_ports(spec: LLMRouterSpec) -> list[Object]:
+    listeners = spec.listeners
+    ports = {"grpc": listeners.grpc_port, "metrics": listeners.metrics_port}
+    if listeners.ext_proc is not None:
+        ports[EXT_PROC] = listeners.ext_proc.port
+    if listeners.openai is not None:
+        ports[OPENAI] = listeners.openai.port
+    return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()]
+
+
+def _certificate_secret(spec: LLMRouterSpec) -> str | None:
+    picker = spec.listeners.ext_proc
+    reference = None if picker is None else picker.certificate_secret_ref
+    return None if reference is None else reference.name
+
+
 def _volumes(spec: LLMRouterSpec) -> list[Object]:
     volumes: list[Object] = [{"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
     tokenizers = spec.router.tokenizers
@@ -304,6 +336,11 @@ def _volumes(spec: LLMRouterSpec) -> list[Object]:
         volumes.append({"name": "tokenizers", "persistentVolumeClaim": claim})
     elif tokenizers is not None and tokenizers.config_map is not None:
         volumes.append({"name": "tokenizers", "configMap": {"name": tokenizers.config_map.name, "optional": True}})
+    secret = _certificate_secret(spec)
+    if secret is not None:  # optional: a router says itself that it is missing, and serves
+        volumes.append(
+            {"name": "certificate", "secret": {"secretName": secret, "optional": True, "defaultMode": SECRET_MODE}}
+        )
     return volumes
 
 
@@ -311,6 +348,8 @@ def _mounts(spec: LLMRouterSpec) -> list[Object]:
     mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - a volume of the pod's own
     if spec.router.tokenizers is not None:
         mounts.append({"name": "tokenizers", "mountPath": TOKENIZERS_FOLDER, "readOnly": True})
+    if _certificate_secret(spec) is not None:
+        mounts.append({"name": "certificate", "mountPath": CERTIFICATE_FOLDER, "readOnly": True})
     return mounts
 
 
@@ -325,8 +364,7 @@ def _environment(owner: Owner, spec: LLMRouterSpec) -> list[Object]:
         "LLMROUTER_GRPC_PORT": str(spec.listeners.grpc_port),
         "LLMROUTER_METRICS_PORT": str(spec.listeners.metrics_port),
     }
-    if spec.listeners.ext_proc is not None:
-        values["LLMROUTER_EXT_PROC_PORT"] = str(spec.listeners.ext_proc.port)
+    values |= _listener_environment(owner, spec)
     environment: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
     pod_name = {"apiVersion": "v1", "fieldPath": "metadata.name"}
     environment.append({"name": "POD_NAME", "valueFrom": {"fieldRef": pod_name}})
@@ -335,6 +373,18 @@ def _environment(owner: Owner, spec: LLMRouterSpec) -> list[Object]:
         secret = {"name": redis.password_secret_ref.name, "key": redis.password_secret_ref.key}
         environment.append({"name": "LLMROUTER_REDIS_PASSWORD", "valueFrom": {"secretKeyRef": secret}})
     return environment
+
+
+def _listener_environment(owner: Owner, spec: LLMRouterSpec) -> dict[str, str]:
+    """Ports that are not always there, and how the endpoint picker's serves."""
+    picker, front = spec.listeners.ext_proc, spec.listeners.openai
+    values = {} if front is None else {"LLMROUTER_OPENAI_PORT": str(front.port)}
+    if picker is not None:
+        values |= {"LLMROUTER_EXT_PROC_PORT": str(picker.port), "LLMROUTER_EXT_PROC_TRANSPORT": picker.transport}
+        if picker.secure_serving:
+            values["LLMROUTER_TLS_SERVICE"] = owner.names.workload
+            values["LLMROUTER_TLS_MOUNTED"] = "false" if picker.certificate_secret_ref is None else "true"
+    return values
 
 
 def _probe(port: int, service: str, *, period_s: int, failures: int) -> Object:

@@ -15,14 +15,14 @@ from llmrouter_operator.builders import Names, Owner, build_config_map, build_ob
 from llmrouter_operator.choice import choose_policy, config_in_force, keep_last_good, read_last_good
 from llmrouter_operator.models import (
     CONFIG_MAP,
-    LLM_ROUTER,
-    ROUTER_LABEL,
     Plan,
     Problem,
     Ref,
+    belongs,
     key_of,
     metadata_of,
 )
+from llmrouter_operator.pickers import build_picker_services, choose_pools
 from llmrouter_operator.predictor_choice import choose_predictor, keep_last, last_predictor
 
 if TYPE_CHECKING:
@@ -82,13 +82,16 @@ def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> 
     )
     chosen, config = _fitting(observed, spec, declared, last)
     config_map = build_config_map(owner, config, chosen.policy.files, predictor=chosen.predictor.files)
+    pools = choose_pools(owner, spec, observed.inference_pools, observed.owned)
+    objects = (*build_objects(owner, spec, config_map, defaults), *build_picker_services(owner, pools))
     return Plan(
         key=owner.key,
         spec=spec,
         choice=chosen.policy,
         config_digest=digest_of(config),
         predictor=chosen.predictor,
-        objects=tuple(_stamp(value) for value in build_objects(owner, spec, config_map, defaults)),
+        objects=tuple(_stamp(value) for value in objects),
+        inference_pools=pools,
     )
 
 
@@ -156,16 +159,9 @@ def _name_conflict(observed: Observed, key: ObjectKey) -> Problem | None:
     uid = metadata_of(observed.router)["uid"]
     for ref in Names(key).refs():
         value = observed.owned.get(ref)
-        if value is not None and not _belongs(value, uid, key):
+        if value is not None and not belongs(value, uid, key):
             return Problem("NameConflict", f"{ref.kind.kind} {ref.name!r} exists and belongs to something else")
     return None
-
-
-def _belongs(value: Object, uid: str, key: ObjectKey) -> bool:
-    controllers = [owner for owner in metadata_of(value).get("ownerReferences") or [] if owner.get("controller")]
-    if controllers:
-        return any(owner.get("uid") == uid and owner.get("kind") == LLM_ROUTER.kind for owner in controllers)
-    return (metadata_of(value).get("labels") or {}).get(ROUTER_LABEL) == key.name
 
 
 def _stamp(value: Object) -> Object:

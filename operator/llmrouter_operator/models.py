@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmrouter import inference_pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llmrouter.config import PolicyConfig, PredictorConfig
     from llmrouter.resources import LLMRouterSpec
+    from llmrouter_operator.pickers import PoolChoice
 
 Object = dict[str, Any]
 """A Kubernetes object as the API server spells it."""
@@ -54,6 +57,7 @@ DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
 POD_DISRUPTION_BUDGET = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 ROLE = Kind("rbac.authorization.k8s.io", "v1", "roles", "Role")
 ROLE_BINDING = Kind("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
+INFERENCE_POOL = Kind(inference_pool.GROUP, inference_pool.VERSION, inference_pool.PLURAL, inference_pool.KIND)
 LEASE = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 ACCESS_REVIEW = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
 
@@ -78,7 +82,10 @@ class RouterDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything that one reconcile read. ``owned`` names every owned object, with ``None`` where there is none."""
+    """Everything that one reconcile read. ``owned`` names every owned object, with ``None`` where there is none.
+
+    ``owned`` has the Services that ``inference_pools`` name as pickers too, whoever they belong to.
+    """
 
     router: Object
     policy: Object | None
@@ -86,6 +93,7 @@ class Observed:
     predictor_model: Object | None
     owned: Mapping[Ref, Object | None]
     pods: tuple[Object, ...]
+    inference_pools: Mapping[str, Object | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +142,13 @@ class Plan:
     predictor: PredictorChoice | None = None
     objects: tuple[Object, ...] = ()
     problem: Problem | None = None
+    inference_pools: tuple[PoolChoice, ...] = ()
 
     @property
     def troubled(self) -> bool:
         """Whether anything is not as declared that a change elsewhere could mend."""
         parts = [self.problem, self.choice and self.choice.problem, self.predictor and self.predictor.problem]
+        parts += [pool.problem for pool in self.inference_pools]
         return any(part is not None for part in parts)
 
 
@@ -160,3 +170,11 @@ def metadata_of(value: Object) -> Object:
 def key_of(value: Object) -> ObjectKey:
     """Namespace and name of an object."""
     return ObjectKey(metadata_of(value)["namespace"], metadata_of(value)["name"])
+
+
+def belongs(value: Object, uid: str, key: ObjectKey) -> bool:
+    """Whether an object is that LLMRouter's: by its controller, or by its label where it has none."""
+    controllers = [owner for owner in metadata_of(value).get("ownerReferences") or [] if owner.get("controller")]
+    if controllers:
+        return any(owner.get("uid") == uid and owner.get("kind") == LLM_ROUTER.kind for owner in controllers)
+    return (metadata_of(value).get("labels") or {}).get(ROUTER_LABEL) == key.name

@@ -28,6 +28,7 @@ RULES = (
     Rule("llmrouter.dev", "llmrouters", _READ),
     Rule("llmrouter.dev", "llmrouters/status", ("patch",)),
     Rule("llmrouter.dev", "routingpolicies", _READ),
+    Rule("inference.networking.k8s.io", "inferencepools", _READ),
     Rule("", "configmaps", _OWN),
     Rule("", "services", _OWN),
     Rule("", "serviceaccounts", _OWN),
@@ -38,7 +39,8 @@ RULES = (
     Rule("rbac.authorization.k8s.io", "roles", _OWN),
     Rule("rbac.authorization.k8s.io", "rolebindings", _OWN),
 )
-"""In every namespace that is looked after. Pods are watched by routers: nobody can give away what they lack."""
+"""In every namespace that is looked after. Pods and InferencePools are watched by routers: nobody can give away what
+they lack. That the API server does not know a kind denies nothing."""
 
 
 def lease_rules(lease_name: str) -> tuple[Rule, ...]:

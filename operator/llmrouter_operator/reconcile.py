@@ -18,34 +18,39 @@ from llmrouter_operator.models import (
     COMPONENT_LABEL,
     CONFIG_MAP,
     DEPLOYMENT,
+    INFERENCE_POOL,
     LLM_ROUTER,
     MANAGER,
     OWNED_KINDS,
     POD,
     ROUTER_LABEL,
     ROUTING_POLICY,
+    SERVICE,
     Note,
     Observed,
     Plan,
     Problem,
     Ref,
+    key_of,
     metadata_of,
 )
+from llmrouter_operator.pickers import picker_services, referenced_pools
 from llmrouter_operator.status import build_status, gather_facts, live_pods, read_acknowledgements, transitions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from llmrouter_operator.cluster import Cluster
     from llmrouter_operator.metrics import OperatorMetrics
-    from llmrouter_operator.models import Object, ObjectKey, RouterDefaults
+    from llmrouter_operator.models import Kind, Object, ObjectKey, RouterDefaults
 
 logger = logging.getLogger(__name__)
 AGAIN_SOON_S = 2.0
 """When something is awaited that no watch tells of: a model, or an object of the same name going away."""
-MODEL_AGAIN_S = 5.0
-"""How often a model in a ConfigMap is read again: people's own ConfigMaps are not watched, there may be thousands."""
+REFERRED_AGAIN_S = 5.0
+"""How often what is somebody else's is read again. A model's ConfigMap is not watched, there may be thousands; nor are
+InferencePools, whose kind the API server may not know: routers watch theirs."""
 _KINDS = {kind.kind: kind for kind in OWNED_KINDS}
 
 
@@ -82,8 +87,8 @@ class Reconciler:
         await self._report(observed, _in_force(plan, owned), owned)
         if plan.troubled:
             return Outcome(again_after_s=AGAIN_SOON_S)
-        has_model = observed.model is not None or observed.predictor_model is not None
-        return Outcome(again_after_s=MODEL_AGAIN_S if has_model else None)
+        refers = observed.model or observed.predictor_model or observed.inference_pools
+        return Outcome(again_after_s=REFERRED_AGAIN_S if refers else None)
 
     async def _observe(self, key: ObjectKey) -> Observed | None:
         router = await self._cluster.get(LLM_ROUTER, *key)
@@ -93,10 +98,11 @@ class Reconciler:
         labels = {ROUTER_LABEL: key.name, COMPONENT_LABEL: COMPONENT}
         spec = router.get("spec") or {}
         policy_name = (spec.get("policyRef") or {}).get("name", "")
-        policy, predictor_model, pods, owned = await asyncio.gather(
+        policy, predictor_model, pods, pools, owned = await asyncio.gather(
             self._get_policy(key.namespace, policy_name),
             self._get_model(key.namespace, spec.get("predictor")),
             self._cluster.find(POD, key.namespace, labels=labels),
+            self._get_all(INFERENCE_POOL, key.namespace, referenced_pools(spec)),
             asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
         return Observed(
@@ -104,9 +110,19 @@ class Reconciler:
             policy=policy,
             model=await self._get_model(key.namespace, (policy or {}).get("spec")),
             predictor_model=predictor_model,
-            owned=dict(zip(refs, owned, strict=True)),
+            owned=await self._get_services(key.namespace, pools) | dict(zip(refs, owned, strict=True)),
             pods=tuple(pods),
+            inference_pools=pools,
         )
+
+    async def _get_all(self, kind: Kind, namespace: str, names: Sequence[str]) -> dict[str, Object | None]:
+        found = await asyncio.gather(*(self._cluster.get(kind, namespace, name) for name in names))
+        return dict(zip(names, found, strict=True))
+
+    async def _get_services(self, namespace: str, pools: Mapping[str, Object | None]) -> dict[Ref, Object | None]:
+        """The Services that InferencePools name as endpoint pickers."""
+        found = await self._get_all(SERVICE, namespace, picker_services(pools.values()))
+        return {Ref(SERVICE, name): value for name, value in found.items()}
 
     async def _get_policy(self, namespace: str, name: str) -> Object | None:
         return await self._cluster.get(ROUTING_POLICY, namespace, name) if name else None
@@ -195,6 +211,9 @@ class Reconciler:
 def _restored(observed: Observed, desired: Object, before: Object | None, after: Object) -> Note | None:
     """The Event for something that another hand changed or deleted, or ``None`` where this is a wish of ours."""
     what = f"{desired['kind']} {metadata_of(desired)['name']}"
+    own = {ref.name for ref in Names(key_of(observed.router)).refs()}
+    if before is None and metadata_of(desired)["name"] not in own:
+        return Note("PickerServiceMade", f"{what} is made: an InferencePool names it as its endpoint picker")
     if before is None:
         known = (observed.router.get("status") or {}).get("observedGeneration") is not None
         return Note("Recreated", f"{what} was gone and is made anew", warning=True) if known else None

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from llmrouter_operator.models import Object, Plan
 
 DIGEST_CHARACTERS = 12
+NEEDED = (
+    "InferencePoolsResolved",
+    "InstancesAvailable",
+    "PolicyReady",
+    "StateBackendReady",
+    "PredictorReady",
+    "CertificateReady",
+)
+"""What Ready takes, the first that is not so first. Who else a gateway asks is not these routers' readiness."""
 _NAMED_ROUTERS = 3
 _MESSAGE_CHARACTERS = 1024
 
@@ -201,6 +210,8 @@ def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
         "LengthDrift": length_drift(facts),
         "StateBackendReady": state_backend_ready(facts),
         "InstancesAvailable": instances_available(facts),
+        **pool_conditions(facts),
+        **certificate_condition(facts),
     }
     verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
     return [
@@ -228,8 +239,8 @@ def ready(facts: Facts, parts: Mapping[str, Verdict]) -> Verdict:
         return false(facts.plan.problem.reason, facts.plan.problem.message)
     if not facts.routers_ready:
         return _no_router(facts)
-    for kind in ("InstancesAvailable", "PolicyReady", "StateBackendReady", "PredictorReady"):
-        if parts[kind].status == "False":
+    for kind in NEEDED:
+        if kind in parts and parts[kind].status == "False":
             return false(parts[kind].reason, f"{kind}: {parts[kind].message}")
     counts = _instances(facts)
     if counts is None:
@@ -323,6 +334,40 @@ def instances_available(facts: Facts) -> Verdict:
     if counts[1] == 0:
         return false("NoInstances", "no pool has an instance")
     return false("NoInstanceReady", f"{_some(blind)} sees none of {counts[1]} instances ready")
+
+
+def pool_conditions(facts: Facts) -> dict[str, Verdict]:
+    """Whether the InferencePools that are referred to exist, and ask these routers; nothing where there are none."""
+    pools = facts.plan.inference_pools
+    if not pools:
+        return {}
+    lost = next(((pool, pool.problem) for pool in pools if pool.problem is not None), None)
+    resolved = (
+        true("Resolved", f"{len(pools)} InferencePools are followed")
+        if lost is None
+        else false(lost[1].reason, f"pool {lost[0].name} has no instances: {lost[1].message}")
+    )
+    said = "; ".join(f"{pool.name}: {pool.said}" for pool in pools if pool.said)
+    elsewhere = next(((pool, pool.picker_problem) for pool in pools if pool.picker_problem is not None), None)
+    if elsewhere is not None:
+        asked = false(elsewhere[1].reason, f"InferencePool {elsewhere[0].name}: {elsewhere[1].message} ({said})")
+    else:
+        asked = true("Referenced", said) if said else unknown("NotResolved", "no InferencePool could be read")
+    return {"InferencePoolsResolved": resolved, "EndpointPickerReferenced": asked}
+
+
+def certificate_condition(facts: Facts) -> dict[str, Verdict]:
+    """Whether the endpoint picker's port serves the declared certificate; nothing where it has no TLS."""
+    picker = facts.plan.spec.listeners.ext_proc if facts.plan.spec is not None else None
+    if picker is None or not picker.secure_serving:
+        return {}
+    is_own = picker.certificate_secret_ref is None
+
+    def what(said: RouterAcknowledgement) -> tuple[bool | None, str, str]:
+        remark = "" if is_own and said.certificate_ready else said.certificate_message
+        return said.certificate_ready, said.certificate_reason, remark
+
+    return {"CertificateReady": _all_say(facts, what, good="SelfSigned" if is_own else "Mounted")}
 
 
 def _all_say(

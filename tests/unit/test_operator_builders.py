@@ -8,6 +8,7 @@ import pytest
 from support.crd_cases import router, tokenizer
 
 from llmrouter.config import (
+    CERTIFICATE_FOLDER,
     CONFIG_KEY,
     DIGEST_ANNOTATION,
     MANIFEST_KEY,
@@ -96,6 +97,7 @@ def test_what_routers_swap_live_changes_no_pod(changes: dict[str, object]) -> No
     "changes",
     [
         {"listeners": {"grpcPort": 9001}},
+        {"listeners": {"extProc": {}}},
         {"state": {"redis": {"address": "other:6379"}}},
         {"router": {"replicas": 1, "image": "example.test/router:2"}},
         {"router": {"replicas": 1, "tokenizers": {"configMap": {"name": "t"}}}},
@@ -136,6 +138,72 @@ def test_a_role_names_the_two_config_maps_and_pods_only_if_selected() -> None:
     selecting = [{"name": "a", "selector": {"matchLabels": {"app": "x"}}, "profile": {"name": "p"}}]
     rules = build_role(OWNER, spec(pools=selecting))["rules"]
     assert rules[2] == {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}
+
+
+def test_a_role_names_the_inference_pools_that_are_referred_to() -> None:
+    referring = [
+        {"name": name, "inferencePoolRef": {"name": pool}, "profile": {"name": "p"}}
+        for name, pool in (("a", "chat"), ("b", "code"), ("c", "chat"))
+    ]
+    rules = build_role(OWNER, spec(pools=referring))["rules"]
+    assert rules[2] == {
+        "apiGroups": ["inference.networking.k8s.io"],
+        "resources": ["inferencepools"],
+        "resourceNames": ["chat", "code"],
+        "verbs": ["get", "list", "watch"],
+    }
+    assert rules[3]["resources"] == ["pods"]
+
+
+def ports(**changes: object) -> tuple[list[str], dict[str, Object]]:
+    """Container ports by name, and those of the Service."""
+    objects = build_objects(OWNER, spec(**changes), build_config_map(OWNER, b"{}", None), DEFAULTS)
+    (service,) = [value for value in objects if value["kind"] == "Service"]
+    named = [f"{port['name']}={port['containerPort']}" for port in container(**changes)["ports"]]
+    return named, {port["name"]: port for port in service["spec"]["ports"]}
+
+
+def values(**changes: object) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container(**changes)["env"] if "value" in entry}
+
+
+def test_listeners_that_are_not_declared_have_no_port() -> None:
+    assert ports()[0] == ["grpc=9000", "metrics=9090"]
+    assert not [name for name in values() if "EXT_PROC" in name or "TLS" in name or "OPENAI" in name]
+
+
+def test_the_endpoint_picker_has_a_port_and_makes_its_own_certificate() -> None:
+    declared = {"listeners": {"extProc": {"transport": "Grpc"}}}
+    names, service = ports(**declared)
+    assert names == ["grpc=9000", "metrics=9090", "ext-proc=9002"]
+    assert (service["ext-proc"]["port"], service["ext-proc"]["appProtocol"]) == (9002, "http2")
+    said = values(**declared)
+    assert (said["LLMROUTER_EXT_PROC_PORT"], said["LLMROUTER_EXT_PROC_TRANSPORT"]) == ("9002", "Grpc")
+    assert (said["LLMROUTER_TLS_SERVICE"], said["LLMROUTER_TLS_MOUNTED"]) == ("fleet-router", "false")
+    assert "certificate" not in {volume["name"] for volume in pod(**declared)["spec"]["volumes"]}
+    assert container(**declared)["readinessProbe"]["grpc"]["port"] == 9000
+
+
+def test_plain_text_names_no_certificate() -> None:
+    said = values(listeners={"extProc": {"secureServing": False}})
+    assert said["LLMROUTER_EXT_PROC_PORT"] == "9002"
+    assert not [name for name in said if "TLS" in name]
+
+
+def test_a_certificate_is_mounted_and_pods_start_without_it() -> None:
+    declared = {"listeners": {"extProc": {"certificateSecretRef": {"name": "tls"}}}}
+    (volume,) = [one for one in pod(**declared)["spec"]["volumes"] if one["name"] == "certificate"]
+    assert volume["secret"] == {"secretName": "tls", "optional": True, "defaultMode": 0o440}
+    (mount,) = [one for one in container(**declared)["volumeMounts"] if one["name"] == "certificate"]
+    assert (mount["mountPath"], mount["readOnly"]) == (CERTIFICATE_FOLDER, True)
+    assert values(**declared)["LLMROUTER_TLS_MOUNTED"] == "true"
+
+
+def test_the_openai_front_has_a_port() -> None:
+    names, service = ports(listeners={"openai": {"port": 8088}})
+    assert names[-1] == "openai=8088"
+    assert (service["openai"]["port"], service["openai"]["targetPort"]) == (8088, "openai")
+    assert values(listeners={"openai": {"port": 8088}})["LLMROUTER_OPENAI_PORT"] == "8088"
 
 
 def test_the_config_map_carries_its_digest_and_the_model() -> None:

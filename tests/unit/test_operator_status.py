@@ -280,3 +280,31 @@ def test_the_deployment_is_believed_once_its_controller_has_looked() -> None:
     assert gather_facts(llm_router, PLAN, fresh, nobody).routers_ready is None
     assert gather_facts(llm_router, PLAN, stale, nobody).rolled_out is False
     assert gather_facts(llm_router, PLAN, done, nobody).rolled_out is True
+
+
+def test_a_certificate_is_spoken_of_where_there_is_tls() -> None:
+    def tls(*acknowledgements: RouterAcknowledgement, **picker: Any) -> Facts:  # noqa: ANN401 - any field
+        declared = LLMRouterSpec.model_validate(
+            router(state=REDIS, router={"replicas": 2}, listeners={"extProc": picker})
+        )
+        return facts(*acknowledgements, plan=replace(PLAN, spec=declared))
+
+    good = {"certificate_ready": True, "certificate_reason": "SelfSigned", "certificate_message": "good until x"}
+    own = tls(said("a", **good), said("b", **good))
+    assert condition(own, "CertificateReady") == ("True", "SelfSigned")
+    assert "good until" not in message(own, "CertificateReady")
+    mounted = {**good, "certificate_reason": "Mounted"}
+    theirs = tls(said("a", **mounted), said("b", **mounted), certificateSecretRef={"name": "tls"})
+    assert condition(theirs, "CertificateReady") == ("True", "Mounted")
+    assert message(theirs, "CertificateReady") == "2/2 routers say so; good until x"
+    missing = {
+        "certificate_ready": False,
+        "certificate_reason": "CertificateMissing",
+        "certificate_message": "certificate: tls.crt: No such file or directory",
+    }
+    lacking = tls(said("a", **mounted), said("b", **missing), certificateSecretRef={"name": "tls"})
+    assert condition(lacking, "CertificateReady") == ("False", "CertificateMissing")
+    assert condition(lacking, "Ready") == ("False", "CertificateMissing")
+    plain = tls(said("a"), said("b"), secureServing=False)
+    assert "CertificateReady" not in {one["type"] for one in status_of(plain)["conditions"]}
+    assert condition(tls(said("a"), said("b")), "CertificateReady") == ("Unknown", "NotAcknowledged")
