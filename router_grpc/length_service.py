@@ -1,4 +1,10 @@
-"""Foretells how long answers will be, and learns from those that came: off the event loop, within a deadline.
+"""Foretells how long answers will be, and learns from those that came, within a deadline.
+
+A short prompt is foretold on the event loop, all that came in one turn of it together, once the model has shown to be
+quick: to hand it to a thread and back costs more than a batch does, and both share the interpreter's lock. What would
+keep the loop goes to the thread: long prompts, tokenizers, models that are not quick, and what other routers learned.
+While the loop is behind, foretelling gets less of its time, and who gets none is answered from its application's last
+law. Answers are learned one by one, between the loop's other work.
 
 Of a prompt, no more than ``MAX_READ_BYTES`` are looked at, and nothing is kept once its length is foretold: what is
 kept with an open request are numbers and labels.
@@ -6,10 +12,14 @@ kept with an open request are numbers and labels.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
+import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from llmrouter.lengths.artefact import with_features
 from llmrouter.lengths.class_range import ENOUGH_ANSWERS, within_class
@@ -18,6 +28,7 @@ from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import label, refusal
 from llmrouter.lengths.served import REMEMBERED, certain
 from llmrouter.routing.lateness import Lateness
+from router_grpc.length_allowance import Allowance
 from router_grpc.length_watch import LengthWatch
 from router_grpc.worker import BatchWorker, NotInTimeError
 
@@ -36,10 +47,24 @@ if TYPE_CHECKING:
 MAX_READ_BYTES = 64 * 1024
 """Of a longer prompt the first and the last half of so many are read."""
 
+AT_ONCE_BYTES = 8 * 1024
+"""A prompt up to so long is read on the event loop."""
+
+AT_ONCE_REQUESTS = 16
+"""So many are foretold together on the event loop before others have a turn."""
+
+QUICK_S, QUICK_IN_A_ROW = 0.005, 20
+"""A model that never took longer for so many batches in a row runs on the event loop, until it takes longer."""
+
+T = TypeVar("T")
+
 MODEL_BUDGET_S = 0.05
 """A model that needs longer for a batch, several times in a row, rests for a while."""
 
 CONSTANT = "constant"
+
+LEARN_EVERY_S, MAX_TO_LEARN = 0.005, 4_096
+"""Answers are learned one by one, with time for others between; so many may wait for it."""
 
 LEARNED_PER_S, LEARNED_BURST = 50.0, 1_000.0
 """Answers that are learned from, at most: laws need no more, and learning takes time from foretelling."""
@@ -97,19 +122,23 @@ class Excerpt:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
+    """``counted`` is there where the prompt's tokens are counted already: ``request`` has both then."""
+
     request: LengthRequest
     prompt: Excerpt | None
     plan: LengthPlan
+    counted: CountedPrompt | None = None
 
 
 class LengthService:
-    """The laws of all requests of one router. Methods belong to the event loop, the learner to the worker's thread.
+    """The laws of all requests of one router. Methods belong to the event loop, the learner to who holds the lock.
 
     Args:
         learner: learns online; nobody else may touch it.
         tokens: counts prompt tokens.
         clock: seconds, never going back.
         metrics: of the router.
+        busy: seconds that the thread which asks has computed: says how quick a model is, however busy the machine.
 
     ``watch`` is told of every answer that is learned, on the thread that learns it.
     """
@@ -121,6 +150,7 @@ class LengthService:
         *,
         clock: Callable[[], float],
         metrics: RouterMetrics,
+        busy: Callable[[], float] = time.thread_time,
     ) -> None:
         self._learner = learner
         self._tokens = tokens
@@ -131,7 +161,14 @@ class LengthService:
         self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
         self._answers: dict[str, int] = {}
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
-        self._worker: BatchWorker[_Asked, Foretold] = BatchWorker(self._answer, name="lengths")
+        self._worker: BatchWorker[_Asked, Foretold] = BatchWorker(self._answer_alone, name="lengths")
+        self._lock = threading.Lock()
+        self._busy = busy
+        self._quick = 0
+        self._time = Allowance(clock)
+        self._to_learn: deque[Callable[[], None]] = deque()
+        self._waiting: list[tuple[_Asked, asyncio.Future[Foretold]]] = []
+        self._waiting_since_s = 0.0
 
     @property
     def resting(self) -> bool:
@@ -148,11 +185,14 @@ class LengthService:
         self._worker.start()
 
     async def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread; answers that were not learned yet are not."""
+        self._to_learn.clear()
         await self._worker.close()
 
     def use(self, plan: LengthPlan) -> None:
         """Puts a plan in force for requests from now on."""
+        if plan.model is not self._plan.model:
+            self._quick = 0
         self._plan = plan
         self._tokens.use(plan.counters)
 
@@ -166,45 +206,66 @@ class LengthService:
             prompt: UTF-8, or nearly.
         """
         plan, started_s = self._plan, self._clock()
-        if not plan.learns and request.prompt_tokens is not None:
-            foretold = Foretold(request, certain(plan.constant_tokens, request, source=CONSTANT))
+        asked = self._asked(request, prompt, plan)
+        if not plan.learns and asked.request.prompt_tokens is not None:
+            law = certain(plan.constant_tokens, asked.request, source=CONSTANT)
+            foretold = Foretold(_kept(asked.request), law, asked.counted)
         else:
-            asked = _Asked(request, None if prompt is None else excerpt(prompt), plan)
             try:
-                foretold = await self._worker.ask(asked, deadline_s=plan.deadline_s)
+                foretold = await self._soon(asked, started_s)
             except NotInTimeError as error:
                 self._metrics.fallbacks.labels(error.reason).inc()
-                foretold = self._at_once(request, prompt, plan)
+                foretold = self._at_once(asked, prompt)
         self._metrics.prediction_seconds.observe(self._clock() - started_s)
         self._metrics.predictions.labels(foretold.law.source).inc()
         return foretold
 
     def finished(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """Has the answer's length learned, soon; ``prompt_tokens`` is what the engine counted."""
-        if not self._plan.learns:
-            request = foretold.request
-            self.watch.finished(request, foretold.law, output_tokens, refusal(request, output_tokens))
-            return
-        step = partial(self._learn, foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
-        if not self._may_learn() or not self._worker.chore(step):
+        learn = self._learn if self._plan.learns else self._watch_alone
+        step = partial(learn, foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
+        if len(self._to_learn) >= MAX_TO_LEARN or not self._may_learn():
             self._metrics.learning_dropped.inc()
+            return
+        self._to_learn.append(step)
+        if len(self._to_learn) == 1:
+            self._learn_later()
 
     async def delta(self) -> tuple[Counts, Counts]:
         """What was learned here since the last call: see ``LengthLearner``."""
-        return await self._worker.run(self._learner.quantiles.delta)
+        return await self._worker.run(partial(self._locked, self._learner.quantiles.delta))
 
     async def merge(self, counts: Sequence[tuple[Counts, Counts]]) -> None:
         """Adds what others learned; raises InvalidInputError as ``OnlineQuantiles.merge`` does."""
         for one in counts:
-            await self._worker.run(partial(self._learner.quantiles.merge, one))
+            await self._worker.run(partial(self._locked, partial(self._learner.quantiles.merge, one)))
 
     async def counts(self) -> tuple[Counts, Counts]:
         """All that is known, merged or learned."""
-        return await self._worker.run(self._learner.quantiles.counts)
+        return await self._worker.run(partial(self._locked, self._learner.quantiles.counts))
 
     async def settled(self) -> None:
         """Returns when everything that finished before is learned."""
         await self._worker.run(lambda: None)
+        while self._to_learn:
+            self._locked(self._to_learn.popleft())
+
+    def _learn_later(self) -> None:
+        asyncio.get_running_loop().call_later(LEARN_EVERY_S, self._learn_next)
+
+    def _learn_next(self) -> None:
+        """Learns one answer, unless the thread has the lock or there is no time; then goes on with the others."""
+        if self._to_learn and self._time.is_left() and self._lock.acquire(blocking=False):
+            started_s = self._clock()
+            try:
+                self._to_learn.popleft()()
+            except Exception:  # noqa: BLE001 - nobody waits for it; what is served goes on, the log says what failed
+                _log.exception("learning a length failed")
+            finally:
+                self._lock.release()
+                self._time.took(self._clock() - started_s, late=False)
+        if self._to_learn:
+            self._learn_later()
 
     def _may_learn(self) -> bool:
         now_s = self._clock()
@@ -216,27 +277,91 @@ class LengthService:
         self._allowance -= 1.0
         return True
 
-    def _at_once(self, request: LengthRequest, prompt: bytes | None, plan: LengthPlan) -> Foretold:
+    def _locked(self, step: Callable[[], T]) -> T:
+        """A step that has the learner to itself."""
+        with self._lock:
+            return step()
+
+    def _asked(self, request: LengthRequest, prompt: bytes | None, plan: LengthPlan) -> _Asked:
+        """The request with the text of a short prompt and, where no tokenizer has to count it, its tokens."""
+        if prompt is None:
+            return _Asked(request, None, plan)
+        if len(prompt) > AT_ONCE_BYTES or request.model in plan.counters:
+            return _Asked(request, excerpt(prompt), plan)
+        text = prompt.decode("utf-8", "replace")
+        if request.prompt_tokens is not None:
+            return _Asked(replace(request, prompt=text), None, plan)
+        counted = self._tokens.count(text, request.model)
+        return _Asked(replace(request, prompt=text, prompt_tokens=counted.tokens), None, plan, counted)
+
+    async def _soon(self, asked: _Asked, now_s: float) -> Foretold:
+        """The answer of this turn's batch, or of the thread; raises NotInTimeError."""
+        if asked.prompt is not None or self._quick < QUICK_IN_A_ROW:
+            return await self._worker.ask(asked, deadline_s=asked.plan.deadline_s)
+        if not self._time.is_left():
+            raise NotInTimeError("Busy")
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Foretold] = loop.create_future()
+        if not self._waiting:
+            self._waiting_since_s = now_s
+            loop.call_soon(self._take_turn)
+        self._waiting.append((asked, answered))
+        return await answered
+
+    def _take_turn(self) -> None:
+        """Foretells what has come in this turn of the loop, on the loop; through the thread where that has the lock."""
+        late = self._clock() - self._waiting_since_s > self._plan.deadline_s
+        batch, self._waiting = self._waiting[:AT_ONCE_REQUESTS], self._waiting[AT_ONCE_REQUESTS:]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._take_turn)
+        batch = [one for one in batch if not one[1].done()]
+        if not self._lock.acquire(blocking=False):
+            for asked, answered in batch:
+                self._worker.hand_over(asked, answered, deadline_s=asked.plan.deadline_s)
+            return
+        started_s = self._clock()
+        try:
+            found = self._answer([asked for asked, _ in batch]) if batch else []
+            for (_, answered), foretold in zip(batch, found, strict=True):
+                answered.set_result(foretold)
+        except Exception:  # noqa: BLE001 - whatever fails, requests are routed; counted as an Error, and logged
+            _log.exception("foretelling lengths failed")
+            for _, answered in batch:
+                if not answered.done():
+                    answered.set_exception(NotInTimeError("Error"))
+        finally:
+            self._lock.release()
+            self._time.took(self._clock() - started_s, late=late)
+
+    def _at_once(self, asked: _Asked, prompt: bytes | None) -> Foretold:
         """An answer that needs neither model nor thread."""
+        request, plan = _kept(asked.request), asked.plan
         if request.prompt_tokens is None:
             tokens = max(1, len(prompt or b"") // _NO_TIME_BYTES_PER_TOKEN)
             request = replace(request, prompt_tokens=tokens)
         known = self._learner.of_application(request) if plan.learns else None
-        return Foretold(request, known or certain(plan.constant_tokens, request, source=CONSTANT))
+        return Foretold(request, known or certain(plan.constant_tokens, request, source=CONSTANT), asked.counted)
+
+    def _answer_alone(self, batch: Sequence[_Asked]) -> list[Foretold]:
+        """On the worker's thread."""
+        with self._lock:
+            return self._answer(batch)
 
     def _answer(self, batch: Sequence[_Asked]) -> list[Foretold]:
-        """On the worker's thread: tokens of prompts, the model's laws where one reads them, then what is served."""
+        """Tokens of prompts, the model's laws where one reads them, then what is served."""
+        started_s = self._busy()
         self._metrics.batch_requests.observe(len(batch))
         read = [self._read(one) for one in batch]
         plan = batch[-1].plan
         asked = self._asked_of_model([request for request, _ in read], plan)
-        kept = [one if one.prompt is None else replace(one, prompt=None) for one in asked]
+        kept = [_kept(one) for one in asked]
         if plan.learns:
             self._learner.explore(plan.exploration)
             laws = [self._within_class(*one) for one in zip(kept, self._learner.predict(kept), strict=True)]
         else:
             laws = [certain(plan.constant_tokens, request, source=CONSTANT) for request in kept]
         counted = [counted for _, counted in read]
+        self._quick = self._quick + 1 if self._busy() - started_s <= QUICK_S else 0
         return [Foretold(*one) for one in zip(kept, laws, counted, strict=True)]
 
     def _within_class(self, request: LengthRequest, law: LengthDistribution) -> LengthDistribution:
@@ -257,7 +382,7 @@ class LengthService:
     def _read(self, asked: _Asked) -> tuple[LengthRequest, CountedPrompt | None]:
         """The request with its prompt as text and the prompt's tokens, and how these were counted."""
         if asked.prompt is None:
-            return asked.request, None
+            return asked.request, asked.counted
         text = asked.prompt.text
         if asked.request.prompt_tokens is not None:
             return replace(asked.request, prompt=text), None
@@ -294,8 +419,13 @@ class LengthService:
             answered[row] = replace(asked[place], given=laws.row(place), prompt=None)
         return answered
 
+    def _watch_alone(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
+        """Where nothing is learned."""
+        del prompt_tokens
+        request = foretold.request
+        self.watch.finished(request, foretold.law, output_tokens, refusal(request, output_tokens))
+
     def _learn(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
-        """On the worker's thread."""
         request = foretold.request
         refused = self._learner.learn(request, output_tokens)
         if refused is None:
@@ -306,6 +436,11 @@ class LengthService:
         if self._tokens.learn_from(foretold.counted, prompt_tokens) is None:
             error = abs(foretold.prompt_tokens - prompt_tokens) / prompt_tokens
             self._metrics.prompt_tokens_error_fraction.observe(error)
+
+
+def _kept(request: LengthRequest) -> LengthRequest:
+    """The request without its prompt."""
+    return request if request.prompt is None else replace(request, prompt=None)
 
 
 def excerpt(prompt: bytes) -> Excerpt:

@@ -85,18 +85,24 @@ class BatchWorker(Generic[A, B]):
 
     async def ask(self, item: A, *, deadline_s: float) -> B:
         """The answer to an item; raises NotInTimeError."""
-        if self._loop is None or self._thread is None:
+        if self._loop is None:
             raise NotInTimeError("Error")
+        answered: asyncio.Future[B] = self._loop.create_future()
+        self.hand_over(item, answered, deadline_s=deadline_s)
+        return await answered
+
+    def hand_over(self, item: A, answered: asyncio.Future[B], *, deadline_s: float) -> None:
+        """Has the thread answer an item through a future of the event loop, which fails as ``ask`` does."""
+        if self._loop is None or self._thread is None:
+            _fail([answered], "Error")
+            return
         if self._asks_put - self._asks_taken >= self._max_waiting:
-            raise NotInTimeError("Full")
-        ask: _Ask[A, B] = _Ask(item, self._loop.create_future())
-        timer = self._loop.call_later(deadline_s, _fail, [ask.answered], "Late")
+            _fail([answered], "Full")
+            return
+        timer = self._loop.call_later(deadline_s, _fail, [answered], "Late")
+        answered.add_done_callback(lambda _answered: timer.cancel())
         self._asks_put += 1
-        self._queue.put(ask)
-        try:
-            return await ask.answered
-        finally:
-            timer.cancel()
+        self._queue.put(_Ask(item, answered))
 
     def chore(self, step: Callable[[], object]) -> bool:
         """Has the thread run ``step`` when nothing is asked; ``False`` where too many wait already."""

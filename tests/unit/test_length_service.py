@@ -21,9 +21,12 @@ from llmrouter.metrics import RouterMetrics
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.length_service import (
+    AT_ONCE_BYTES,
     LEARNED_BURST,
     MAX_READ_BYTES,
     MODEL_BUDGET_S,
+    QUICK_IN_A_ROW,
+    QUICK_S,
     Foretold,
     LengthPlan,
     LengthService,
@@ -54,9 +57,11 @@ class Scripted:
         self.gate = threading.Event()
         self.gate.set()
         self.seen: list[LengthRequest] = []
+        self.threads: list[str] = []
 
     def laws(self, requests: Sequence[LengthRequest]) -> Lengths:
         assert self.gate.wait(LONG_S)
+        self.threads.append(threading.current_thread().name)
         self.seen += requests
         self.clock.now_s += self.takes_s
         if self.error is not None:
@@ -84,6 +89,7 @@ class Served:
             TokenizedPrompts(PromptTokens()),
             clock=self.clock,
             metrics=metrics,
+            busy=self.clock,
         )
         self.service.use(LengthPlan(model=self.model, deadline_s=LONG_S))
 
@@ -171,7 +177,60 @@ async def test_a_model_that_is_too_slow_rests_and_comes_back(served: Served) -> 
     assert (await served.foretell()).law.source.startswith("scripted+")
 
 
+async def trusted(served: Served) -> None:
+    """The model has shown to be quick: it runs on the event loop."""
+    for _ in range(QUICK_IN_A_ROW):
+        await served.foretell()
+
+
+async def test_what_comes_in_one_turn_of_the_loop_is_foretold_there_together(served: Served) -> None:
+    await trusted(served)
+    served.model.threads.clear()
+    prompts = [b"word " * (n + 1) for n in range(5)]
+    together = await asyncio.gather(*map(served.foretell, prompts))
+    assert served.model.threads == [threading.main_thread().name]
+    alone = [await served.foretell(prompt) for prompt in prompts]
+    assert [one.law.expected_tokens for one in together] == pytest.approx([one.law.expected_tokens for one in alone])
+    assert len({one.law.expected_tokens for one in together}) == len(prompts)
+
+
+async def test_long_prompts_and_a_model_that_was_slow_once_leave_the_loop_alone(served: Served) -> None:
+    await trusted(served)
+    served.model.threads.clear()
+    await served.foretell(b"word " * AT_ONCE_BYTES)
+    served.model.takes_s = 2 * QUICK_S
+    for _ in range(3):
+        await served.foretell()
+    served.service.use(LengthPlan(model=Scripted(served.clock), deadline_s=LONG_S))
+    loop = threading.main_thread().name
+    assert [one == loop for one in served.model.threads] == [False, True, False, False]
+
+
+async def test_a_request_beyond_what_foretelling_may_take_is_not_kept_waiting(served: Served) -> None:
+    await trusted(served)
+    served.model.takes_s = QUICK_S
+    sources = [(await served.foretell()).law.source for _ in range(30)]
+    assert served.count("length_fallbacks_total", reason="Busy") == sources.count("constant") > 10
+    served.clock.now_s += 1.0
+    assert (await served.foretell()).law.source.startswith("scripted+")
+
+
+async def test_a_failure_on_the_loop_is_an_error_of_that_turn_alone(served: Served) -> None:
+    await trusted(served)
+    working = served.learner.predict
+    served.learner.predict = failing  # type: ignore[method-assign, assignment]
+    assert (await served.foretell()).law.source == "constant"
+    assert served.count("length_fallbacks_total", reason="Error") == 1
+    served.learner.predict = working  # type: ignore[method-assign]
+    assert (await served.foretell()).law.source.startswith("scripted+")
+
+
+def failing(_requests: Sequence[LengthRequest]) -> list[LengthDistribution]:
+    raise ValueError("no law")
+
+
 async def test_late_means_the_applications_quantiles_and_the_constant_where_there_are_none(served: Served) -> None:
+    served.model.takes_s = 2 * QUICK_S
     for _ in range(30):
         await served.finish(await served.foretell(application="chat"), 40)
     served.model.gate.clear()
@@ -180,7 +239,7 @@ async def test_late_means_the_applications_quantiles_and_the_constant_where_ther
     stranger = await served.foretell(application="mail", model="another")
     assert known.law.source.startswith("application-quantiles")
     assert known.law.expected_tokens == pytest.approx(40, rel=0.3)
-    assert known.prompt_tokens == 100
+    assert known.prompt_tokens == 30
     assert (stranger.law.source, stranger.law.expected_tokens) == ("constant", 99)
     assert served.count("length_fallbacks_total", reason="Late") == 2
 
