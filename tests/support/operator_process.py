@@ -44,6 +44,7 @@ PLURALS = {
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     "LLMRouter": "/apis/llmrouter.dev/v1alpha1/namespaces/{}/llmrouters",
     "RoutingPolicy": "/apis/llmrouter.dev/v1alpha1/namespaces/{}/routingpolicies",
+    "InferencePool": "/apis/inference.networking.k8s.io/v1/namespaces/{}/inferencepools",
 }
 OWNED = ("ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Service", "Deployment", "PodDisruptionBudget")
 
