@@ -59,6 +59,7 @@ class RouterMetrics:
         self.lengths = LengthMetrics(make)
         self.calibration = CalibrationMetrics(make)
         self.prefixes = PrefixMetrics(make)
+        self.front = FrontMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.ejections = counter(
             "ejections_total", "Times that an instance was left out: its requests failed, or came late.", ["reason"]
@@ -136,7 +137,9 @@ class FrontMetrics:
         self.requests = counter("openai_requests_total", "Requests to the OpenAI front by how they ended.", ["outcome"])
         self.open_requests = gauge("openai_open_requests", "Requests that the OpenAI front has open.")
         self.resumes = counter("resumes_total", "Requests sent on to another instance, by why.", ["reason"])
-        self.not_resumed = counter("not_resumed_total", "Requests that failed at an instance for good, by why.", ["reason"])
+        self.not_resumed = counter(
+            "not_resumed_total", "Requests that failed at an instance for good, by why.", ["reason"]
+        )
         self.slices = counter("slices_total", "Slices after which an answer went on.", ["moved"])
 
 

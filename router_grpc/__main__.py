@@ -45,6 +45,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         grpc_port=ports[0],
         metrics_port=ports[1],
         ext_proc_port=_port(environment, *EXT_PROC) if environment.get("LLMROUTER_EXT_PROC_PORT") else None,
+        openai_port=_port(environment, *OPENAI) if environment.get("LLMROUTER_OPENAI_PORT") else None,
         ext_proc_is_fast=environment.get("LLMROUTER_EXT_PROC_TRANSPORT", "Fast") == "Fast",
         tls=_tls(environment),
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
@@ -64,6 +65,7 @@ def _tls(environment: Mapping[str, str]) -> Tls | None:
 
 PORTS = (("GRPC", "9000"), ("METRICS", "9090"))
 EXT_PROC = ("EXT_PROC", "9002")
+OPENAI = ("OPENAI", "8080")
 MAX_PORT = 65_535
 
 

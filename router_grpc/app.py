@@ -14,7 +14,9 @@ from router_grpc.gauges import Gauges
 from router_grpc.listeners.ext_proc import PickerServicer
 from router_grpc.listeners.fast import FastServer
 from router_grpc.listeners.native import RouterServicer
+from router_grpc.listeners.openai import OpenAIFront
 from router_grpc.listeners.server import GrpcServer
+from router_grpc.openai.dispatch import FrontDesk
 from router_grpc.picker.session import PickerDesk
 from router_grpc.presuming import STEP_S
 from router_grpc.readiness import Readiness
@@ -93,7 +95,14 @@ class RouterApp:
     """Runs until told to drain. Each loop survives its own failures, which are logged and counted."""
 
     def __init__(
-        self, world: World, outside: Outside, *, host: str, ports: Mapping[str, int], is_fast: bool = True
+        self,
+        world: World,
+        outside: Outside,
+        *,
+        host: str,
+        ports: Mapping[str, int],
+        is_fast: bool = True,
+        openai_port: int | None = None,
     ) -> None:
         self.world = world
         self.service = RouterService(world)
@@ -110,12 +119,17 @@ class RouterApp:
             certificates=tls,
             fast=FastServer(self.desk, tls=None if tls is None else tls.context) if is_fast else None,
         )
+        self.front = None if openai_port is None else self._front(host, openai_port)
         self._gauges = Gauges(world, self.service)
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         outside.changes.listen(self._note_change)
+
+    def _front(self, host: str, port: int) -> OpenAIFront:
+        desk = FrontDesk(self.world, self.service, self.reports)
+        return OpenAIFront(desk, intake=self.desk.intake, is_ready=lambda: self.listener.is_ready, host=host, port=port)
 
     def _note_change(self) -> None:
         self._changed.set()
@@ -127,6 +141,8 @@ class RouterApp:
         """Begins to listen and to follow; ready with the first configuration."""
         self.world.lengths.start()
         await self.listener.start()
+        if self.front is not None:
+            await self.front.start()
         loops: dict[str, Coroutine[None, None, None]] = {
             "config": self._follow_config(),
             "refresh": self._every(lambda: REFRESH_S, self._refresh, "refresh"),
@@ -157,7 +173,7 @@ class RouterApp:
         _log.info("draining", extra={"in_flight": len(self.world.open_requests)})
         await self.listener.retire()
         await asyncio.sleep(settle_s)
-        await self.listener.drain(grace_s)
+        await asyncio.gather(self.listener.drain(grace_s), *([] if self.front is None else [self.front.drain(grace_s)]))
         await self.desk.settled()
         await self.world.unbroken.settled()
         await end_tasks(self._tasks)

@@ -74,6 +74,7 @@ class Settings:
     grpc_port: int = 9000
     metrics_port: int = 9090
     ext_proc_port: int | None = None
+    openai_port: int | None = None
     ext_proc_is_fast: bool = True
     tls: Tls | None = None
     redis_password: str | None = None
@@ -164,7 +165,14 @@ def compose(
         if settings.tls is None
         else Certificates(settings.tls, metrics=metrics, now=lambda: datetime.now(UTC)),
     )
-    app = RouterApp(world, outside, host=settings.host, ports=settings.ports, is_fast=settings.ext_proc_is_fast)
+    app = RouterApp(
+        world,
+        outside,
+        host=settings.host,
+        ports=settings.ports,
+        is_fast=settings.ext_proc_is_fast,
+        openai_port=settings.openai_port,
+    )
     return Router(app, registry, session)
 
 

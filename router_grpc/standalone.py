@@ -49,6 +49,7 @@ def serve(
         grpc_port=config.listeners.grpc_port,
         metrics_port=config.listeners.metrics_port,
         ext_proc_port=config.listeners.ext_proc.port if config.listeners.ext_proc else None,
+        openai_port=config.listeners.openai.port if config.listeners.openai else None,
         ext_proc_is_fast=config.listeners.ext_proc is None or config.listeners.ext_proc.transport == "Fast",
         tls=tls,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),

@@ -45,16 +45,24 @@ def asked_of(path: str, body: bytes) -> Asked | None:
     Raises:
         InvalidRequestError: the body is no JSON object, or a field that routing needs is missing or of a wrong type.
     """
-    read = _reader(path)
-    if read is None:
-        return None
+    return asked_in(path, content_of(body)) if makes_tokens(path) else None
+
+
+def content_of(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is; raises InvalidRequestError where it is none."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"body: not JSON ({str(error)[:SHOWN]})") from None
     if not isinstance(content, dict):
         raise InvalidRequestError("body: must be a JSON object")
-    return read(content)
+    return content
+
+
+def asked_in(path: str, content: dict[str, Any]) -> Asked | None:
+    """As ``asked_of``, of a body that is read already."""
+    read = _reader(path)
+    return None if read is None else read(content)
 
 
 def makes_tokens(path: str) -> bool:

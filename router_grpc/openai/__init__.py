@@ -1,0 +1,1 @@
+"""What the OpenAI front does with a request, without a transport: bodies and answers of parts, and what moves."""
