@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from router_grpc.http2.calls import Calls
 from router_grpc.http2.connection import Connection
@@ -140,7 +140,7 @@ class _Wire(asyncio.Protocol):
         self._over_s: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of create_server
+        transport = cast("asyncio.Transport", transport)  # of create_server; uvloop's own is no subclass
         self._transport = transport
         _say_at_once(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
