@@ -54,7 +54,7 @@ AT_ONCE_REQUESTS = 16
 """So many are foretold together on the event loop before others have a turn."""
 
 QUICK_S, QUICK_IN_A_ROW = 0.005, 20
-"""A model that never took longer for so many batches in a row runs on the event loop, until it takes longer."""
+"""A model that took no longer for what is foretold in one turn, so many times in a row, runs on the event loop."""
 
 T = TypeVar("T")
 
@@ -361,7 +361,8 @@ class LengthService:
         else:
             laws = [certain(plan.constant_tokens, request, source=CONSTANT) for request in kept]
         counted = [counted for _, counted in read]
-        self._quick = self._quick + 1 if self._busy() - started_s <= QUICK_S else 0
+        turns = -(-len(batch) // AT_ONCE_REQUESTS)
+        self._quick = self._quick + 1 if self._busy() - started_s <= QUICK_S * turns else 0
         return [Foretold(*one) for one in zip(kept, laws, counted, strict=True)]
 
     def _within_class(self, request: LengthRequest, law: LengthDistribution) -> LengthDistribution:

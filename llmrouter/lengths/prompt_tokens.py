@@ -37,6 +37,8 @@ MIN_TOKENS_PER_CHAR = 1.0 / 64.0
 NOISE = 0.01
 """Variance of the relative error that no weights explain."""
 
+_PRIOR = PRIOR_TOKENS, np.diag(PRIOR_SPREAD**2)
+
 MAX_TRACE = 1_000.0
 """Of the covariance of the weights: forgetting alone would let it grow without bound."""
 
@@ -137,7 +139,7 @@ class PromptTokens:
 
     def _weights(self, key: str) -> tuple[Floats, Floats]:
         known = self._models.get(key)
-        return (PRIOR_TOKENS, np.diag(PRIOR_SPREAD**2)) if known is None else known
+        return _PRIOR if known is None else known
 
     def _keep(self, key: str, weights_C: Floats, spread_CC: Floats) -> None:
         self._models[key] = (weights_C, spread_CC)
@@ -160,10 +162,10 @@ def character_counts(prompt: str) -> Floats:
 
 
 def _counts(text: str) -> Floats:
-    classes_B = np.frombuffer(text.encode("utf-8", "surrogatepass").translate(_CLASS_OF_BYTE), dtype=np.uint8)
-    small, capital, digit, space, punctuation, beyond, _ = np.bincount(classes_B, minlength=_WITHIN + 1).tolist()
-    letter_B = classes_B <= _CAPITAL
-    words = int(letter_B[:1].sum()) + int(np.count_nonzero(letter_B[1:] > letter_B[:-1]))
+    classes = text.encode("utf-8", "surrogatepass").translate(_CLASS_OF_BYTE)
+    small, capital, digit, space, punctuation, beyond = map(classes.count, range(_WITHIN))
+    letters = classes.translate(_LETTER_OF_CLASS)
+    words = letters.startswith(b"\1") + letters.count(b"\0\1")
     cjk = _cjk(text) if beyond else 0
     extra_space = max(0, space - words)
     values = (1, words, small + capital, capital, digit, punctuation, extra_space, cjk, beyond - cjk)
@@ -193,6 +195,7 @@ def _class_of_byte(byte: int) -> int:
 
 
 _CLASS_OF_BYTE = bytes(_class_of_byte(byte) for byte in range(256))
+_LETTER_OF_CLASS = bytes(kind <= _CAPITAL for kind in range(256))
 
 
 def _refusal(counts_C: Floats, prompt_tokens: float) -> TokenReportRefusal | None:
