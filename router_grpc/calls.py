@@ -89,6 +89,9 @@ class RouteAnswer:
     prompt_tokens: int = 0
     law: LengthDistribution | None = None
     """What was foretold of the answer's length."""
+    prefill_instance_id: str = ""
+    prefill_endpoint: str = ""
+    """Of the instance that computes the prompt, where that is another one."""
 
 
 class UnknownModelError(InvalidRequestError):

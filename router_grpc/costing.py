@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmrouter.routing.features import feature_rows, profile_features
 from llmrouter.routing.rules import PREDICTED, own_latency
+from llmrouter.routing.stages import decode_row, prefill_s, row_of
 
 if TYPE_CHECKING:
     from llmrouter.domain import InstanceView, PoolSnapshot, Request
@@ -25,14 +25,15 @@ class ForetoldCost:
     dispatched_at_s: float
 
 
-def own_seconds(request: Request, view: InstanceView) -> tuple[float, float]:
+def own_seconds(request: Request, view: InstanceView, prefill: InstanceView | None = None) -> tuple[float, float]:
     """Seconds that a request is expected to take on an instance, and that the first of its tokens does.
 
-    Both are ``own`` of the marginal cost, on the loads seen.
+    Both are ``own`` of the marginal cost, on the loads seen; with those that its prompt takes elsewhere, if it does.
     """
-    (row,) = feature_rows(request, [view], lambda one: profile_features(one.instance.profile))
+    row = row_of(request, view) if prefill is None else decode_row(request, view)
+    before_s = 0.0 if prefill is None else prefill_s(request, prefill)
     first = (*row[:PREDICTED], 1.0, *row[PREDICTED + 1 :])
-    return float(own_latency(row)), float(own_latency(first))
+    return before_s + float(own_latency(row)), before_s + float(own_latency(first))
 
 
 def note_cost(world: World, request: Request, snapshot: PoolSnapshot, answer: RouteAnswer) -> None:
@@ -40,9 +41,17 @@ def note_cost(world: World, request: Request, snapshot: PoolSnapshot, answer: Ro
     entry = world.open_requests.get(answer.request_id)
     if entry is None or entry.cost is not None:
         return
+    chosen = _view_of(snapshot, answer.instance_id)
+    if chosen is not None:
+        prefill = _view_of(snapshot, answer.prefill_instance_id) if answer.prefill_instance_id else None
+        entry.cost = ForetoldCost(answer.policy, *own_seconds(request, chosen, prefill), world.clock())
+
+
+def _view_of(snapshot: PoolSnapshot, instance_id: str) -> InstanceView | None:
     for view in snapshot.views:
-        if view.instance.instance_id == answer.instance_id:
-            entry.cost = ForetoldCost(answer.policy, *own_seconds(request, view), world.clock())
+        if view.instance.instance_id == instance_id:
+            return view
+    return None
 
 
 def observe_cost(world: World, entry: OpenRequest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import Role
 from llmrouter.errors import NoInstanceError
 from router_grpc.calls import allows
 
@@ -18,7 +19,11 @@ def least_loaded(world: World, subset: frozenset[str] | None) -> str:
         NoInstanceError: nothing is ready, or nothing of ``subset`` is.
     """
     now_s = world.clock()
-    views = [world.replica.view(one, now_s=now_s) for one in world.ready() if allows(subset, one.endpoint)]
+    views = [
+        world.replica.view(one, now_s=now_s)
+        for one in world.ready()
+        if one.role is not Role.PREFILL and allows(subset, one.endpoint)
+    ]
     if not views:
         raise NoInstanceError("no instance is ready" if subset is None else "no instance of the subset is ready")
     least = min(view.total.requests for view in views)

@@ -96,6 +96,14 @@ class Prefixing:
         if not self.enabled or not request.prefix_hashes:
             return None
         metrics.hit_tokens.labels("expected").inc(request.cached_tokens.get(instance.instance_id, 0))
+        return self._used(request, instance)
+
+    def handed_over(self, request: Request, instance: Instance) -> None:
+        """An instance is given a prompt that another one computes, and has it from then on."""
+        if self.enabled and request.prefix_hashes:
+            self._used(request, instance)
+
+    def _used(self, request: Request, instance: Instance) -> Use:
         if self._is_shared:
             told = request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens
             self.outbox.add(ToldUse(instance.instance_id, *told))

@@ -12,6 +12,7 @@ from llmrouter.routing.late_starts import lateness
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 from router_grpc.costing import observe_cost
 from router_grpc.mixing import note_finish
+from router_grpc.staging import first_token, instances_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,6 +137,8 @@ class ReportService:
             if entry.arrived_at_s is not None and not report.is_part:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
             self._note_start(entry, now_s)
+            if first_token(self._world, reservation):
+                self._kick()
         if report.kind is not ReportKind.STARTED:
             self._world.answered(reservation.instance_id, report.request_id)
             self._world.calibrating.advanced(report.request_id, report.output_tokens, now_s=now_s)
@@ -167,9 +170,11 @@ class ReportService:
             self._settle_with(entry, released.generated_tokens)
         if report.kind is ReportKind.FINISHED:
             self._observe_finish(report, entry)
-            self._world.answered(released.instance_id, report.request_id)
+            for instance_id in instances_of(released):
+                self._world.answered(instance_id, report.request_id)
         elif report.kind is ReportKind.FAILED:
-            self._blame(report, released.instance_id)
+            for instance_id in instances_of(released, at_work=True):
+                self._blame(report, instance_id)
             _log.info(
                 "request failed",
                 extra={"request_id": report.request_id, "reason": report.reason, "instance": released.instance_id},
@@ -210,8 +215,11 @@ class ReportService:
         _log.warning("instance left out", extra={"instance": instance_id, "reason": why})
 
     def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
-        if entry is not None and entry.prefix is not None and report.cached_prompt_tokens is not None:
-            self._world.prefixes.reported(entry.prefix, report.cached_prompt_tokens, self._world.metrics.prefixes)
+        cached_tokens = report.cached_prompt_tokens
+        if entry is not None and entry.reservation.prefill_instance_id:
+            cached_tokens = None  # of whose cache is not said
+        if entry is not None and entry.prefix is not None and cached_tokens is not None:
+            self._world.prefixes.reported(entry.prefix, cached_tokens, self._world.metrics.prefixes)
         if entry is not None and entry.arrived_at_s is not None and not report.is_part:
             self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
         if entry is not None:

@@ -29,6 +29,7 @@ from router_grpc.costing import note_cost
 from router_grpc.holding import RETRY_AFTER_S, Holding, kept_bytes
 from router_grpc.mixing import note_dispatch
 from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
+from router_grpc.staging import dispatched, needs_prefill
 from router_grpc.world import World
 
 if TYPE_CHECKING:
@@ -299,11 +300,10 @@ class RouterService:
     async def _reserve(
         self, request: Request, decision: Placement, terms: _Terms, *, guard: Guard, final: bool
     ) -> ReserveResult:
-        world = self._world
         bids = [
-            _bid(request, candidate, world.replica.view(instance, now_s=world.clock()), guard, terms.batch)
+            bid
             for candidate in decision.candidates
-            if (instance := world.instances.get(candidate.instance_id)) is not None
+            if (bid := _bid_of(self._world, request, candidate, guard, terms.batch)) is not None
         ]
         tolerance = MOVED_TOLERANCE if decision.load_sensitive else None
         ask = _ask(request, bids, tolerance=tolerance, final=final and decision.load_sensitive)
@@ -360,10 +360,11 @@ class RouterService:
         chosen = instances.get(reservation.instance_id)
         if chosen is None or chosen.instance_id in request.excluded_instance_ids:
             return None
+        prefill = instances.get(reservation.prefill_instance_id) if needs_prefill(reservation) else None
+        if needs_prefill(reservation) and (prefill is None or prefill.instance_id in request.excluded_instance_ids):
+            return None
         entry = self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
-        entry.prefix = entry.prefix or self._world.prefixes.sent(request, chosen, self._world.metrics.prefixes)
-        self._world.outliers.dispatched(chosen.instance_id, request.request_id, now_s=self._world.clock())
-        self._world.calibrating.dispatched(reservation, chosen, self._world.replica, now_s=self._world.clock())
+        dispatched(self._world, request, entry, chosen, prefill)
         others = [
             (instance.instance_id, instance.endpoint)
             for candidate in candidates
@@ -381,6 +382,8 @@ class RouterService:
             reason=guarded.decision.reason if guarded else "reserved by an earlier call with this request id",
             held_s=0.0,
             degraded=self._world.is_degraded(),
+            prefill_instance_id="" if prefill is None else prefill.instance_id,
+            prefill_endpoint="" if prefill is None else prefill.endpoint,
         )
 
 
@@ -452,6 +455,18 @@ def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int 
         moved_tolerance=tolerance,
         final=final,
     )
+
+
+def _bid_of(world: World, request: Request, candidate: Candidate, guard: Guard, batch: BatchRules | None) -> Bid | None:
+    """A candidate's bid, and that of who computes its prompt; ``None`` where one of them is gone."""
+    instance = world.instances.get(candidate.instance_id)
+    if instance is None:
+        return None
+    bid = _bid(request, candidate, world.replica.view(instance, now_s=world.clock()), guard, batch)
+    if candidate.prefill is None:
+        return bid
+    prefill = _bid_of(world, request, candidate.prefill, guard, batch)
+    return None if prefill is None else replace(bid, prefill=prefill)
 
 
 def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guard, batch: BatchRules | None) -> Bid:

@@ -84,7 +84,14 @@ def route_response(answer: RouteAnswer) -> pb.RouteResponse:
         predicted_output_quantiles=answer.law.quantiles if answer.law else (),
         predictor=answer.law.source if answer.law else "",
         predictor_digest=answer.law.digest if answer.law else "",
+        prefill=_prefill_of(answer),
     )
+
+
+def _prefill_of(answer: RouteAnswer) -> pb.Endpoint | None:
+    if not answer.prefill_instance_id:
+        return None
+    return pb.Endpoint(instance_id=answer.prefill_instance_id, endpoint=answer.prefill_endpoint)
 
 
 def report_of(message: pb.ReportEvent) -> Report:
@@ -121,6 +128,7 @@ def reservation_message(reservation: Reservation) -> pb.Reservation:
         predicted_output_tokens=reservation.predicted_output_tokens,
         prefilled=reservation.prefilled,
         generated_tokens=reservation.generated_tokens,
+        prefill_instance_id=reservation.prefill_instance_id,
     )
 
 
@@ -131,6 +139,8 @@ def instance_state(view: InstanceView, *, now_s: float) -> pb.InstanceState:
         endpoint=view.instance.endpoint,
         pool=view.instance.pool,
         profile=view.instance.profile.name,
+        role=view.instance.role,
+        locality=view.instance.locality,
         in_flight_requests=view.load.requests,
         in_flight_context_tokens=view.load.context_tokens,
         queued_prefill_tokens=view.load.queued_prefill_tokens,

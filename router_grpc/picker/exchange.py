@@ -182,18 +182,23 @@ class Exchange:
             raise ProtocolError("a message of no kind that a picker knows")
         return on[kind](message)
 
-    def picked(self, endpoint: str, request_id: str) -> list[Effect]:
-        """The request goes there; ``request_id`` of its reservation is empty where it has none."""
-        effects = self._sent_on(endpoint, request_id)
+    def picked(self, endpoint: str, request_id: str, prefiller: str = "") -> list[Effect]:
+        """The request goes there; ``request_id`` of its reservation is empty where it has none.
+
+        ``prefiller`` is the endpoint that is to compute its prompt, where that is another one.
+        """
+        effects = self._sent_on(endpoint, request_id, prefiller)
         if self._observed.sees(request_id):
             return effects if self._streams or not request_id else [*effects, Unheard(request_id)]
         self._phase, self._request_id = _Phase.OVER, ""
         return [*effects, Leave(request_id)]
 
-    def _sent_on(self, endpoint: str, request_id: str) -> list[Effect]:
+    def _sent_on(self, endpoint: str, request_id: str, prefiller: str) -> list[Effect]:
         self._phase = _Phase.ANSWER
         self._endpoint, self._request_id = endpoint, request_id
         extra = {} if names.REQUEST_ID in self._headers or not request_id else {names.REQUEST_ID: request_id}
+        if prefiller:
+            extra[names.PREFILLER] = prefiller
         response = picked(endpoint, extra)
         if not self._duplex_request and self._has_body:
             self._let_go()

@@ -55,7 +55,8 @@ def picked(endpoint: str, extra: Mapping[str, str]) -> pb.CommonResponse:
     One endpoint alone, though the protocol lets fallbacks follow: a plain Envoy takes the whole header for an address.
     """
     values = {DESTINATION: endpoint, **extra}
-    return pb.CommonResponse(header_mutation=_setting(values, remove=FORGEABLE), clear_route_cache=True)
+    removed = tuple(name for name in FORGEABLE if name not in values)
+    return pb.CommonResponse(header_mutation=_setting(values, remove=removed), clear_route_cache=True)
 
 
 def headers_reply(response: pb.CommonResponse, endpoint: str) -> pb.ProcessingResponse:

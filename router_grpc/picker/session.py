@@ -235,7 +235,7 @@ class PickerSession:
         self._desk.routed.inc()
         world.metrics.route_seconds.observe(world.clock() - started_s)
         world.open_requests.attended(answer.request_id, stream_id=self._stream_id)
-        return self._exchange.picked(answer.endpoint, answer.request_id)
+        return self._exchange.picked(answer.endpoint, answer.request_id, answer.prefill_endpoint)
 
     def _take_waiting(self) -> None:
         while self._waiting and self._pick is None and not self._is_over:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brouter_grpc/v1/router.proto\x12\x0cllmrouter.v1\"\xd9\x03\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x03\x12\x13\n\x0b\x61pplication\x18\x04 \x01(\t\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12\x1d\n\x15\x65xcluded_instance_ids\x18\x06 \x03(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\x0c\x12\x18\n\x0btemperature\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05tools\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\n \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04turn\x18\x0b \x01(\x05H\x03\x88\x01\x01\x12\x15\n\x08thinking\x18\x0c \x01(\x08H\x04\x88\x01\x01\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0f \x01(\x03\x12\r\n\x05\x62\x61tch\x18\x10 \x01(\x08\x12\x15\n\rprefix_hashes\x18\x11 \x03(\x06\x12\x1b\n\x13prefix_block_tokens\x18\x12 \x01(\x05\x12\x12\n\ncache_salt\x18\x13 \x01(\tB\x0e\n\x0c_temperatureB\x08\n\x06_toolsB\x07\n\x05_stopB\x07\n\x05_turnB\x0b\n\t_thinking\"\xf5\x02\n\rRouteResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12)\n\tfallbacks\x18\x04 \x03(\x0b\x32\x16.llmrouter.v1.Endpoint\x12\x16\n\x0ereservation_id\x18\x05 \x01(\t\x12\x1f\n\x17predicted_output_tokens\x18\x06 \x01(\x01\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x15\n\rpolicy_digest\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x14\n\x0cheld_seconds\x18\n \x01(\x01\x12\x10\n\x08\x64\x65graded\x18\x0b \x01(\x08\x12\x15\n\rprompt_tokens\x18\x0c \x01(\x03\x12\"\n\x1apredicted_output_quantiles\x18\r \x03(\x01\x12\x11\n\tpredictor\x18\x0e \x01(\t\x12\x18\n\x10predictor_digest\x18\x0f \x01(\t\"1\n\x08\x45ndpoint\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"\xb3\x02\n\x0bReportEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07started\x18\x02 \x01(\x0b\x32\x15.llmrouter.v1.StartedH\x00\x12/\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x18.llmrouter.v1.FirstTokenH\x00\x12*\n\x08progress\x18\x04 \x01(\x0b\x32\x16.llmrouter.v1.ProgressH\x00\x12*\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x16.llmrouter.v1.FinishedH\x00\x12&\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x14.llmrouter.v1.FailedH\x00\x12,\n\tcancelled\x18\x07 \x01(\x0b\x32\x17.llmrouter.v1.CancelledH\x00\x42\x07\n\x05\x65vent\"\t\n\x07Started\"\x0c\n\nFirstToken\"!\n\x08Progress\x12\x15\n\routput_tokens\x18\x01 \x01(\x03\"t\n\x08\x46inished\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x17\n\x15_cached_prompt_tokens\"\x18\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0b\n\tCancelled\"I\n\x15ReportAcknowledgement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05known\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x14\n\x12GetSnapshotRequest\"\xfd\x01\n\x13GetSnapshotResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x15\n\rpolicy_digest\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65\x63iding\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\x08\x12\x15\n\rheld_requests\x18\x08 \x01(\x03\x12\x18\n\x10load_age_seconds\x18\t \x01(\x01\x12.\n\tinstances\x18\n \x03(\x0b\x32\x1b.llmrouter.v1.InstanceState\"\x85\x03\n\rInstanceState\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x1a\n\x12in_flight_requests\x18\x05 \x01(\x03\x12 \n\x18in_flight_context_tokens\x18\x06 \x01(\x03\x12\x1d\n\x15queued_prefill_tokens\x18\x07 \x01(\x03\x12\x1f\n\x17remaining_decode_tokens\x18\x08 \x01(\x01\x12\x14\n\x07running\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07waiting\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x1e\n\x11kv_usage_fraction\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x1f\n\x12scrape_age_seconds\x18\x0c \x01(\x01H\x03\x88\x01\x01\x42\n\n\x08_runningB\n\n\x08_waitingB\x14\n\x12_kv_usage_fractionB\x15\n\x13_scrape_age_seconds\"+\n\x15GetReservationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xae\x01\n\x0bReservation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x1f\n\x17predicted_output_tokens\x18\x05 \x01(\x01\x12\x11\n\tprefilled\x18\x06 \x01(\x08\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x03\x32\xbe\x02\n\x06Router\x12@\n\x05Route\x12\x1a.llmrouter.v1.RouteRequest\x1a\x1b.llmrouter.v1.RouteResponse\x12L\n\x06Report\x12\x19.llmrouter.v1.ReportEvent\x1a#.llmrouter.v1.ReportAcknowledgement(\x01\x30\x01\x12R\n\x0bGetSnapshot\x12 .llmrouter.v1.GetSnapshotRequest\x1a!.llmrouter.v1.GetSnapshotResponse\x12P\n\x0eGetReservation\x12#.llmrouter.v1.GetReservationRequest\x1a\x19.llmrouter.v1.Reservationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brouter_grpc/v1/router.proto\x12\x0cllmrouter.v1\"\xd9\x03\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x03\x12\x13\n\x0b\x61pplication\x18\x04 \x01(\t\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12\x1d\n\x15\x65xcluded_instance_ids\x18\x06 \x03(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\x0c\x12\x18\n\x0btemperature\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05tools\x18\t \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\n \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04turn\x18\x0b \x01(\x05H\x03\x88\x01\x01\x12\x15\n\x08thinking\x18\x0c \x01(\x08H\x04\x88\x01\x01\x12\x10\n\x08priority\x18\r \x01(\x05\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0f \x01(\x03\x12\r\n\x05\x62\x61tch\x18\x10 \x01(\x08\x12\x15\n\rprefix_hashes\x18\x11 \x03(\x06\x12\x1b\n\x13prefix_block_tokens\x18\x12 \x01(\x05\x12\x12\n\ncache_salt\x18\x13 \x01(\tB\x0e\n\x0c_temperatureB\x08\n\x06_toolsB\x07\n\x05_stopB\x07\n\x05_turnB\x0b\n\t_thinking\"\x9e\x03\n\rRouteResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12)\n\tfallbacks\x18\x04 \x03(\x0b\x32\x16.llmrouter.v1.Endpoint\x12\x16\n\x0ereservation_id\x18\x05 \x01(\t\x12\x1f\n\x17predicted_output_tokens\x18\x06 \x01(\x01\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x15\n\rpolicy_digest\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x14\n\x0cheld_seconds\x18\n \x01(\x01\x12\x10\n\x08\x64\x65graded\x18\x0b \x01(\x08\x12\x15\n\rprompt_tokens\x18\x0c \x01(\x03\x12\"\n\x1apredicted_output_quantiles\x18\r \x03(\x01\x12\x11\n\tpredictor\x18\x0e \x01(\t\x12\x18\n\x10predictor_digest\x18\x0f \x01(\t\x12\'\n\x07prefill\x18\x10 \x01(\x0b\x32\x16.llmrouter.v1.Endpoint\"1\n\x08\x45ndpoint\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"\xb3\x02\n\x0bReportEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07started\x18\x02 \x01(\x0b\x32\x15.llmrouter.v1.StartedH\x00\x12/\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x18.llmrouter.v1.FirstTokenH\x00\x12*\n\x08progress\x18\x04 \x01(\x0b\x32\x16.llmrouter.v1.ProgressH\x00\x12*\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x16.llmrouter.v1.FinishedH\x00\x12&\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x14.llmrouter.v1.FailedH\x00\x12,\n\tcancelled\x18\x07 \x01(\x0b\x32\x17.llmrouter.v1.CancelledH\x00\x42\x07\n\x05\x65vent\"\t\n\x07Started\"\x0c\n\nFirstToken\"!\n\x08Progress\x12\x15\n\routput_tokens\x18\x01 \x01(\x03\"t\n\x08\x46inished\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12!\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x17\n\x15_cached_prompt_tokens\"\x18\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0b\n\tCancelled\"I\n\x15ReportAcknowledgement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05known\x18\x02 \x01(\x08\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x14\n\x12GetSnapshotRequest\"\xfd\x01\n\x13GetSnapshotResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x15\n\rpolicy_digest\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65\x63iding\x18\x05 \x01(\t\x12\x10\n\x08provider\x18\x06 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x07 \x01(\x08\x12\x15\n\rheld_requests\x18\x08 \x01(\x03\x12\x18\n\x10load_age_seconds\x18\t \x01(\x01\x12.\n\tinstances\x18\n \x03(\x0b\x32\x1b.llmrouter.v1.InstanceState\"\xa5\x03\n\rInstanceState\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0f\n\x07profile\x18\x04 \x01(\t\x12\x1a\n\x12in_flight_requests\x18\x05 \x01(\x03\x12 \n\x18in_flight_context_tokens\x18\x06 \x01(\x03\x12\x1d\n\x15queued_prefill_tokens\x18\x07 \x01(\x03\x12\x1f\n\x17remaining_decode_tokens\x18\x08 \x01(\x01\x12\x14\n\x07running\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07waiting\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x1e\n\x11kv_usage_fraction\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x1f\n\x12scrape_age_seconds\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x0c\n\x04role\x18\r \x01(\t\x12\x10\n\x08locality\x18\x0e \x01(\tB\n\n\x08_runningB\n\n\x08_waitingB\x14\n\x12_kv_usage_fractionB\x15\n\x13_scrape_age_seconds\"+\n\x15GetReservationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xcb\x01\n\x0bReservation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x1f\n\x17predicted_output_tokens\x18\x05 \x01(\x01\x12\x11\n\tprefilled\x18\x06 \x01(\x08\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x03\x12\x1b\n\x13prefill_instance_id\x18\x08 \x01(\t2\xbe\x02\n\x06Router\x12@\n\x05Route\x12\x1a.llmrouter.v1.RouteRequest\x1a\x1b.llmrouter.v1.RouteResponse\x12L\n\x06Report\x12\x19.llmrouter.v1.ReportEvent\x1a#.llmrouter.v1.ReportAcknowledgement(\x01\x30\x01\x12R\n\x0bGetSnapshot\x12 .llmrouter.v1.GetSnapshotRequest\x1a!.llmrouter.v1.GetSnapshotResponse\x12P\n\x0eGetReservation\x12#.llmrouter.v1.GetReservationRequest\x1a\x19.llmrouter.v1.Reservationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTEREQUEST']._serialized_start=46
   _globals['_ROUTEREQUEST']._serialized_end=519
   _globals['_ROUTERESPONSE']._serialized_start=522
-  _globals['_ROUTERESPONSE']._serialized_end=895
-  _globals['_ENDPOINT']._serialized_start=897
-  _globals['_ENDPOINT']._serialized_end=946
-  _globals['_REPORTEVENT']._serialized_start=949
-  _globals['_REPORTEVENT']._serialized_end=1256
-  _globals['_STARTED']._serialized_start=1258
-  _globals['_STARTED']._serialized_end=1267
-  _globals['_FIRSTTOKEN']._serialized_start=1269
-  _globals['_FIRSTTOKEN']._serialized_end=1281
-  _globals['_PROGRESS']._serialized_start=1283
-  _globals['_PROGRESS']._serialized_end=1316
-  _globals['_FINISHED']._serialized_start=1318
-  _globals['_FINISHED']._serialized_end=1434
-  _globals['_FAILED']._serialized_start=1436
-  _globals['_FAILED']._serialized_end=1460
-  _globals['_CANCELLED']._serialized_start=1462
-  _globals['_CANCELLED']._serialized_end=1473
-  _globals['_REPORTACKNOWLEDGEMENT']._serialized_start=1475
-  _globals['_REPORTACKNOWLEDGEMENT']._serialized_end=1548
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1550
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1570
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=1573
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=1826
-  _globals['_INSTANCESTATE']._serialized_start=1829
-  _globals['_INSTANCESTATE']._serialized_end=2218
-  _globals['_GETRESERVATIONREQUEST']._serialized_start=2220
-  _globals['_GETRESERVATIONREQUEST']._serialized_end=2263
-  _globals['_RESERVATION']._serialized_start=2266
-  _globals['_RESERVATION']._serialized_end=2440
-  _globals['_ROUTER']._serialized_start=2443
-  _globals['_ROUTER']._serialized_end=2761
+  _globals['_ROUTERESPONSE']._serialized_end=936
+  _globals['_ENDPOINT']._serialized_start=938
+  _globals['_ENDPOINT']._serialized_end=987
+  _globals['_REPORTEVENT']._serialized_start=990
+  _globals['_REPORTEVENT']._serialized_end=1297
+  _globals['_STARTED']._serialized_start=1299
+  _globals['_STARTED']._serialized_end=1308
+  _globals['_FIRSTTOKEN']._serialized_start=1310
+  _globals['_FIRSTTOKEN']._serialized_end=1322
+  _globals['_PROGRESS']._serialized_start=1324
+  _globals['_PROGRESS']._serialized_end=1357
+  _globals['_FINISHED']._serialized_start=1359
+  _globals['_FINISHED']._serialized_end=1475
+  _globals['_FAILED']._serialized_start=1477
+  _globals['_FAILED']._serialized_end=1501
+  _globals['_CANCELLED']._serialized_start=1503
+  _globals['_CANCELLED']._serialized_end=1514
+  _globals['_REPORTACKNOWLEDGEMENT']._serialized_start=1516
+  _globals['_REPORTACKNOWLEDGEMENT']._serialized_end=1589
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1591
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1611
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=1614
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=1867
+  _globals['_INSTANCESTATE']._serialized_start=1870
+  _globals['_INSTANCESTATE']._serialized_end=2291
+  _globals['_GETRESERVATIONREQUEST']._serialized_start=2293
+  _globals['_GETRESERVATIONREQUEST']._serialized_end=2336
+  _globals['_RESERVATION']._serialized_start=2339
+  _globals['_RESERVATION']._serialized_end=2542
+  _globals['_ROUTER']._serialized_start=2545
+  _globals['_ROUTER']._serialized_end=2863
 # @@protoc_insertion_point(module_scope)

@@ -49,7 +49,7 @@ class RouteRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., application: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., excluded_instance_ids: _Optional[_Iterable[str]] = ..., prompt: _Optional[bytes] = ..., temperature: _Optional[float] = ..., tools: _Optional[int] = ..., stop: _Optional[int] = ..., turn: _Optional[int] = ..., thinking: _Optional[bool] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., batch: _Optional[bool] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., prefix_block_tokens: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class RouteResponse(_message.Message):
-    __slots__ = ("request_id", "instance_id", "endpoint", "fallbacks", "reservation_id", "predicted_output_tokens", "policy", "policy_digest", "reason", "held_seconds", "degraded", "prompt_tokens", "predicted_output_quantiles", "predictor", "predictor_digest")
+    __slots__ = ("request_id", "instance_id", "endpoint", "fallbacks", "reservation_id", "predicted_output_tokens", "policy", "policy_digest", "reason", "held_seconds", "degraded", "prompt_tokens", "predicted_output_quantiles", "predictor", "predictor_digest", "prefill")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class RouteResponse(_message.Message):
     PREDICTED_OUTPUT_QUANTILES_FIELD_NUMBER: _ClassVar[int]
     PREDICTOR_FIELD_NUMBER: _ClassVar[int]
     PREDICTOR_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     instance_id: str
     endpoint: str
@@ -80,7 +81,8 @@ class RouteResponse(_message.Message):
     predicted_output_quantiles: _containers.RepeatedScalarFieldContainer[float]
     predictor: str
     predictor_digest: str
-    def __init__(self, request_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., fallbacks: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., reservation_id: _Optional[str] = ..., predicted_output_tokens: _Optional[float] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., reason: _Optional[str] = ..., held_seconds: _Optional[float] = ..., degraded: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., predicted_output_quantiles: _Optional[_Iterable[float]] = ..., predictor: _Optional[str] = ..., predictor_digest: _Optional[str] = ...) -> None: ...
+    prefill: Endpoint
+    def __init__(self, request_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., fallbacks: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., reservation_id: _Optional[str] = ..., predicted_output_tokens: _Optional[float] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., reason: _Optional[str] = ..., held_seconds: _Optional[float] = ..., degraded: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., predicted_output_quantiles: _Optional[_Iterable[float]] = ..., predictor: _Optional[str] = ..., predictor_digest: _Optional[str] = ..., prefill: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("instance_id", "endpoint")
@@ -181,7 +183,7 @@ class GetSnapshotResponse(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., config_digest: _Optional[str] = ..., policy: _Optional[str] = ..., policy_digest: _Optional[str] = ..., deciding: _Optional[str] = ..., provider: _Optional[str] = ..., degraded: _Optional[bool] = ..., held_requests: _Optional[int] = ..., load_age_seconds: _Optional[float] = ..., instances: _Optional[_Iterable[_Union[InstanceState, _Mapping]]] = ...) -> None: ...
 
 class InstanceState(_message.Message):
-    __slots__ = ("instance_id", "endpoint", "pool", "profile", "in_flight_requests", "in_flight_context_tokens", "queued_prefill_tokens", "remaining_decode_tokens", "running", "waiting", "kv_usage_fraction", "scrape_age_seconds")
+    __slots__ = ("instance_id", "endpoint", "pool", "profile", "in_flight_requests", "in_flight_context_tokens", "queued_prefill_tokens", "remaining_decode_tokens", "running", "waiting", "kv_usage_fraction", "scrape_age_seconds", "role", "locality")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +196,8 @@ class InstanceState(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_USAGE_FRACTION_FIELD_NUMBER: _ClassVar[int]
     SCRAPE_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LOCALITY_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     endpoint: str
     pool: str
@@ -206,7 +210,9 @@ class InstanceState(_message.Message):
     waiting: int
     kv_usage_fraction: float
     scrape_age_seconds: float
-    def __init__(self, instance_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., profile: _Optional[str] = ..., in_flight_requests: _Optional[int] = ..., in_flight_context_tokens: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., remaining_decode_tokens: _Optional[float] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage_fraction: _Optional[float] = ..., scrape_age_seconds: _Optional[float] = ...) -> None: ...
+    role: str
+    locality: str
+    def __init__(self, instance_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., pool: _Optional[str] = ..., profile: _Optional[str] = ..., in_flight_requests: _Optional[int] = ..., in_flight_context_tokens: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., remaining_decode_tokens: _Optional[float] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage_fraction: _Optional[float] = ..., scrape_age_seconds: _Optional[float] = ..., role: _Optional[str] = ..., locality: _Optional[str] = ...) -> None: ...
 
 class GetReservationRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -215,7 +221,7 @@ class GetReservationRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class Reservation(_message.Message):
-    __slots__ = ("request_id", "router_id", "instance_id", "prompt_tokens", "predicted_output_tokens", "prefilled", "generated_tokens")
+    __slots__ = ("request_id", "router_id", "instance_id", "prompt_tokens", "predicted_output_tokens", "prefilled", "generated_tokens", "prefill_instance_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +229,7 @@ class Reservation(_message.Message):
     PREDICTED_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     router_id: str
     instance_id: str
@@ -230,4 +237,5 @@ class Reservation(_message.Message):
     predicted_output_tokens: float
     prefilled: bool
     generated_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., router_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., predicted_output_tokens: _Optional[float] = ..., prefilled: _Optional[bool] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    prefill_instance_id: str
+    def __init__(self, request_id: _Optional[str] = ..., router_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., predicted_output_tokens: _Optional[float] = ..., prefilled: _Optional[bool] = ..., generated_tokens: _Optional[int] = ..., prefill_instance_id: _Optional[str] = ...) -> None: ...
