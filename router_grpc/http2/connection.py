@@ -382,8 +382,7 @@ class Connection:
                 self._send_window -= sent
             stream.sent()
             if stream.queue:
-                if stream.send_window > 0:
-                    self.ready(stream)
+                self._next_turn(stream)
                 return max(sent, 0)
         if stream.tail is not None:
             block, stream.tail = self._first(stream.tail), None
@@ -392,6 +391,16 @@ class Connection:
                 out.append(wire.rst_stream(stream.stream_id, Code.NO_ERROR))
             self._close(stream)
         return sent
+
+    def _next_turn(self, stream: Stream) -> None:
+        """A stream has more to send than it could: the first to go on if it was the connection's window that ended."""
+        if stream.send_window <= 0:
+            return
+        if self._send_window:
+            self.ready(stream)
+        else:
+            stream.is_ready = True
+            self._starved.insert(0, stream)
 
     def _pack_data(self, stream: Stream, size: int) -> None:
         """Moves ``size`` bytes of a stream's queue into frames."""
