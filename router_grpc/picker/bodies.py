@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SHOWN = 64
+MAX_VALUES = 1_000_000
+"""Of a body; read, each takes about 60 bytes of memory. Counted are commas and brackets, those of texts as well."""
+
 MAX_NUMBER = 10**300
 """A whole number that is larger counts as this: a float takes no more."""
 
@@ -49,7 +52,9 @@ def asked_of(path: str, body: bytes) -> Asked | None:
 
 
 def content_of(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is; raises InvalidRequestError where it is none."""
+    """The JSON object that a body is; raises InvalidRequestError where it is none, or of very many values."""
+    if len(body) > MAX_VALUES and sum(map(body.count, _VALUES)) > MAX_VALUES:
+        raise InvalidRequestError(f"body: more than about {MAX_VALUES} values")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -114,6 +119,8 @@ def _embeddings(content: dict[str, Any]) -> Asked:
     found = _asked(content, prompt=prompt, limits=(), prompt_tokens=tokens)
     return Asked(found.model, found.prompt, found.prompt_tokens, max_output_tokens=1)
 
+
+_VALUES = (b",", b"[", b"{")
 
 _READERS: tuple[tuple[str, Callable[[dict[str, Any]], Asked]], ...] = (
     ("/chat/completions", _chat),

@@ -32,7 +32,7 @@ from router_grpc.picker.replies import (
     with_destination,
 )
 from router_grpc.picker.usage import AnswerScan
-from router_grpc.reports import Report, ReportKind
+from router_grpc.reports import MAX_REPORTED_TOKENS, Report, ReportKind
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ class Exchange:
             yield from self._tell(ReportKind.FIRST_TOKEN)
         elif scan.events >= self._told_events + PROGRESS_EVENTS:
             self._told_events = scan.events
-            yield from self._tell(ReportKind.PROGRESS, output_tokens=scan.events)
+            yield from self._tell(ReportKind.PROGRESS, output_tokens=min(scan.events, MAX_REPORTED_TOKENS))
 
     @property
     def _has_failed(self) -> bool:

@@ -282,6 +282,7 @@ class PickerSession:
             if self._pick is None:
                 self._settle()
             else:
+                self._pick.add_done_callback(lambda _: self._settle())  # one that had not begun says nothing itself
                 self._pick.cancel()
 
     def _settle(self) -> None:
