@@ -87,7 +87,10 @@ def read_certificate(folder: Path, *, now: datetime) -> Certificate:
 
 
 class Certificates:
-    """The certificate in force. What cannot be served changes nothing: it is counted, logged and said."""
+    """The certificate in force. What cannot be served changes nothing: it is counted, logged and said.
+
+    ``context`` serves every new connection with the one in force.
+    """
 
     def __init__(self, tls: Tls, *, metrics: RouterMetrics, now: Callable[[], datetime]) -> None:
         self._folder = tls.folder
@@ -96,9 +99,10 @@ class Certificates:
         self._seen: tuple[bytes, bytes] | str = "nothing"
         self._refused: InvalidConfigError | None = None
         self._is_own = True
-        self.context = _new_context()
         self.current = self_signed(tls.names, now=now())
         self._put_in_force(self.current)
+        self.context = _new_context()
+        self.context.sni_callback = self._hand_over
         self.refresh()
 
     @property
@@ -146,8 +150,17 @@ class Certificates:
 
         return grpc.dynamic_ssl_server_credentials(_configuration(given), newer)  # type: ignore[arg-type]
 
+    def _hand_over(self, connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        """Gives a beginning connection the context in force; called whether or not the client names a server.
+
+        A context that already has a certificate would keep it beside one with another kind of key, and serve either.
+        """
+        del name, first
+        connection.context = self._in_force
+
     def _put_in_force(self, found: Certificate) -> None:
-        _load(self.context, found)
+        self._in_force = _new_context()
+        _load(self._in_force, found)
         self.current = found
         self._metrics.certificate_expiry_seconds.set(found.expires_at.timestamp())
 

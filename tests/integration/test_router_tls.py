@@ -28,10 +28,16 @@ STAY = {"scrapeIntervalSeconds": 60}
 FIELD = "extProc.port"
 
 
+@pytest.fixture(params=["Fast", "Grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @asynccontextmanager
-async def serving(folder: Path | None = None) -> AsyncIterator[LiveRouter]:
+async def serving(transport: str, folder: Path | None = None) -> AsyncIterator[LiveRouter]:
     config = config_of("127.0.0.1:1", limits=STAY)
-    async with live_router(config, ext_proc_port=0, tls=Tls((NAME,), folder)) as live:
+    tls = Tls((NAME,), folder)
+    async with live_router(config, ext_proc_port=0, ext_proc_is_fast=transport == "Fast", tls=tls) as live:
         yield live
 
 
@@ -60,8 +66,8 @@ async def health(channel: grpc.aio.Channel) -> int:
     return int(answer.status)
 
 
-async def test_tls_is_served_with_a_certificate_of_its_own_and_probes_stay_plain() -> None:
-    async with serving() as live:
+async def test_tls_is_served_with_a_certificate_of_its_own_and_probes_stay_plain(transport: str) -> None:
+    async with serving(transport) as live:
         roots = await shown(live)
         async with trusting(live, roots) as channel:
             assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
@@ -70,23 +76,27 @@ async def test_tls_is_served_with_a_certificate_of_its_own_and_probes_stay_plain
         assert (said.certificate_ready, said.certificate_reason) == (True, "SelfSigned")
 
 
-async def test_plain_text_on_the_tls_port_gets_no_answer() -> None:
-    async with serving() as live, grpc.aio.insecure_channel(f"127.0.0.1:{port_of(live)}") as channel:
+async def test_plain_text_on_the_tls_port_gets_no_answer(transport: str) -> None:
+    async with serving(transport) as live, grpc.aio.insecure_channel(f"127.0.0.1:{port_of(live)}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await health(channel)
         assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_without_tls_nothing_is_said_of_a_certificate() -> None:
-    async with live_router(config_of("127.0.0.1:1", limits=STAY), ext_proc_port=0) as live:
+async def test_without_tls_nothing_is_said_of_a_certificate(transport: str) -> None:
+    async with live_router(
+        config_of("127.0.0.1:1", limits=STAY), ext_proc_port=0, ext_proc_is_fast=transport == "Fast"
+    ) as live:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port_of(live)}") as channel:
             assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
         assert live.acknowledgements[-1].certificate_ready is None
 
 
-async def test_a_renewed_certificate_is_shown_to_new_connections_and_open_streams_go_on(tmp_path: Path) -> None:
+async def test_a_renewed_certificate_is_shown_to_new_connections_and_open_streams_go_on(
+    transport: str, tmp_path: Path
+) -> None:
     link_secret(tmp_path, "first", names=(NAME,))
-    async with serving(tmp_path) as live:
+    async with serving(transport, folder=tmp_path) as live:
         before = await shown(live)
         async with trusting(live, before) as channel:
             stream = pb_grpc.ExternalProcessorStub(channel).Process()  # type: ignore[no-untyped-call]
@@ -106,9 +116,9 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_open_stream
                 await health(channel)
 
 
-async def test_a_broken_renewal_is_said_and_the_one_before_stays(tmp_path: Path) -> None:
+async def test_a_broken_renewal_is_said_and_the_one_before_stays(transport: str, tmp_path: Path) -> None:
     link_secret(tmp_path, "first", names=(NAME,))
-    async with serving(tmp_path) as live:
+    async with serving(transport, folder=tmp_path) as live:
         before = await shown(live)
         (link_secret(tmp_path, "second", names=(NAME,)) / "tls.key").write_bytes(b"nothing")
         await until(lambda: live.acknowledgements[-1].certificate_ready is False, what="the router says so")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from router_grpc.certificates import CHAIN_FILE, KEY_FILE, self_signed
 
@@ -35,6 +37,28 @@ def write_certificate(
     (folder / CHAIN_FILE).write_bytes(made.chain)
     (folder / KEY_FILE).write_bytes(key)
     return made.chain
+
+
+def write_rsa_certificate(folder: Path, *, names: Sequence[str], days: int = 90) -> bytes:
+    """The same with an RSA key."""
+    now = datetime.now(UTC)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    made = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    chain = made.public_bytes(serialization.Encoding.PEM)
+    (folder / CHAIN_FILE).write_bytes(chain)
+    (folder / KEY_FILE).write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+    return chain
 
 
 def link_secret(

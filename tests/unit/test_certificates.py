@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 from prometheus_client import CollectorRegistry
-from support.certificates import link_secret, write_certificate
+from support.certificates import link_secret, write_certificate, write_rsa_certificate
 
 from llmrouter.errors import InvalidConfigError
 from llmrouter.metrics import RouterMetrics
@@ -57,9 +57,10 @@ def names_of(chain: bytes) -> list[str]:
     return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
 
 
-def greet(server: ssl.SSLContext, roots: bytes, name: str) -> str | None:
-    """A handshake in memory with a client that verifies; the protocol that was agreed on."""
+def greet(server: ssl.SSLContext, roots: bytes, name: str | None) -> str | None:
+    """A handshake in memory with a client that verifies, and names the server or not; the protocol agreed on."""
     client = ssl.create_default_context(cadata=roots.decode())
+    client.check_hostname = name is not None
     client.set_alpn_protocols([ALPN])
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server, server_hostname=name)
@@ -101,6 +102,18 @@ def test_a_mounted_one_is_served_and_its_renewal_too(tmp_path: Path) -> None:
     assert served.expiry() == (NOW + timedelta(days=30)).timestamp()
     assert served.certificates.context is context
     assert served.count() == 0
+
+
+def test_a_renewal_with_another_kind_of_key_leaves_none_of_the_one_before(tmp_path: Path) -> None:
+    write_certificate(tmp_path, names=("one",))
+    served = Served(tmp_path, now=datetime.now(UTC))
+    before = served.certificates.current.chain
+    newer = write_rsa_certificate(tmp_path, names=("one",))
+    served.certificates.refresh()
+    for name in ("one", None):
+        assert greet(served.certificates.context, newer, name) == ALPN
+        with pytest.raises(ssl.SSLCertVerificationError):
+            greet(served.certificates.context, before, name)
 
 
 BROKEN = {
