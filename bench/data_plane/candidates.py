@@ -74,6 +74,8 @@ class Stack:
     processes: dict[str, Process] = field(default_factory=dict)
     router: str | None = None
     """Of ours: where its own interface answers."""
+    metrics: str = ""
+    """Of ours: where its metrics are."""
 
     def pause(self) -> None:
         """Takes it off the processors; its connections stay."""
@@ -221,7 +223,7 @@ def _ours(candidate: Candidate, _programs: Programs, endpoints: list[str], folde
     command = [repository_root() / ".venv" / "bin" / "llmrouter", "serve", "--config", config]
     process = start("picker", command, log=folder / "picker.log")
     stack.processes["picker"] = process
-    stack.router = f"{HOST}:{ports['grpc']}"
+    stack.router, stack.metrics = f"{HOST}:{ports['grpc']}", f"{HOST}:{ports['metrics']}"
     return f"{HOST}:{ports['extProc']}"
 
 

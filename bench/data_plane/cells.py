@@ -87,6 +87,12 @@ def warm(bench: Bench, stack: Stack) -> None:
     _load(bench, stack, WARMING, seconds=FIRST_S, seed=0)
 
 
+def saturation(bench: Bench, stack: Stack, *, seconds: float, seed: int) -> float:
+    """Requests per second that so many connections get through at most, after a warm-up."""
+    warm(bench, stack)
+    return float(_load(bench, stack, WARMING, seconds=seconds, seed=seed)["per_s"])
+
+
 def measure(bench: Bench, stack: Stack, cell: Cell, *, seconds: float, seed: int) -> dict[str, Any]:
     """One measurement: the load for a moment uncounted, then for ``seconds``.
 

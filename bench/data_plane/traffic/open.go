@@ -250,6 +250,9 @@ func outcome(kind, status string, err error) string {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return kind + " refused"
 	default:
+		for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+			err = inner // without the addresses, which are other ones every time
+		}
 		return kind + " " + err.Error()
 	}
 }
