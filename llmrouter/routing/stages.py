@@ -6,8 +6,8 @@ prompt such an instance computes; those of role Mixed may do either. For each in
 - it computes the prompt itself where fewer than ``min_prefill_tokens`` of it are not in its prefix cache;
 - a Decode instance leaves all other prompts to a Prefill instance, and only where none is ready computes them itself;
 - a Mixed one computes a prompt itself where no Prefill instance has room, and where that is cheaper in seconds: those
-  of the request itself, and those that the prompt makes the others there wait (``own`` and the imposed part of the
-  marginal cost, ``rules``), against those that the prompt takes elsewhere.
+  of the prompt itself, and those that it makes each of the others there wait (``own`` and the imposed part of the
+  marginal cost, ``rules``), against those that the prompt takes elsewhere and ``LEAST_GAIN_S``.
 
 The Prefill instance is the one that has the prompt ready first: ``g1·Q + g1·(p − c) + g1b·(p² − c²)``, ``own`` of the
 marginal cost of a request without output, and ``cross_locality_s`` more where both say that they are in different
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 EVERYBODYS = tuple(own + imposed for own, imposed in zip(OWN_ALONE, IMPOSED_ALONE, strict=True))
 """Weights of the marginal cost under which every second counts once, whoever's it is."""
+
+LEAST_GAIN_S = 0.01
+"""Seconds that handing a prompt over must spare where it need not be: it takes that much itself."""
 
 _tail_of = per_profile(profile_features)
 
@@ -202,7 +205,7 @@ class Staged:
             return True
         if view.instance.role is Role.DECODE:
             return False
-        return prefills is None or spared_s(request, view) <= prefills.nearest(view)[0]
+        return prefills is None or spared_s(request, view) <= prefills.nearest(view)[0] + LEAST_GAIN_S
 
     def _decided(self, request: Request, snapshot: PoolSnapshot, plan: _Plan, rng: random.Random) -> Decision:
         computed = {one.instance.instance_id: request.prompt_tokens for one in plan.staged}

@@ -1,5 +1,7 @@
 """A router with pools for one stage: both instances are reserved, told, learned from, and given back."""
 
+# ruff: noqa: ANN401 - keyword arguments are handed on to pydantic, which checks them
+
 from __future__ import annotations
 
 import asyncio
@@ -27,7 +29,7 @@ DECODE = pool("decode", "Decode", "d1:1", "d2:1")
 MIXED = pool("mixed", "Mixed", "m1:1", "m2:1")
 
 
-def bench_of(*pools: dict[str, Any], book: MemoryBook | None = None, router_id: str = "r1", **parts: object) -> Bench:
+def bench_of(*pools: dict[str, Any], book: MemoryBook | None = None, router_id: str = "r1", **parts: Any) -> Bench:
     return Bench(config_of(pools=list(pools), **parts), book=book, router_id=router_id)
 
 
@@ -231,7 +233,7 @@ async def test_the_degraded_policy_chooses_both_stages_too() -> None:
 
 
 async def test_a_model_without_stages_is_not_touched_by_those_of_another() -> None:
-    parts: dict[str, object] = {"models": [{"name": MODEL}, {"name": "other"}]}
+    parts: dict[str, Any] = {"models": [{"name": MODEL}, {"name": "other"}]}
     staged = [one | {"models": ["other"]} for one in (PREFILL, DECODE)]
     bench = bench_of(*staged, MIXED | {"models": [MODEL]}, **parts)
     answer = await bench.route("r", prompt_tokens=LONG)
