@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 FORWARDED = {
+    "front": "put a stock Envoy in front of a router, for OpenAI clients and curl",
     "traffic": "send a recorded trace through routers and engines, and measure",
     "engine": "run simulated engines with vLLM's HTTP API",
     "epp-conformance": "ask any endpoint picker whether it speaks the protocol",
@@ -75,6 +76,7 @@ FORWARDED = {
 """Commands whose options a module of their own declares, and what they do."""
 
 MODULES = {
+    "front": "llmrouter.testbed.front_command",
     "traffic": "llmrouter.testbed.replay",
     "engine": "llmrouter.testbed.engine_server",
     "epp-conformance": "llmrouter.testbed.epp.command",
