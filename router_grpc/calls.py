@@ -72,9 +72,9 @@ class RouteAsk:
     """Endpoints, or bare hosts for all of their ports, that alone may serve it; ``None`` for any."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RouteAnswer:
-    """Where a request goes, and why."""
+    """Where a request goes, and why: filled in on its way back."""
 
     request_id: str
     instance_id: str

@@ -245,8 +245,7 @@ class LengthService:
         return await self._worker.run(partial(self._locked, self._learner.quantiles.counts))
 
     async def settled(self) -> None:
-        """Returns when everything that finished before is learned."""
-        await self._worker.run(lambda: None)
+        """Learns everything that has finished."""
         while self._to_learn:
             self._locked(self._to_learn.popleft())
 

@@ -13,9 +13,9 @@ from llmrouter.domain import InstanceView, Load, PoolSnapshot
 from llmrouter.routing.inflight import foreign_load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llmrouter.domain import EngineSignal, Instance
+    from llmrouter.domain import EngineSignal, Instance, Reservation
 
 FOREIGN_WINDOW = 3
 """Only what the last so many scrapes all saw is believed foreign: ledger and engine never agree to the instant."""
@@ -53,7 +53,8 @@ class LoadReplica:
     def absorb(self, loads: Mapping[str, Load]) -> None:
         """Takes the fresh loads of some instances; a load of nothing is one that the ledger does not list."""
         for instance_id, load in loads.items():
-            self._put(instance_id, load)
+            if load != self._loads.get(instance_id):
+                self._put(instance_id, load)
 
     def subtract(self, instance_id: str, part: Load) -> None:
         """Takes what was just released out at once, ahead of the next refresh, which may already have seen it."""
@@ -103,13 +104,22 @@ class LoadReplica:
         """Seconds since the last whole refresh; 0 before the first."""
         return 0.0 if self._refreshed_at_s is None else max(0.0, now_s - self._refreshed_at_s)
 
-    def snapshot(self, instances: Iterable[Instance], *, now_s: float) -> PoolSnapshot:
-        """The instances as policies see them."""
-        return PoolSnapshot(
-            views=tuple(self.view(instance, now_s=now_s) for instance in instances),
-            taken_at_s=now_s,
-            load_age_s=self.age_s(now_s),
-        )
+    def snapshot(
+        self,
+        instances: Iterable[Instance],
+        *,
+        now_s: float,
+        reservations: Callable[[], Sequence[Reservation]] | None = None,
+    ) -> PoolSnapshot:
+        """The instances as policies see them; ``reservations`` as ``PoolSnapshot`` has them."""
+        known = self._views.get
+        views = [
+            found[1]
+            if (found := known(instance.instance_id)) is not None and found[0] is instance
+            else self.view(instance, now_s=now_s)
+            for instance in instances
+        ]
+        return PoolSnapshot(tuple(views), now_s, self.age_s(now_s), reservations=reservations)
 
     def view(self, instance: Instance, *, now_s: float) -> InstanceView:
         """One instance as policies see it."""

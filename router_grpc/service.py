@@ -33,6 +33,8 @@ from router_grpc.staging import dispatched, needs_prefill
 from router_grpc.world import World
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmrouter.config import PolicyConfig
     from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
     from llmrouter.routing.batch import BatchRules
@@ -102,10 +104,9 @@ class RouterService:
 
     def snapshot(self) -> PoolSnapshot:
         """The instances as a policy would see them now."""
-        snapshot = self._world.replica.snapshot(self._world.ready(), now_s=self._world.clock())
-        if self._world.is_alone:
-            snapshot = replace(snapshot, reservations=self._world.open_requests.reservations)
-        return snapshot
+        reservations = self._world.open_requests.reservations if self._world.is_alone else None
+        now_s = self._world.clock()
+        return self._world.replica.snapshot(self._world.ready(), now_s=now_s, reservations=reservations)
 
     async def route(self, ask: RouteAsk, *, deadline_s: float | None = None) -> RouteAnswer:
         """Reserves an instance for a request, holding it for as long as the policy and ``deadline_s`` allow.
@@ -132,7 +133,8 @@ class RouterService:
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
         note_dispatch(self._world, answer.request_id, foretold)
-        return replace(answer, law=kept.law, prompt_tokens=kept.prompt_tokens)
+        answer.law, answer.prompt_tokens = kept.law, kept.prompt_tokens
+        return answer
 
     async def _place(
         self, request: Request, runtime: Runtime, deadline_s: float | None, *, is_named: bool, kept: int
@@ -217,7 +219,8 @@ class RouterService:
                 if is_new:
                     ticket.served()
                     self._world.open_requests.charged(request)
-                return replace(outcome, held_s=max(self._world.clock() - request.arrived_at_s, 1e-9))
+                outcome.held_s = max(self._world.clock() - request.arrived_at_s, 1e-9)
+                return outcome
             reason = outcome.reason
             ticket.stays(_ending(outcome, patient_until_s))
 
@@ -272,7 +275,8 @@ class RouterService:
     def _terms(self, request: Request, line: HoldLine, ticket: Ticket | None) -> _Terms:
         if ticket is not None:
             return _Terms(ticket.claim(), self._holding.batch if ticket.fills_gap() else None)
-        return _Terms(line.claim_of(request, self._work_s), self._holding.batch if request.batch else None)
+        claim = None if self._world.is_alone else line.claim_of(request, self._work_s)
+        return _Terms(claim, self._holding.batch if request.batch else None)
 
     def _decide(self, guard: Guard, request: Request, snapshot: PoolSnapshot, batch: BatchRules | None) -> Guarded:
         """What the policy says, of instances that do not start slowly where one of them will do."""
@@ -306,8 +310,10 @@ class RouterService:
             if (bid := _bid_of(self._world, request, candidate, guard, terms.batch)) is not None
         ]
         tolerance = MOVED_TOLERANCE if decision.load_sensitive else None
-        ask = _ask(request, bids, tolerance=tolerance, final=final and decision.load_sensitive)
-        return await self._commit(replace(ask, model=request.model, claim=terms.claim), counted=True)
+        final = final and decision.load_sensitive
+        return await self._commit(
+            _ask(request, bids, tolerance=tolerance, final=final, claim=terms.claim), counted=True
+        )
 
     async def _commit(self, ask: ReserveAsk, *, counted: bool) -> ReserveResult:
         """One reserve call; where the client leaves meanwhile, what it reserved is given back."""
@@ -446,7 +452,14 @@ def _request(
     )
 
 
-def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int | None, final: bool) -> ReserveAsk:
+def _ask(
+    request: Request,
+    bids: Sequence[Bid],
+    *,
+    tolerance: int | None,
+    final: bool,
+    claim: Claim | None = None,
+) -> ReserveAsk:
     return ReserveAsk(
         request_id=request.request_id,
         prompt_tokens=request.prompt_tokens,
@@ -454,6 +467,8 @@ def _ask(request: Request, bids: list[Bid] | tuple[Bid, ...], *, tolerance: int 
         bids=tuple(bids),
         moved_tolerance=tolerance,
         final=final,
+        model=request.model,
+        claim=claim,
     )
 
 
@@ -473,14 +488,16 @@ def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guar
     room = guard.room_of(view)
     if batch is not None:
         room = batch.tightened(room, view.instance.profile)
-    limit = room.kv_limit_tokens
+    if view.foreign.requests or view.foreign.context_tokens:
+        limit = room.kv_limit_tokens
+        room = Room(
+            max_requests=max(1, room.max_requests - view.foreign.requests),
+            kv_limit_tokens=None if limit is None else max(0, limit - view.foreign.context_tokens),
+            decode_reserve_fraction=room.decode_reserve_fraction,
+        )
     return Bid(
         instance_id=candidate.instance_id,
         seen_requests=candidate.seen.requests,
         cached_tokens=request.cached_tokens.get(candidate.instance_id, 0),
-        room=Room(
-            max_requests=max(1, room.max_requests - view.foreign.requests),
-            kv_limit_tokens=None if limit is None else max(0, limit - view.foreign.context_tokens),
-            decode_reserve_fraction=room.decode_reserve_fraction,
-        ),
+        room=room,
     )

@@ -52,30 +52,27 @@ def check_bids(bids: Sequence[Bid]) -> None:
             whole_tokens(bid.prefill.cached_tokens)
 
 
-def choose(ask: ReserveAsk, loads: Mapping[str, Load]) -> Bid | ReserveOutcome:
+def choose(ask: ReserveAsk, loads: Mapping[str, Load], predicted_output_tokens: float) -> Bid | ReserveOutcome:
     """The bid to commit on ``loads``, or why there is none: the rule of ``ReserveAsk``.
 
     The first candidate with room that gained at most the tolerance; where there is none and the call is final, the
-    one with room that gained least.
+    one with room that gained least. ``predicted_output_tokens`` are those of ``ask`` as the ledger counts them.
     """
 
-    def has_place(bid: Bid, predicted_output_tokens: float) -> bool:
+    def has_place(bid: Bid, output_tokens: float) -> bool:
         load, prompt = loads[bid.instance_id], ask.prompt_tokens
-        return has_room(load, bid.room, prompt_tokens=prompt, predicted_output_tokens=predicted_output_tokens)
-
-    fits = [
-        bid
-        for bid in ask.bids
-        if has_place(bid, ask.predicted_output_tokens) and (bid.prefill is None or has_place(bid.prefill, 0.0))
-    ]
-    if not fits:
-        return ReserveOutcome.FULL
+        return has_room(load, bid.room, prompt_tokens=prompt, predicted_output_tokens=output_tokens)
 
     def gain(bid: Bid) -> int:
         own = loads[bid.instance_id].requests - bid.seen_requests
         return own if bid.prefill is None else max(own, gain(bid.prefill))
 
-    for bid in fits:
-        if ask.moved_tolerance is None or gain(bid) <= ask.moved_tolerance:
-            return bid
-    return min(fits, key=gain) if ask.final else ReserveOutcome.MOVED
+    moved = []
+    for bid in ask.bids:
+        if has_place(bid, predicted_output_tokens) and (bid.prefill is None or has_place(bid.prefill, 0.0)):
+            if ask.moved_tolerance is None or gain(bid) <= ask.moved_tolerance:
+                return bid
+            moved.append(bid)
+    if not moved:
+        return ReserveOutcome.FULL
+    return min(moved, key=gain) if ask.final else ReserveOutcome.MOVED

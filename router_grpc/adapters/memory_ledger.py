@@ -26,28 +26,35 @@ if TYPE_CHECKING:
     from router_grpc.ports import ReserveAsk
 
 
+_NOTHING = Load()
+
+
 @dataclass(slots=True)
 class _Sum:
-    """The exact load of one instance; the last field is in milli-tokens."""
+    """The exact load of one instance; what remains to decode is in milli-tokens."""
 
     requests: int = 0
     context_tokens: int = 0
     queued_prefill_tokens: int = 0
     remaining_decode_milli: int = 0
+    _load: Load | None = None
 
     def count(self, part: Load, sign: int) -> None:
+        self._load = None
         self.requests += sign * part.requests
         self.context_tokens += sign * part.context_tokens
         self.queued_prefill_tokens += sign * part.queued_prefill_tokens
         self.remaining_decode_milli += sign * milli_tokens(part.remaining_decode_tokens)
 
     def load(self) -> Load:
-        return Load(
-            requests=self.requests,
-            context_tokens=self.context_tokens,
-            queued_prefill_tokens=self.queued_prefill_tokens,
-            remaining_decode_tokens=self.remaining_decode_milli / MILLI,
-        )
+        if self._load is None:
+            self._load = Load(
+                requests=self.requests,
+                context_tokens=self.context_tokens,
+                queued_prefill_tokens=self.queued_prefill_tokens,
+                remaining_decode_tokens=self.remaining_decode_milli / MILLI,
+            )
+        return self._load
 
 
 @dataclass(slots=True)
@@ -65,7 +72,7 @@ class MemoryBook:
     def load(self, instance_id: str) -> Load:
         """The load of one instance; zero where nothing is reserved."""
         total = self._sums.get(instance_id)
-        return Load() if total is None else total.load()
+        return _NOTHING if total is None else total.load()
 
     def loads(self) -> dict[str, Load]:
         """The load of every instance with a reservation."""
@@ -160,14 +167,14 @@ class MemoryLedger:
 
     async def reserve(self, ask: ReserveAsk) -> ReserveResult:
         """See ``Ledger``; raises InvalidRequestError where token counts are out of bounds."""
-        milli = milli_tokens(ask.predicted_output_tokens)
+        prompt_tokens = whole_tokens(ask.prompt_tokens)
+        predicted_output_tokens = milli_tokens(ask.predicted_output_tokens) / MILLI
         check_bids(ask.bids)
-        ask = replace(ask, prompt_tokens=whole_tokens(ask.prompt_tokens), predicted_output_tokens=milli / MILLI)
         existing = self._book.reservations.get(ask.request_id)
         if existing is not None:
             return self._result(ReserveOutcome.EXISTING, ask, self._adopted(existing))
         loads = self._loads(ask)
-        chosen = ReserveOutcome.YIELDED if self._yields(ask) else choose(ask, loads)
+        chosen = ReserveOutcome.YIELDED if self._yields(ask) else choose(ask, loads, predicted_output_tokens)
         if isinstance(chosen, ReserveOutcome):
             self._claim(ask.model, ask.claim)
             return ReserveResult(outcome=chosen, reservation=None, loads=loads)
@@ -175,8 +182,8 @@ class MemoryLedger:
             request_id=ask.request_id,
             router_id=self.router_id,
             instance_id=chosen.instance_id,
-            prompt_tokens=ask.prompt_tokens,
-            predicted_output_tokens=ask.predicted_output_tokens,
+            prompt_tokens=prompt_tokens,
+            predicted_output_tokens=predicted_output_tokens,
             cached_tokens=chosen.cached_tokens,
             prefill_instance_id="" if chosen.prefill is None else chosen.prefill.instance_id,
             prefill_cached_tokens=0 if chosen.prefill is None else chosen.prefill.cached_tokens,
@@ -282,7 +289,8 @@ class MemoryLedger:
         self._book.lapses_at_s.setdefault(self.router_id, self._clock() + ttl_s)
 
     def _adopted(self, reservation: Reservation) -> Reservation:
-        mine = replace(reservation, router_id=self.router_id)
+        is_mine = reservation.router_id == self.router_id
+        mine = reservation if is_mine else replace(reservation, router_id=self.router_id)
         self._live(FIRST_TTL_S)
         self._book.put(mine)
         return mine

@@ -118,6 +118,7 @@ async def test_the_time_to_first_token_is_counted_once(bench: Bench) -> None:
     assert bench.count("llmrouter_request_ttft_seconds_count") == 1
     assert bench.count("llmrouter_request_ttft_seconds_sum") == 2
     await bench.report("r", output_tokens=60)
+    await bench.world.lengths.settled()
     assert bench.count("llmrouter_length_error_tokens_sum", bucket="0-250") == 40
 
 
