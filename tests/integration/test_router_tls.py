@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import aiohttp
 import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.certificates import link_secret
+from support.certificates import link_secret, write_signed_certificate
 from support.router_world import config_of, live_router, until
 
+from llmrouter.profiles import PROFILES
+from llmrouter.testbed.cluster.processes import free_port
+from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
+from llmrouter.testbed.envoy import bootstrap, start_envoy
 from router_grpc.certificates import Tls
 from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
 
@@ -34,8 +40,10 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def serving(transport: str, folder: Path | None = None) -> AsyncIterator[LiveRouter]:
-    config = config_of("127.0.0.1:1", limits=STAY)
+async def serving(
+    transport: str, folder: Path | None = None, endpoint: str = "127.0.0.1:1"
+) -> AsyncIterator[LiveRouter]:
+    config = config_of(endpoint, limits=STAY)
     tls = Tls((NAME,), folder)
     async with live_router(config, ext_proc_port=0, ext_proc_is_fast=transport == "Fast", tls=tls) as live:
         yield live
@@ -128,3 +136,58 @@ async def test_a_broken_renewal_is_said_and_the_one_before_stays(transport: str,
         link_secret(tmp_path, "third", names=(NAME,))
         await until(lambda: live.acknowledgements[-1].certificate_ready is True, what="mended")
         assert await shown(live) != before
+
+
+async def conformance(port: int, *more: str) -> tuple[int, str]:
+    """Exit status and words of the suite, without the cases that need more than one answer."""
+    words = [
+        "epp-conformance",
+        "--target",
+        f"127.0.0.1:{port}",
+        "--model",
+        "llama",
+        "--tls",
+        "--only",
+        "one chunk",
+        *more,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "llmrouter.cli", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    return process.returncode or 0, said.decode()
+
+
+async def test_the_suite_takes_any_certificate_as_gateways_do(transport: str, tmp_path: Path) -> None:
+    async with serving(transport) as live:
+        assert "1 passed" in (await conformance(port_of(live)))[1]
+    write_signed_certificate(tmp_path, name="picker.example")
+    async with serving(transport, folder=tmp_path) as live:
+        assert "1 passed" in (await conformance(port_of(live)))[1]
+        status, words = await conformance(live.router.app.listener.port)
+        assert status == 2
+        assert "no TLS there" in words
+
+
+async def test_envoy_asks_over_tls(transport: str, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        engine = EngineServer(EngineServerConfig(profile=PROFILES["llama-3.1-8b-rtx4090"], model="llama"))
+        await engine.start("127.0.0.1", 0)
+        stack.push_async_callback(engine.close)
+        live = await stack.enter_async_context(serving(transport, endpoint=f"127.0.0.1:{engine.port}"))
+        port, picker = free_port(), f"127.0.0.1:{port_of(live)}"
+        envoy = start_envoy(tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port(), picker_tls=True))
+        stack.callback(envoy.stop)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        body = {"model": "llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+
+        async def answers() -> bool:
+            assert envoy.alive, envoy.log.read_text()[-2000:]
+            try:
+                async with session.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body) as answer:
+                    return answer.status == 200
+            except aiohttp.ClientError:  # not listening yet
+                return False
+
+        await until(answers, what="a request goes through", within_s=30)
+        assert live.count("llmrouter_reservations_total", event="committed") >= 1

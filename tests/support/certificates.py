@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from router_grpc.certificates import CHAIN_FILE, KEY_FILE, self_signed
 
@@ -74,3 +74,23 @@ def link_secret(
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(f"..data/{name}")
     return place
+
+
+def write_signed_certificate(folder: Path, *, name: str) -> None:
+    """A certificate of one name that an authority which nobody knows has signed."""
+    now = datetime.now(UTC)
+    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an authority")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(authority, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    (folder / CHAIN_FILE).write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / KEY_FILE).write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from llmrouter.testbed.epp.cases import CASES
 from llmrouter.testbed.epp.stream import Deviation, Target, said
+from llmrouter.testbed.epp.trust import credentials_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,9 @@ async def judge_all(given: argparse.Namespace) -> list[Verdict]:
         "empty": given.empty_target,
         "full": given.full_target,
     }
-    channels = {name: _channel(address, tls=given.tls) for name, address in addresses.items() if address}
+    channels = {
+        name: _channel(address, tls=given.tls and name != "health") for name, address in addresses.items() if address
+    }
     try:
         targets = {
             name: Target(
@@ -86,10 +89,11 @@ def main(rest: Sequence[str]) -> int:
 
 
 def _channel(address: str, *, tls: bool) -> grpc.aio.Channel:
-    options = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
+    options: tuple[tuple[str, int | str], ...] = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
     if not tls:
         return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=options)
+    credentials, more = credentials_of(address)
+    return grpc.aio.secure_channel(address, credentials, options=(*options, *more))
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:
@@ -111,10 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target", required=True, metavar="HOST:PORT", help="a picker with ready instances")
     parser.add_argument("--model", required=True, help="a model that it serves")
-    parser.add_argument("--health", metavar="HOST:PORT", help="its health service (default: the target)")
+    parser.add_argument("--health", metavar="HOST:PORT", help="its health service, in plain text (default: the target)")
     parser.add_argument("--empty-target", metavar="HOST:PORT", help="a picker without any instance")
     parser.add_argument("--full-target", metavar="HOST:PORT", help="a picker whose instances take no more")
-    parser.add_argument("--tls", action="store_true", help="connect with TLS (default: plain text)")
+    parser.add_argument(
+        "--tls", action="store_true", help="connect with TLS, whatever certificate is shown (default: plain text)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=5.0, help="seconds to wait for an answer (default: %(default)s)"
     )
