@@ -65,6 +65,11 @@ class RouterMetrics:
             "ejections_total", "Times that an instance was left out: its requests failed, or came late.", ["reason"]
         )
         self.ejected = gauge("ejected_instances", "Instances that failed and get no request, or one as a trial.")
+        self.prompts = counter(
+            "prompts_total",
+            "Dispatches of models with instances for one stage by the role of the instance that computes the prompt.",
+            ["role"],
+        )
         self.served_elsewhere = counter(
             "served_elsewhere_total", "Answers of which the gateway said that another endpoint gave them."
         )

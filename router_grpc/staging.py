@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import Role
 from llmrouter.routing.inflight import prefill_contribution
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def dispatched(world: World, request: Request, entry: OpenRequest, chosen: Insta
     world.outliers.dispatched(chosen.instance_id, request.request_id, now_s=now_s)
     if prefill is not None:
         world.outliers.dispatched(prefill.instance_id, request.request_id, now_s=now_s)
+    if entry.cost is None and (prefill is not None or chosen.role is not Role.MIXED):  # no repeated answer
+        world.metrics.prompts.labels((prefill or chosen).role.value).inc()
     if entry.prefix is None:
         entry.prefix = _cached(world, request, chosen, prefill)
     if prefill is None and not entry.reservation.prefill_instance_id:

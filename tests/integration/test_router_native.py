@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from support.router_world import LiveRouter, config_of, live_router, until
+from support.router_world import PROFILE, LiveRouter, config_of, live_router, until
 
 from router_grpc.v1 import router_pb2 as pb
 
@@ -183,6 +183,32 @@ async def test_the_snapshot_shows_loads(live: LiveRouter) -> None:
         "LeastInFlight",
         answer.policy_digest,
     )
+
+
+async def test_both_stages_are_told() -> None:
+    pools = [
+        {"name": role.lower(), "role": role, "endpoints": [endpoint], "profile": {"name": PROFILE}}
+        for role, endpoint in (("Prefill", "127.0.0.1:1"), ("Decode", "127.0.0.1:2"))
+    ]
+    async with live_router(config_of(pools=pools, limits={"scrapeIntervalSeconds": 60})) as live:
+        whole = await live.route("short", prompt_tokens=10)
+        assert (whole.endpoint, whole.HasField("prefill")) == ("127.0.0.1:2", False)
+        answer = await live.route("r", prompt_tokens=1_000)
+        assert (answer.endpoint, answer.prefill.endpoint, answer.prefill.instance_id) == (
+            "127.0.0.1:2",
+            "127.0.0.1:1",
+            "127.0.0.1:1",
+        )
+        found = await live.stub.GetReservation(pb.GetReservationRequest(request_id="r"))
+        assert (found.instance_id, found.prefill_instance_id) == ("127.0.0.1:2", "127.0.0.1:1")
+        snapshot = await live.stub.GetSnapshot(pb.GetSnapshotRequest())
+        shown = {state.role: (state.in_flight_requests, state.queued_prefill_tokens) for state in snapshot.instances}
+        assert shown == {"Prefill": (1, 1_000), "Decode": (2, 10)}
+        for role, count in (("Prefill", 1), ("Decode", 1)):
+            assert live.count("llmrouter_prompts_total", role=role) == count
+        assert await live.finish("r")
+        assert await live.finish("short")
+        assert await in_flight(live) == 0
 
 
 @pytest.mark.parametrize("name", ["", "readiness", "liveness", "llmrouter.v1.Router"])

@@ -107,6 +107,13 @@ class TestARequest:
         actions = {one.header.key: one.append_action for one in response.header_mutation.set_headers}
         assert actions[names.DESTINATION] == pb.OVERWRITE_IF_EXISTS_OR_ADD
 
+    def test_who_computes_the_prompt_is_said_in_a_header_of_its_own(self) -> None:
+        exchange, _ = picking(headers={names.PREFILLER: "evil:1"})
+        response = sent(exchange.picked(ENDPOINT, "r1", "10.0.0.9:8000"))[0].request_headers.response
+        said = set_headers(response)
+        assert (said[names.DESTINATION], said[names.PREFILLER]) == (ENDPOINT, "10.0.0.9:8000")
+        assert set(response.header_mutation.remove_headers) == set(names.FORGEABLE) - {names.PREFILLER}
+
     def test_a_request_id_is_given_where_there_is_none(self) -> None:
         exchange, _ = picking()
         assert set_headers(sent(exchange.picked(ENDPOINT, "r1"))[0].request_headers.response)["x-request-id"] == "r1"
