@@ -1,10 +1,11 @@
 """Where the time of a request goes within a router, without a network: CPU microseconds, whole and by part.
 
-A request is what a gateway sends of it: headers, a chat body of about 200 tokens, the answer's headers and its JSON body
-with usage. ``concurrency`` requests are under way at a time, as they would be of so many connections; each is taken
-through the protocol, routed, reserved, answered, reported and learned. The policy is the shipped marginal cost, the
-predictor the shipped text model, unless the row says otherwise. ``cpu_us`` is the CPU time of the process, ``loop_us`` what
-its event loop has of it. Requests before the timed ones let the router learn what it learns in a burst at its start.
+A request is what a gateway sends of it: headers, a chat body of about 200 tokens, the answer's headers and its JSON
+body with usage. ``concurrency`` requests are under way at a time, as they would be of so many connections; each is
+taken through the protocol, routed, reserved, answered, reported and learned. The policy is the shipped marginal cost,
+the predictor the shipped text model, unless the row says otherwise. ``cpu_us`` is the CPU time of the process,
+``loop_us`` what its event loop has of it. Requests before the timed ones let the router learn what it learns in a burst
+at its start.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from llmrouter.resources import LLMRouterSpec, RoutingPolicySpec
 from llmrouter.testbed.cluster.redis import RedisServer, provide_redis
 from router_grpc.composition import Settings, compose
 from router_grpc.picker.bodies import asked_of
-from router_grpc.picker.exchange import Exchange, Pick, Send, Tell
+from router_grpc.picker.exchange import Exchange, Pick, Tell
 from router_grpc.runtime import ConfigBundle
 from router_grpc.v1 import ext_proc_pb2 as pb
 
@@ -71,6 +72,7 @@ class Gateway:
         self.headers = []
         for _ in sent:
             pairs = {":path": PATH, ":method": "POST", "content-type": "application/json"}
+            pairs |= {"x-request-id": f"{rng.getrandbits(128):032x}"}
             pairs |= {"x-llmrouter-application": f"app-{rng.randrange(APPLICATIONS)}"}
             self.headers.append(_headers(pairs))
         self.bodies = [pb.ProcessingRequest(request_body=pb.HttpBody(body=one, end_of_stream=True)) for one in sent]
@@ -131,12 +133,10 @@ def bundle(instances: int, *, policy: dict[str, Any], predictor: str, redis: str
 
 
 async def follow(router: Router, exchange: Exchange, effects: list[Effect], stream_id: int) -> None:
-    """Does what an exchange wants done, as a listener would; messages go nowhere, but are written."""
+    """Does what an exchange wants done, as a listener would; messages go nowhere."""
     while effects:
         effect, *effects = effects
-        if isinstance(effect, Send):
-            effect.message.SerializeToString()
-        elif isinstance(effect, Tell):
+        if isinstance(effect, Tell):
             await router.app.reports.report(effect.report, stream_id=stream_id)
         elif isinstance(effect, Pick):
             answer = await router.app.service.route(effect.ask)
@@ -246,12 +246,9 @@ def protocol_alone(gateway: Gateway, requests: int) -> Row:
         exchange, place = Exchange(), number % len(gateway.bodies)
         exchange.receive(gateway.headers[place])
         exchange.receive(gateway.bodies[place])
-        effects = exchange.picked("10.0.0.1:8000", "r")
-        effects += exchange.receive(gateway.answer)
-        effects += exchange.receive(gateway.answers[place])
-        for effect in effects:
-            if isinstance(effect, Send):
-                effect.message.SerializeToString()
+        exchange.picked("10.0.0.1:8000", "r")
+        exchange.receive(gateway.answer)
+        exchange.receive(gateway.answers[place])
     protocol_us = (time.process_time() - cpu_s) / requests * 1e6
     cpu_s = time.process_time()
     for number in range(requests):

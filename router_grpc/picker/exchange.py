@@ -22,15 +22,19 @@ from router_grpc.picker.bodies import asked_of, makes_tokens
 from router_grpc.picker.intake import Intake
 from router_grpc.picker.observation import Observed
 from router_grpc.picker.replies import (
+    REQUEST_HEADERS,
+    REQUEST_TRAILERS,
+    RESPONSE_BODY,
+    RESPONSE_HEADERS,
+    RESPONSE_TRAILERS,
     SlowBodyError,
     TooLargeError,
     TooManyHeadersError,
-    headers_reply,
     picked,
     pieces,
     refusal,
-    with_destination,
 )
+from router_grpc.picker.rewrap import REQUEST, RESPONSE
 from router_grpc.picker.usage import AnswerScan
 from router_grpc.reports import MAX_REPORTED_TOKENS, Report, ReportKind
 from router_grpc.v1 import ext_proc_pb2 as pb
@@ -55,9 +59,14 @@ FAILED_FROM, FAULT_FROM = 400, 500
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A message for the gateway."""
+    """A message for the gateway, as it stands on the wire."""
 
-    message: pb.ProcessingResponse
+    wire: bytes
+
+    @property
+    def message(self) -> pb.ProcessingResponse:
+        """The message read again, for who looks into it."""
+        return pb.ProcessingResponse.FromString(self.wire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,23 +205,16 @@ class Exchange:
     def _sent_on(self, endpoint: str, request_id: str, prefiller: str) -> list[Effect]:
         self._phase = _Phase.ANSWER
         self._endpoint, self._request_id = endpoint, request_id
-        extra = {} if names.REQUEST_ID in self._headers or not request_id else {names.REQUEST_ID: request_id}
-        if prefiller:
-            extra[names.PREFILLER] = prefiller
-        response = picked(endpoint, extra)
+        told_id = "" if names.REQUEST_ID in self._headers else request_id
         if not self._duplex_request and self._has_body:
             self._let_go()
-            body = pb.BodyResponse(response=response)
-            return [Send(with_destination(pb.ProcessingResponse(request_body=body), endpoint))]
-        effects: list[Effect] = [Send(headers_reply(response, endpoint))]
+            return [Send(picked(endpoint, prefiller, told_id, by_body=True))]
+        effects: list[Effect] = [Send(picked(endpoint, prefiller, told_id))]
         if self._has_body:
             whole = self._let_go()
-            effects += [
-                Send(pb.ProcessingResponse(request_body=pb.BodyResponse(response=piece)))
-                for piece in pieces(whole, ends=not self._has_trailers)
-            ]
+            effects += [Send(piece) for piece in pieces(whole, ends=not self._has_trailers, of=REQUEST)]
         if self._has_trailers:
-            effects.append(Send(pb.ProcessingResponse(request_trailers=pb.TrailersResponse())))
+            effects.append(Send(REQUEST_TRAILERS))
         return effects
 
     def refused(self, error: LLMRouterError) -> list[Effect]:
@@ -222,7 +224,7 @@ class Exchange:
             raise error
         self._phase = _Phase.OVER
         self._let_go()
-        return [Send(answer)]
+        return [Send(answer.SerializeToString())]
 
     def _refuse(self, error: LLMRouterError) -> list[Effect]:
         """Refuses what was not worth asking for a place."""
@@ -262,7 +264,7 @@ class Exchange:
         if message.request_headers.end_of_stream or not sees_body:
             return self._pick()
         if not self._duplex_request:  # the gateway keeps the body until it has an answer to the headers
-            return [Send(pb.ProcessingResponse(request_headers=pb.HeadersResponse()))]
+            return [Send(REQUEST_HEADERS)]
         return []
 
     def _on_body(self, message: pb.ProcessingRequest) -> list[Effect]:
@@ -319,7 +321,7 @@ class Exchange:
         served = names.served_endpoint(message.metadata_context) if message.HasField("metadata_context") else ""
         if served and served != self._endpoint:
             effects.append(ServedElsewhere(served))
-        effects.append(Send(pb.ProcessingResponse(response_headers=pb.HeadersResponse())))
+        effects.append(Send(RESPONSE_HEADERS))
         return [*effects, *self._end()] if message.response_headers.end_of_stream else effects
 
     @property
@@ -340,15 +342,11 @@ class Exchange:
         part = message.response_body
         follows = self.passed(part.body, ends=part.end_of_stream)
         if not self._duplex_answer:
-            return [Send(pb.ProcessingResponse(response_body=pb.BodyResponse())), *follows]
-        on = [
-            Send(pb.ProcessingResponse(response_body=pb.BodyResponse(response=piece)))
-            for piece in pieces(part.body, ends=part.end_of_stream)
-        ]
-        return [*on, *follows]
+            return [Send(RESPONSE_BODY), *follows]
+        return [*(Send(piece) for piece in pieces(part.body, ends=part.end_of_stream, of=RESPONSE)), *follows]
 
     def _on_answer_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
-        return [Send(pb.ProcessingResponse(response_trailers=pb.TrailersResponse())), *self._end()]
+        return [Send(RESPONSE_TRAILERS), *self._end()]
 
     def _noticed(self, scan: AnswerScan) -> Iterator[Effect]:
         """The first token once, then progress now and then; an answer that is no stream comes whole, at its end."""

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError, LLMRouterError, NoInstanceError, SaturatedError
 from router_grpc.calls import UnknownModelError
-from router_grpc.picker.headers import DESTINATION, DESTINATION_NAMESPACE, DROPPED_REASON, FORGEABLE
+from router_grpc.picker.headers import (
+    DESTINATION,
+    DESTINATION_NAMESPACE,
+    DROPPED_REASON,
+    FORGEABLE,
+    PREFILLER,
+    REQUEST_ID,
+)
+from router_grpc.picker.rewrap import piece_message
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -49,39 +58,47 @@ STATUS_OF = (
 DROPPED = {503: "rejected-no-endpoints", 429: "rejected-saturated"}
 
 
-def picked(endpoint: str, extra: Mapping[str, str]) -> pb.CommonResponse:
-    """Where a request goes, and headers to set beside it.
+REQUEST_HEADERS = pb.ProcessingResponse(request_headers=pb.HeadersResponse()).SerializeToString()
+REQUEST_TRAILERS = pb.ProcessingResponse(request_trailers=pb.TrailersResponse()).SerializeToString()
+RESPONSE_HEADERS = pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString()
+RESPONSE_BODY = pb.ProcessingResponse(response_body=pb.BodyResponse()).SerializeToString()
+RESPONSE_TRAILERS = pb.ProcessingResponse(response_trailers=pb.TrailersResponse()).SerializeToString()
+"""Replies that change nothing."""
+
+
+def picked(endpoint: str, prefiller: str = "", request_id: str = "", *, by_body: bool = False) -> bytes:
+    """Where a request goes: the reply to its headers or, ``by_body``, to its body; the others where they are said.
 
     One endpoint alone, though the protocol lets fallbacks follow: a plain Envoy takes the whole header for an address.
+    It is said as metadata too: the protocol wants both, and both equal.
     """
-    values = {DESTINATION: endpoint, **extra}
-    removed = tuple(name for name in FORGEABLE if name not in values)
-    return pb.CommonResponse(header_mutation=_setting(values, remove=removed), clear_route_cache=True)
+    if request_id:
+        return _picked(endpoint, prefiller, request_id, by_body=by_body)
+    return _known(endpoint, prefiller, by_body=by_body)
 
 
-def headers_reply(response: pb.CommonResponse, endpoint: str) -> pb.ProcessingResponse:
-    """The answer to a request's headers."""
-    answer = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=response))
-    return with_destination(answer, endpoint)
-
-
-def with_destination(answer: pb.ProcessingResponse, endpoint: str) -> pb.ProcessingResponse:
-    """Says the destination as metadata too: the protocol wants both, and both equal."""
+def _picked(endpoint: str, prefiller: str, request_id: str, *, by_body: bool) -> bytes:
+    values = {DESTINATION: endpoint, REQUEST_ID: request_id, PREFILLER: prefiller}
+    said = {name: value for name, value in values.items() if value}
+    mutation = _setting(said, remove=tuple(name for name in FORGEABLE if name not in said))
+    response = pb.CommonResponse(header_mutation=mutation, clear_route_cache=True)
+    if by_body:
+        answer = pb.ProcessingResponse(request_body=pb.BodyResponse(response=response))
+    else:
+        answer = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=response))
     answer.dynamic_metadata.get_or_create_struct(DESTINATION_NAMESPACE)[DESTINATION] = endpoint
-    return answer
+    return answer.SerializeToString()
 
 
-def streamed(chunk: bytes, *, end_of_stream: bool) -> pb.CommonResponse:
-    """A piece of a body that goes on."""
-    piece = pb.StreamedBodyResponse(body=chunk, end_of_stream=end_of_stream)
-    return pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=piece))
+@lru_cache(maxsize=4096)
+def _known(endpoint: str, prefiller: str, *, by_body: bool) -> bytes:
+    return _picked(endpoint, prefiller, "", by_body=by_body)
 
 
-def pieces(body: bytes, *, ends: bool) -> Iterator[pb.CommonResponse]:
-    """A whole body in pieces; an empty one is one empty piece."""
+def pieces(body: bytes, *, ends: bool, of: int) -> Iterator[bytes]:
+    """The messages of a whole body, ``of`` a request or a response, in pieces; an empty one is one empty piece."""
     for at in range(0, max(1, len(body)), CHUNK_BYTES):
-        chunk = body[at : at + CHUNK_BYTES]
-        yield streamed(chunk, end_of_stream=ends and at + CHUNK_BYTES >= len(body))
+        yield piece_message(body[at : at + CHUNK_BYTES], ends=ends and at + CHUNK_BYTES >= len(body), of=of)
 
 
 def refused_with(error: LLMRouterError) -> tuple[int, dict[str, str], bytes] | None:

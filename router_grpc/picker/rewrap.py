@@ -14,8 +14,11 @@ RESPONSE_BODY = 0x2A
 
 _BODY = 0x0A
 _ENDS, _GOES_ON = b"\x10\x01", (b"", b"\x10\x00")
-_AROUND = (0x1A, 0x1A, 0x0A, 0x22)
-"""Tags around a piece, from the inside: streamed_response, body_mutation, response, response_body."""
+REQUEST, RESPONSE = 0x1A, 0x22
+"""Tags of ``ProcessingResponse.request_body`` and ``response_body``."""
+
+_AROUND = (0x1A, 0x1A, 0x0A)
+"""Tags around a piece, from the inside: streamed_response, body_mutation, response."""
 
 _LOW, _MORE = 0x7F, 0x80
 _SHIFT, _MOST_BYTES = 7, 5
@@ -47,7 +50,19 @@ def piece_of(message: bytes) -> Piece | None:
 
 def sent_on(wire: bytes) -> bytes:
     """A ``ProcessingResponse`` that sends a piece on."""
-    return _before(len(wire)) + wire
+    return _before(len(wire), RESPONSE) + wire
+
+
+def piece_message(body: bytes, *, ends: bool, of: int) -> bytes:
+    """A ``ProcessingResponse`` with a piece of a body, ``of`` a request or a response."""
+    begin = _begin(len(body)) if body else b""
+    end = _ENDS if ends else b""
+    return b"".join((_before(len(begin) + len(body) + len(end), of), begin, body, end))
+
+
+@lru_cache(maxsize=4096)
+def _begin(length: int) -> bytes:
+    return bytes((_BODY,)) + _varint(length)
 
 
 def _whole(wire: bytes, body: bytes, rest: bytes) -> Piece | None:
@@ -57,9 +72,9 @@ def _whole(wire: bytes, body: bytes, rest: bytes) -> Piece | None:
 
 
 @lru_cache(maxsize=4096)
-def _before(length: int) -> bytes:
+def _before(length: int, of: int) -> bytes:
     found = b""
-    for tag in _AROUND:
+    for tag in (*_AROUND, of):
         found = bytes((tag,)) + _varint(length + len(found)) + found
     return found
 

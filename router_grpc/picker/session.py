@@ -105,7 +105,7 @@ class PickerDesk:
 
     def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begins work of a session."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -185,7 +185,7 @@ class PickerSession:
     def _follow(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
-                self._outlet.send(effect.message.SerializeToString())
+                self._outlet.send(effect.wire)
             elif isinstance(effect, Tell):
                 self._tell(effect.report)
             elif isinstance(effect, Pick):
