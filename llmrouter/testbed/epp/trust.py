@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 import grpc
-from cryptography import x509
 
 from llmrouter.errors import InvalidInputError
 
@@ -18,21 +18,26 @@ def credentials_of(address: str) -> tuple[grpc.ChannelCredentials, tuple[tuple[s
     Blocks. gRPC cannot leave verification out, so what is shown now is what is trusted then.
 
     Raises:
-        InvalidInputError: nobody answers there with TLS.
+        InvalidInputError: nobody answers there with TLS, or what is shown has expired.
     """
     host, _, port = address.rpartition(":")
     try:
-        shown = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=PATIENCE_S).encode()
+        at = (host.strip("[]"), int(port))
+        shown = ssl.get_server_certificate(at, timeout=PATIENCE_S)
+        names = _names(at, shown)
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{address}: no TLS there: {error}") from error
-    names = _names(x509.load_pem_x509_certificate(shown))
     options = (("grpc.ssl_target_name_override", names[0].replace("*", "any")),) if names else ()
-    return grpc.ssl_channel_credentials(shown), options
+    return grpc.ssl_channel_credentials(shown.encode()), options
 
 
-def _names(certificate: x509.Certificate) -> list[str]:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []  # then its subject's name is the host's, or nothing is
-    return found.value.get_values_for_type(x509.DNSName)
+def _names(at: tuple[str, int], shown: str) -> list[str]:
+    """DNS names of the certificate; none where it has none, and then it is the host's or nobody's."""
+    context = ssl.create_default_context(cadata=shown)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection(at, timeout=PATIENCE_S) as plain, context.wrap_socket(plain) as connection:
+        said = connection.getpeercert() or {}
+    alternatives = said.get("subjectAltName", ())
+    return [str(entry[1]) for entry in alternatives if entry[0] == "DNS"]
