@@ -125,7 +125,7 @@ class Call(Stream):
         self.queue.append(PREFIX.pack(0, len(message)))
         self.queue.append(message)
         self.unsent += PREFIX_BYTES + len(message)
-        self.connection.ready(self)
+        self.connection.sending.ready(self)
         self.connection.wake()
 
     def finish(self, status: Status, detail: str) -> None:
@@ -138,7 +138,7 @@ class Call(Stream):
             self._is_over = True
             self._forget()
             self.tail = block
-            self.connection.ready(self)
+            self.connection.sending.ready(self)
             self.connection.wake()
 
     def resumed(self) -> None:

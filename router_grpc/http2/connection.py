@@ -8,13 +8,13 @@ holds up no other.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from router_grpc.http2 import frames as wire
-from router_grpc.http2.blocks import NO_TABLE, BlockReader, TooLongError
+from router_grpc.http2.blocks import BlockReader, TooLongError
 from router_grpc.http2.frames import Code, PeerError
 from router_grpc.http2.limits import Limits, Meter
+from router_grpc.http2.sending import Sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from router_grpc.http2.stream import Stream
 
     Opener = Callable[["Connection", int, dict[bytes, bytes]], Stream]
-
-TURN_BYTES = 64 * 1024
-"""A stream sends so much, then the next one has its turn."""
-
-TAKE_BYTES = 256 * 1024
-"""What ``take`` gives at once, about."""
 
 ALIVE, DRAINING = b"alive???", b"drained?"
 """What pings carry: whether the peer is there, and whether it has heard that no more streams are taken."""
@@ -41,6 +35,7 @@ class Connection:
 
     Attributes:
         first_send_window: of streams that begin now, as the peer wishes.
+        sending: what goes out.
         is_over: no more frames are read; the transport closes once what ``take`` gives is written.
         reason: why it ended, in one of a few words; empty before, and where the peer closed it.
     """
@@ -50,17 +45,14 @@ class Connection:
     ) -> None:
         self.limits = limits or Limits()
         self._opened, self._on_output = opened, on_output
-        self.first_send_window = self._send_window = wire.DEFAULT_WINDOW
-        self._frame_bytes = wire.DEFAULT_FRAME_BYTES
+        self.first_send_window = wire.DEFAULT_WINDOW
         self._receive_window = self.limits.connection_window_bytes
         self._blocks = BlockReader(self.limits.header_bytes)
         self._rest = b""
-        self._has_begun = self._has_answered = False
+        self._has_begun = False
         self._continued: tuple[int, int, list[bytes]] | None = None
         self._streams: dict[int, Stream] = {}
         self._last_id = 0
-        self._ready: deque[Stream] = deque()
-        self._starved: list[Stream] = []
         self._is_gone = self.is_over = False
         self.reason = ""
         self._idle_frames = Meter(self.limits.idle_frames, now_s)
@@ -68,7 +60,9 @@ class Connection:
         self._now_s = self._began_s = self._heard_s = self._used_s = now_s
         self._asked_s: float | None = None
         self._went_s: float | None = None
-        self._out: list[bytes | memoryview] = [self._greeting()]
+        self.sending = Sending(self._close)
+        self._say = self.sending.say
+        self._say(self._greeting())
 
     def _greeting(self) -> bytes:
         limits = self.limits
@@ -161,7 +155,7 @@ class Connection:
         if 2 * self._receive_window <= self.limits.connection_window_bytes:
             granted = self.limits.connection_window_bytes - self._receive_window
             self._receive_window += granted
-            self._out.append(wire.window_update(0, granted))
+            self._say(wire.window_update(0, granted))
         stream = self._streams.get(stream_id)
         if stream is None or stream.has_ended:
             self._not_open(stream_id, stream)
@@ -232,13 +226,13 @@ class Connection:
 
     def _open(self, flags: int, stream_id: int, headers: dict[bytes, bytes] | None) -> None:
         if self._is_gone or len(self._streams) >= self.limits.streams:
-            self._out.append(wire.rst_stream(stream_id, Code.REFUSED_STREAM))
+            self._say(wire.rst_stream(stream_id, Code.REFUSED_STREAM))
             return
         if headers is None:
-            self._out.append(wire.rst_stream(stream_id, Code.ENHANCE_YOUR_CALM))
+            self._say(wire.rst_stream(stream_id, Code.ENHANCE_YOUR_CALM))
             return
         if b":path" not in headers or b":method" not in headers:
-            self._out.append(wire.rst_stream(stream_id, Code.PROTOCOL_ERROR))
+            self._say(wire.rst_stream(stream_id, Code.PROTOCOL_ERROR))
             return
         stream = self._streams[stream_id] = self._opened(self, stream_id, headers)
         if flags & wire.END_STREAM:
@@ -269,8 +263,8 @@ class Connection:
             elif name == wire.MAX_FRAME_SIZE:
                 if not wire.DEFAULT_FRAME_BYTES <= value <= wire.LARGEST_FRAME_BYTES:
                     raise PeerError(Code.PROTOCOL_ERROR, "a largest frame that is out of bounds")
-                self._frame_bytes = min(value, TURN_BYTES)
-        self._out.append(wire.frame(wire.SETTINGS, wire.ACK, 0))
+                self.sending.take_frames_of(value)
+        self._say(wire.frame(wire.SETTINGS, wire.ACK, 0))
 
     def _set_first_window(self, value: int) -> None:
         if value > wire.LARGEST_WINDOW:
@@ -278,25 +272,21 @@ class Connection:
         change, self.first_send_window = value - self.first_send_window, value
         for stream in self._streams.values():
             stream.send_window += change
-            self.ready(stream)
+            self.sending.ready(stream)
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) != wire.PING_BYTES:
             raise PeerError(Code.FRAME_SIZE_ERROR, "a PING that is none")
         if not flags & wire.ACK:
-            self._out.append(wire.frame(wire.PING, wire.ACK, 0, payload))
+            self._say(wire.frame(wire.PING, wire.ACK, 0, payload))
         elif payload == DRAINING and self._went_s is not None:
             self._gone()
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
         size = wire.read_word(payload) & wire.LARGEST_WINDOW
         if not stream_id:
-            self._send_window += size
-            if not size or self._send_window > wire.LARGEST_WINDOW:
+            if not self.sending.granted(size):
                 raise PeerError(Code.FLOW_CONTROL_ERROR, "a window of nothing, or one that is too large")
-            if self._starved:
-                self._ready.extend(self._starved)
-                self._starved.clear()
             return
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -307,20 +297,14 @@ class Connection:
         if not size or stream.send_window > wire.LARGEST_WINDOW:
             self.reset(stream, Code.FLOW_CONTROL_ERROR)
             return
-        self.ready(stream)
+        self.sending.ready(stream)
 
     def granting(self, stream: Stream) -> None:
         """Lets the peer send on a stream what has been dealt with, once it is worth a frame."""
         size = stream.granted - stream.receive_window
         if 2 * size >= stream.granted and not stream.has_ended and not stream.is_closed:
             stream.receive_window += size
-            self._out.append(wire.window_update(stream.stream_id, size))
-
-    def ready(self, stream: Stream) -> None:
-        """A stream may have something to send."""
-        if not stream.is_ready and (stream.queue or stream.head is not None or stream.tail is not None):
-            stream.is_ready = True
-            self._ready.append(stream)
+            self._say(wire.window_update(stream.stream_id, size))
 
     def wake(self) -> None:
         """There is something to take."""
@@ -329,7 +313,7 @@ class Connection:
     def reset(self, stream: Stream, code: Code) -> None:
         """Ends a stream at once, for both sides."""
         if not stream.is_closed:
-            self._out.append(wire.rst_stream(stream.stream_id, code))
+            self._say(wire.rst_stream(stream.stream_id, code))
             self._close(stream)
             stream.broken()
 
@@ -347,88 +331,7 @@ class Connection:
 
     def take(self) -> bytes:
         """What is to be written now; nothing where there is nothing, or windows are closed."""
-        if self._ready:
-            self._pack()
-        if not self._out:
-            return b""
-        out, self._out = self._out, []
-        return b"".join(out)
-
-    def _pack(self) -> None:
-        """Gives every ready stream turns, in order, as long as the connection's window is open."""
-        ready, budget = self._ready, TAKE_BYTES
-        while ready and budget > 0:
-            stream = ready.popleft()
-            stream.is_ready = False
-            if stream.is_closed:
-                continue
-            if stream.queue and not self._send_window:
-                stream.is_ready = True
-                self._starved.append(stream)
-                stream.sent()
-                continue
-            budget -= self._pack_stream(stream)
-
-    def _pack_stream(self, stream: Stream) -> int:
-        out, sent = self._out, 0
-        if stream.head is not None:
-            block, stream.head = self._first(stream.head), None
-            out.append(wire.frame(wire.HEADERS, wire.END_HEADERS, stream.stream_id, block))
-        if stream.queue:
-            sent = min(stream.unsent, stream.send_window, self._send_window, TURN_BYTES)
-            if sent > 0:
-                self._pack_data(stream, sent)
-                stream.send_window -= sent
-                self._send_window -= sent
-            stream.sent()
-            if stream.queue:
-                self._next_turn(stream)
-                return max(sent, 0)
-        if stream.tail is not None:
-            block, stream.tail = self._first(stream.tail), None
-            out.append(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, stream.stream_id, block))
-            if not stream.has_ended:
-                out.append(wire.rst_stream(stream.stream_id, Code.NO_ERROR))
-            self._close(stream)
-        return sent
-
-    def _next_turn(self, stream: Stream) -> None:
-        """A stream has more to send than it could: the first to go on if it was the connection's window that ended."""
-        if stream.send_window <= 0:
-            return
-        if self._send_window:
-            self.ready(stream)
-        else:
-            stream.is_ready = True
-            self._starved.insert(0, stream)
-
-    def _pack_data(self, stream: Stream, size: int) -> None:
-        """Moves ``size`` bytes of a stream's queue into frames."""
-        out, queue = self._out, stream.queue
-        stream.unsent -= size
-        if not stream.unsent and size <= self._frame_bytes:
-            out.append(wire.head(size, wire.DATA, 0, stream.stream_id))
-            out.extend(queue)
-            queue.clear()
-            return
-        while size:
-            left = min(size, self._frame_bytes)
-            size -= left
-            out.append(wire.head(left, wire.DATA, 0, stream.stream_id))
-            while left:
-                chunk = queue.popleft()
-                if len(chunk) > left:
-                    chunk = memoryview(chunk)
-                    queue.appendleft(chunk[left:])
-                    chunk = chunk[:left]
-                out.append(chunk)
-                left -= len(chunk)
-
-    def _first(self, block: bytes) -> bytes:
-        if self._has_answered:
-            return block
-        self._has_answered = True
-        return NO_TABLE + block
+        return self.sending.take()
 
     def go_away(self, reason: str) -> None:
         """Takes no new stream, once the peer knows: those that are open, or on their way, go on."""
@@ -438,13 +341,13 @@ class Connection:
             if not self._has_begun:
                 self.is_over = True
                 return
-            self._out.append(wire.goaway(wire.LARGEST_STREAM, Code.NO_ERROR) + wire.frame(wire.PING, 0, 0, DRAINING))
+            self._say(wire.goaway(wire.LARGEST_STREAM, Code.NO_ERROR) + wire.frame(wire.PING, 0, 0, DRAINING))
             self._on_output()
 
     def _gone(self) -> None:
         if not self._is_gone:
             self._is_gone = True
-            self._out.append(wire.goaway(self._last_id, Code.NO_ERROR))
+            self._say(wire.goaway(self._last_id, Code.NO_ERROR))
             self.is_over = self.is_over or not self._streams
             self._on_output()
 
@@ -452,7 +355,7 @@ class Connection:
         """Ends the connection and says why; its streams are broken."""
         if not self.is_over:
             self.reason = self.reason or code.name
-            self._out.append(wire.goaway(self._last_id, code, detail))
+            self._say(wire.goaway(self._last_id, code, detail))
             self.lost()
             self._on_output()
 
@@ -460,8 +363,7 @@ class Connection:
         """The transport is gone, or the connection ends: its streams are broken."""
         self.is_over = True
         self._rest = b""
-        self._ready.clear()
-        self._starved.clear()
+        self.sending.stop()
         for stream in list(self._streams.values()):
             self._close(stream)
             stream.broken()
@@ -481,7 +383,7 @@ class Connection:
                 self.end(Code.NO_ERROR, "no answer to a ping")
         elif now_s - self._heard_s > limits.keepalive_s:
             self._asked_s = now_s
-            self._out.append(wire.frame(wire.PING, 0, 0, ALIVE))
+            self._say(wire.frame(wire.PING, 0, 0, ALIVE))
             self._on_output()
         self._now_s = now_s
         if not self._streams and now_s - self._used_s > limits.idle_s:
