@@ -26,6 +26,11 @@ MAX_INSTANCES = 1024
 LOCALITY_LABEL = "llmrouter.dev/locality"
 """On a pod: the name of the group within which KV is handed on fast, such as a rack's; its node's without it."""
 
+ROLE_LABEL = "llm-d.ai/role"
+"""On a pod: what its engine is made for, as llm-d writes it; without it, or with another word, what its pool is for."""
+
+ROLES = {"prefill": Role.PREFILL, "decode": Role.DECODE, "prefill-decode": Role.MIXED, "both": Role.MIXED}
+
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +39,12 @@ def is_ready(pod: Any) -> bool:  # noqa: ANN401 - a pod of the client library
     if pod.metadata.deletion_timestamp is not None or not pod.status or not pod.status.pod_ip:
         return False
     return any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions or ())
+
+
+def is_of_role(pod: Any, role: Role) -> bool:  # noqa: ANN401 - a pod of the client library
+    """Whether a pod belongs to a pool of this role: one that says its own does to no other, unless a whole one may."""
+    said = ROLES.get((pod.metadata.labels or {}).get(ROLE_LABEL, ""), role)
+    return said is role or (role is Role.MIXED and said is Role.DECODE)
 
 
 def endpoint_of(address: str, port: int) -> str:
@@ -187,10 +198,11 @@ class InstanceDirectory:
             self._take(name, event)
 
     def _take(self, name: str, event: Listed | Changed) -> None:
+        role = Role(self._pools[name].role)
         if isinstance(event, Listed):
             self._declared.pop(name, None)
-            self._pods[name] = {pod.metadata.name: pod for pod in event.items}
-        elif event.deleted:
+            self._pods[name] = {pod.metadata.name: pod for pod in event.items if is_of_role(pod, role)}
+        elif event.deleted or not is_of_role(event.item, role):
             self._pods.get(name, {}).pop(event.item.metadata.name, None)
         else:
             self._pods.setdefault(name, {})[event.item.metadata.name] = event.item
@@ -222,7 +234,7 @@ class InstanceDirectory:
 
 def _source(pool: PoolConfig) -> tuple[object, ...]:
     """What decides where a pool's pods come from."""
-    return pool.match_labels, pool.inference_pool
+    return pool.match_labels, pool.inference_pool, pool.role
 
 
 def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any], ports: tuple[int, ...]) -> Iterator[Instance]:

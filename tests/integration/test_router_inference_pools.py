@@ -8,9 +8,9 @@ import grpc
 import pytest
 from support.inference_pools import inference_pool, path, teach, unteach
 from support.router_space import Space, make_ready, pod
-from support.router_world import LiveRouter, config_of, until
+from support.router_world import PROFILE, LiveRouter, config_of, until
 
-from router_grpc.adapters.instances import LOCALITY_LABEL
+from router_grpc.adapters.instances import LOCALITY_LABEL, ROLE_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,3 +131,35 @@ async def test_the_api_server_goes_and_the_instances_stay(space: Space, control_
         control_plane.start_api_server()
         put_pool(space, {"app": "engine"}, (9000,))
         await sees(live, "127.1.0.1:9000")
+
+
+async def test_two_pools_share_an_inference_pool_by_what_its_pods_are_made_for(space: Space) -> None:
+    put_pool(space, {"app": "engine"})
+    for number, made_for in enumerate(("prefill", "decode", "prefill-decode")):
+        space.api.apply(space.path("pods", made_for), pod(made_for, "engine", labels={ROLE_LABEL: made_for}))
+        make_ready(space, made_for, f"127.1.0.{number + 1}")
+    config = of_roles("Prefill", "Decode")
+    space.configure(config)
+    async with space.router(config) as live:
+        await sees(live, "127.1.0.1:8000", "127.1.0.2:8000")
+        answer = await live.route(prompt_tokens=1_000)
+        assert (answer.instance_id, answer.prefill.instance_id) == ("decode", "prefill")
+        await space.says(instancesReady=2, instancesTotal=2)
+        space.configure(of_roles("Prefill", "Mixed"))
+        await sees(live, "127.1.0.1:8000", "127.1.0.2:8000", "127.1.0.3:8000")
+        space.api.apply(space.path("pods", "prefill"), pod("prefill", "engine", labels={ROLE_LABEL: "decode"}))
+        await until(
+            lambda: roles(live) == {"prefill": "Mixed", "decode": "Mixed", "prefill-decode": "Mixed"}, what="moved"
+        )
+
+
+def of_roles(*names: str) -> RouterConfig:
+    pools = [
+        {"name": role.lower(), "role": role, "inferencePoolRef": {"name": "chat"}, "profile": {"name": PROFILE}}
+        for role in names
+    ]
+    return config_of(pools=pools, limits=QUIET)
+
+
+def roles(live: LiveRouter) -> dict[str, str]:
+    return {one.instance_id: one.role.value for one in live.router.app.world.instances.current()}
