@@ -8,12 +8,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold, NoCandidate, Request, Room
+from llmrouter.domain import Hold, NoCandidate, Request
 from llmrouter.errors import NoInstanceError, SaturatedError
 from llmrouter.routing.batching import MOST_OF_WAIT
 from llmrouter.routing.guard import Guarded
 from llmrouter.routing.lines import least_work_s
 from llmrouter.routing.orders import ORDERS
+from router_grpc.bidding import bid_of
 from router_grpc.calls import (
     RouteAnswer,
     RouteAsk,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmrouter.config import PolicyConfig
-    from llmrouter.domain import Candidate, InstanceView, Placement, PoolSnapshot, Reservation
+    from llmrouter.domain import Candidate, Placement, PoolSnapshot, Reservation
     from llmrouter.routing.batch import BatchRules
     from llmrouter.routing.claims import Claim
     from llmrouter.routing.guard import Guard
@@ -307,7 +308,7 @@ class RouterService:
         bids = [
             bid
             for candidate in decision.candidates
-            if (bid := _bid_of(self._world, request, candidate, guard, terms.batch)) is not None
+            if (bid := bid_of(self._world, request, candidate, guard, terms.batch)) is not None
         ]
         tolerance = MOVED_TOLERANCE if decision.load_sensitive else None
         final = final and decision.load_sensitive
@@ -469,35 +470,4 @@ def _ask(
         final=final,
         model=request.model,
         claim=claim,
-    )
-
-
-def _bid_of(world: World, request: Request, candidate: Candidate, guard: Guard, batch: BatchRules | None) -> Bid | None:
-    """A candidate's bid, and that of who computes its prompt; ``None`` where one of them is gone."""
-    instance = world.instances.get(candidate.instance_id)
-    if instance is None:
-        return None
-    bid = _bid(request, candidate, world.replica.view(instance, now_s=world.clock()), guard, batch)
-    if candidate.prefill is None:
-        return bid
-    prefill = _bid_of(world, request, candidate.prefill, guard, batch)
-    return None if prefill is None else replace(bid, prefill=prefill)
-
-
-def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guard, batch: BatchRules | None) -> Bid:
-    room = guard.room_of(view)
-    if batch is not None:
-        room = batch.tightened(room, view.instance.profile)
-    if view.foreign.requests or view.foreign.context_tokens:
-        limit = room.kv_limit_tokens
-        room = Room(
-            max_requests=max(1, room.max_requests - view.foreign.requests),
-            kv_limit_tokens=None if limit is None else max(0, limit - view.foreign.context_tokens),
-            decode_reserve_fraction=room.decode_reserve_fraction,
-        )
-    return Bid(
-        instance_id=candidate.instance_id,
-        seen_requests=candidate.seen.requests,
-        cached_tokens=request.cached_tokens.get(candidate.instance_id, 0),
-        room=room,
     )
