@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,9 +21,21 @@ from llmrouter.testbed.epp.trust import credentials_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llmrouter.testbed.epp.cases import Case
+    from llmrouter.testbed.epp.case import Case
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+NEEDS = {
+    "serving": ("target", "a picker with ready instances"),
+    "health": ("health", "its health service, in plain text, where that has a port of its own"),
+    "empty": ("empty-target", "a picker without any instance"),
+    "full": ("full-target", "a picker whose instances take no more"),
+    "one": ("one-target", "a picker whose instances take one request altogether"),
+    "second": ("second-target", "another picker of the same instances as --one-target"),
+    "tls": ("tls-target", "a picker that speaks TLS, whatever its certificate"),
+    "drain": ("drain-command", "a command that has --target stop, for the last case"),
+}
+"""What each case may need, by the option that gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +51,23 @@ async def judge(case: Case, targets: Mapping[str, Target]) -> Verdict:
     """Puts one case to the target that it needs."""
     target = targets.get(case.needs)
     if target is None:
-        return Verdict(case.name, "skipped", f"--{case.needs}-target is not given")
+        return Verdict(case.name, "skipped", f"--{NEEDS[case.needs][0]} is not given")
     try:
         await asyncio.wait_for(case.run(target), 10 * target.answer_s)
     except Deviation as deviation:
         return Verdict(case.name, "failed", str(deviation))
-    except (grpc.aio.AioRpcError, TimeoutError) as error:
+    except (grpc.aio.AioRpcError, OSError, TimeoutError) as error:
         return Verdict(case.name, "failed", said(error))
     return Verdict(case.name, "passed")
 
 
 async def judge_all(given: argparse.Namespace) -> list[Verdict]:
     """All cases, one after the other."""
-    addresses = {
-        "serving": given.target,
-        "health": given.health,
-        "empty": given.empty_target,
-        "full": given.full_target,
-    }
+    addresses = {name: address for name, (option, _) in NEEDS.items() if (address := _option(given, option))}
+    command = addresses.pop("drain", "")
     channels = {
-        name: _channel(address, tls=given.tls and name != "health") for name, address in addresses.items() if address
+        name: _channel(address, tls=name == "tls" or (given.tls and name != "health"))
+        for name, address in addresses.items()
     }
     try:
         targets = {
@@ -68,13 +77,39 @@ async def judge_all(given: argparse.Namespace) -> list[Verdict]:
                 answer_s=given.timeout,
                 most_body_bytes=given.max_body_bytes,
                 health=channels.get("health"),
+                address=addresses[name],
             )
             for name, channel in channels.items()
         }
-        return [await judge(case, targets) for case in CASES if given.only in case.name]
+        needed = needed_by(targets, command)
+        return [await judge(case, needed) for case in CASES if given.only in case.name]
     finally:
         for channel in channels.values():
             await channel.close(None)
+
+
+def needed_by(targets: Mapping[str, Target], command: str = "") -> dict[str, Target]:
+    """By what a case may need: the targets given, and those that are made of two of them or of a command."""
+    found = dict(targets)
+    if "health" in found:
+        found["health"] = targets["serving"]
+    if "second" in found and "one" in found:
+        found["second"] = replace(targets["one"], second=targets["second"])
+    else:
+        found.pop("second", None)
+    if command:
+        found["drain"] = replace(targets["serving"], drain=lambda: _run(command))
+    return found
+
+
+async def _run(command: str) -> None:
+    status = await (await asyncio.create_subprocess_shell(command)).wait()
+    if status:
+        raise Deviation(f"the command to stop it ended with status {status}")
+
+
+def _option(given: argparse.Namespace, option: str) -> str:
+    return str(getattr(given, option.replace("-", "_")) or "")
 
 
 def main(rest: Sequence[str]) -> int:
@@ -113,11 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Asks an endpoint picker over the wire whether it speaks the endpoint-picker protocol v1. Nothing "
         "of it is known but its address.",
     )
-    parser.add_argument("--target", required=True, metavar="HOST:PORT", help="a picker with ready instances")
     parser.add_argument("--model", required=True, help="a model that it serves")
-    parser.add_argument("--health", metavar="HOST:PORT", help="its health service, in plain text (default: the target)")
-    parser.add_argument("--empty-target", metavar="HOST:PORT", help="a picker without any instance")
-    parser.add_argument("--full-target", metavar="HOST:PORT", help="a picker whose instances take no more")
+    for name, (option, words) in NEEDS.items():
+        metavar = "COMMAND" if name == "drain" else "HOST:PORT"
+        parser.add_argument(f"--{option}", required=name == "serving", metavar=metavar, help=words)
     parser.add_argument(
         "--tls", action="store_true", help="connect with TLS, whatever certificate is shown (default: plain text)"
     )

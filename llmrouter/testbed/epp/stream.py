@@ -13,7 +13,7 @@ from router_grpc.v1 import ext_proc_pb2 as pb
 from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     Headers = Sequence[tuple[str, str]]
 
@@ -21,6 +21,7 @@ DESTINATION = "x-gateway-destination-endpoint"
 SERVED = "x-gateway-destination-endpoint-served"
 SUBSET = "x-gateway-destination-endpoint-subset"
 SUBSET_NAMESPACE = "envoy.lb.subset_hint"
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 MOST_CHUNK_BYTES = 65_536
 """Some gateways take no more of a body in one message."""
 
@@ -43,6 +44,9 @@ class Target:
         answer_s: for how long an answer is waited for.
         most_body_bytes: a body that is longer must be refused.
         health: to its health service, where that has a port of its own.
+        address: ``host:port`` of the picker.
+        second: another picker of the same instances.
+        drain: has the picker stop.
     """
 
     channel: grpc.aio.Channel
@@ -50,6 +54,9 @@ class Target:
     answer_s: float = 10.0
     most_body_bytes: int = 32 * 1024 * 1024
     health: grpc.aio.Channel | None = None
+    address: str = ""
+    second: Target | None = None
+    drain: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
