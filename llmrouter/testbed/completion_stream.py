@@ -10,14 +10,47 @@ import asyncio
 import json
 import re
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MARKER = b"data:"
 DONE = b"data: [DONE]"
 TAIL_BYTES = 4096
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
+_CHUNKED = re.compile(rb"(?im)^transfer-encoding:[^\r\n]*chunked")
 _OK = b"200"
+
+
+@dataclass
+class Unchunker:
+    """Takes the framing of HTTP/1.1 chunks off, however the bytes arrive. Trailers are not looked for."""
+
+    _left: int = 0
+    _line: bytes = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The body's bytes in these."""
+        parts: list[bytes] = []
+        at = 0
+        while at < len(data):
+            if self._left > 0:
+                part = data[at : at + self._left]
+                parts.append(part)
+                self._left -= len(part)
+                at += len(part)
+                continue
+            end = data.find(b"\n", at)
+            if end < 0:
+                self._line += data[at:]
+                break
+            line, self._line = (self._line + data[at:end]).strip(), b""
+            at = end + 1
+            if line:  # an empty one ends the chunk before
+                self._left = int(line.partition(b";")[0], 16)
+        return b"".join(parts)
 
 
 class CompletionError(Exception):
@@ -44,7 +77,9 @@ class CompletionStream(asyncio.Protocol):
     first: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     _tail: bytes = b""
-    _head: bytes | None = b""
+    head: bytes = b""
+    _has_head: bool = False
+    _unchunker: Unchunker | None = None
     _status: bytes = b""
     _transport: asyncio.Transport | None = None
     _lost: Exception | None = None
@@ -61,8 +96,10 @@ class CompletionStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Counts events; keeps the tail, where the usage is."""
         self.chunks += 1
-        if self._head is not None:
+        if not self._has_head:
             data = self._read_head(data)
+        if self._unchunker is not None:
+            data = self._unchunker.feed(data)
         if not data:
             return
         overlap = self._tail[-(len(MARKER) - 1) :]
@@ -87,6 +124,19 @@ class CompletionStream(asyncio.Protocol):
             self._transport.abort()
         self._end()
 
+    @property
+    def status(self) -> int | None:
+        """The answer's; ``None`` before it came."""
+        return int(self._status) if self._status else None
+
+    def header(self, name: str) -> str:
+        """The answer's first of this name; empty where it has none."""
+        for line in self.head.decode("latin-1").split("\r\n")[1:]:
+            said, _, value = line.partition(":")
+            if said.strip().lower() == name:
+                return value.strip()
+        return ""
+
     def usage(self) -> Usage:
         """What the instance said at the end; raises CompletionError for any other end."""
         if self._status != _OK:
@@ -103,13 +153,14 @@ class CompletionStream(asyncio.Protocol):
             raise CompletionError(f"the stream ended without usage: {_readable(self._tail)}") from error
 
     def _read_head(self, data: bytes) -> bytes:
-        self._head = (self._head or b"") + data
-        head, separator, body = self._head.partition(b"\r\n\r\n")
+        self.head += data
+        head, separator, body = self.head.partition(b"\r\n\r\n")
         if not separator:
             return b""
         found = _STATUS.match(head)
         self._status = found[1] if found else b"000"
-        self._head = None
+        self._unchunker = Unchunker() if _CHUNKED.search(head) else None
+        self.head, self._has_head = head, True
         return body
 
     def _end(self) -> None:
@@ -119,7 +170,15 @@ class CompletionStream(asyncio.Protocol):
             self._transport.close()
 
 
-def completion_request(*, endpoint: str, model: str, request_id: str, prompt_tokens: int, output_tokens: int) -> bytes:
+def completion_request(
+    *,
+    endpoint: str,
+    model: str,
+    request_id: str,
+    prompt_tokens: int,
+    output_tokens: int,
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
     """A streamed ``POST /v1/completions`` whose prompt and answer have exactly these lengths."""
     options = {
         "model": model,
@@ -131,10 +190,11 @@ def completion_request(*, endpoint: str, model: str, request_id: str, prompt_tok
     }
     prompt = b"1," * (prompt_tokens - 1) + b"1"
     body = json.dumps(options).encode()[:-1] + b', "prompt": [' + prompt + b"]}"
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {endpoint}\r\nContent-Type: application/json\r\n"
         f"Accept: text/event-stream\r\nX-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
+        f"{more}Connection: close\r\n\r\n"
     )
     return head.encode() + body
 

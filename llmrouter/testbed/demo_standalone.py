@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
 from llmrouter.testbed.comparison import MODEL, SWITCH, Facts, Timing, summary
 from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
 from llmrouter.testbed.demo_target import manifest
+from llmrouter.testbed.envoy import Front, configuration, is_ready, start_envoy
 from llmrouter.testbed.live_view import LiveView
 from router_grpc.v1 import router_pb2 as messages
 from router_grpc.v1.router_pb2_grpc import RouterStub
@@ -39,12 +41,12 @@ TIMING = Timing(window_s=20.0, warm_up_s=4.0, switch_s=20.0)
 _ENGINE_PORT = re.compile(r"on http://127\.0\.0\.1:(\d+)")
 
 
-def router_resource(ports: Mapping[str, Sequence[int]], *, grpc_port: int, metrics_port: int) -> dict[str, Any]:
+def router_resource(ports: Mapping[str, Sequence[int]], listeners: Mapping[str, Any]) -> dict[str, Any]:
     """The LLMRouter of ``manifests/standalone``, with the addresses that this run has."""
     (resource,) = manifest("standalone/router.yaml")
     for pool in resource["spec"]["pools"]:
         pool["endpoints"] = [f"127.0.0.1:{port}" for port in ports[pool["profile"]["name"]]]
-    resource["spec"]["listeners"] = {"grpcPort": grpc_port, "metricsPort": metrics_port}
+    resource["spec"]["listeners"] = dict(listeners)
     return resource
 
 
@@ -57,12 +59,13 @@ def write_config(path: Path, router: dict[str, Any], policy: str) -> None:
 
 @dataclass(frozen=True)
 class Standalone:
-    """The running parts: where the router listens, its file, and the folder of everything written."""
+    """The running parts: where the router listens (``picker`` for gateways), its file, the folder of all written."""
 
     folder: Path
     config: Path
     resource: dict[str, Any]
     address: str
+    picker: str
 
     def digest(self) -> str:
         """Digest of the policy that the router runs."""
@@ -84,34 +87,49 @@ def start_standalone(folder: Path, stack: ExitStack) -> Standalone:
     """Starts engines and router below ``folder``; ``stack`` ends them."""
     logs = folder / "logs"
     ports = _start_engines(logs, stack)
-    grpc_port, metrics_port = free_port(), free_port()
-    resource = router_resource(ports, grpc_port=grpc_port, metrics_port=metrics_port)
+    grpc_port, picker_port = free_port(), free_port()
+    listeners = {"grpcPort": grpc_port, "metricsPort": free_port(), "extProc": {"port": picker_port}}
+    resource = router_resource(ports, listeners)
     config = folder / "router.yaml"
     write_config(config, resource, "round-robin")
     router = _start("router", ["llmrouter.cli", "serve", "--config", str(config)], logs, stack)
-    running = Standalone(folder, config, resource, f"127.0.0.1:{grpc_port}")
+    running = Standalone(folder, config, resource, f"127.0.0.1:{grpc_port}", f"127.0.0.1:{picker_port}")
     router.ready(lambda: _answers(running), within_s=START_TIMEOUT_S)
     return running
 
 
-def compare(console: Console) -> int:
+def start_front(running: Standalone, stack: ExitStack) -> str:
+    """Starts an Envoy before the router; returns where it listens, once it knows the router; ``stack`` ends it."""
+    port, probe_port = free_port(), free_port()
+    front = Front(running.picker, port, free_port(), picker_tls=True, probe_port=probe_port, show_instance=True)
+    envoy = start_envoy(running.folder / "logs", configuration(front))
+    stack.callback(envoy.stop)
+    envoy.ready(lambda: is_ready(probe_port), within_s=START_TIMEOUT_S)
+    return f"127.0.0.1:{port}"
+
+
+def compare(console: Console, *, through_front: bool) -> int:
     """Runs the demo; returns its exit status."""
     folder = repository_root() / "build" / "demo-standalone"
     shutil.rmtree(folder, ignore_errors=True)
     with ExitStack() as stack:
         began_s = time.monotonic()
-        console.print("starting eight simulated engines and one router …")
+        console.print(f"starting eight simulated engines, one router{' and Envoy' if through_front else ''} …")
         running = start_standalone(folder, stack)
+        front = start_front(running, stack) if through_front else None
         ready_s = time.monotonic() - began_s
         console.print(f"ready after {ready_s:.1f} s; logs: {folder / 'logs'}", soft_wrap=True)
-        values = _measure(running, ready_s, stack, console)
+        values = _measure(running, ready_s, stack, console=console, front=front)
     status = conclude(values, folder / "summary.json", console)
     console.print("next: make demo, the same on a real Kubernetes with two routers and a shared ledger")
     return status
 
 
-def _measure(running: Standalone, ready_s: float, stack: ExitStack, console: Console) -> dict[str, Any]:
-    arguments = ["llmrouter.testbed.replay", "--router", running.address, *TIMING.replay_arguments()]
+def _measure(
+    running: Standalone, ready_s: float, stack: ExitStack, *, console: Console, front: str | None
+) -> dict[str, Any]:
+    way = ["--router", running.address, *(("--front", front) if front else ())]
+    arguments = ["llmrouter.testbed.replay", *way, *TIMING.replay_arguments()]
     lines = running.folder / "replay.jsonl"
     replay = _start("replay", arguments, running.folder, stack, log=lines)
     executor = stack.enter_context(ThreadPoolExecutor(1))
@@ -161,9 +179,14 @@ def _answers(running: Standalone) -> bool:
         return False
 
 
-def main() -> int:
-    """The command line, which takes no options."""
-    return run_to_exit_status(compare)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.demo_standalone", description=__doc__)
+    parser.add_argument(
+        "--front", action="store_true", help="send the traffic through an Envoy, as OpenAI clients do (default: native)"
+    )
+    options = parser.parse_args(arguments)
+    return run_to_exit_status(lambda console: compare(console, through_front=options.front))
 
 
 if __name__ == "__main__":

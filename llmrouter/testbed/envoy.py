@@ -6,6 +6,8 @@ import importlib
 import json
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +102,18 @@ def envoy_command(config: Path) -> list[str]:
     """
     quietly = ["--use-dynamic-base-id", "--concurrency", "1", "-l", "warn"]
     return [str(envoy_program()), "-c", str(config), *quietly]
+
+
+def is_ready(probe_port: int) -> bool:
+    """Whether the Envoy of this machine whose ``probe_port`` this is can ask a router."""
+    connection = HTTPConnection("127.0.0.1", probe_port, timeout=2)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == HTTPStatus.OK
+    except OSError:  # it does not listen yet
+        return False
+    finally:
+        connection.close()
 
 
 def envoy_program() -> Path:

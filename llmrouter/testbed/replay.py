@@ -1,5 +1,8 @@
 """Replays stretches of a trace through routers and engines; prints JSON lines for a program or lines for a person.
 
+With ``--front`` requests are those of any OpenAI client, sent to the front of the routers; the routers themselves are
+only asked, now and then, how they are.
+
 A run is a sequence of stretches without a pause between them. A stretch is a piece of the trace at the run's rate; one
 marked ``policy-change`` ends as soon as every router decides by another policy than when it began.
 """
@@ -27,6 +30,8 @@ from llmrouter.errors import InvalidInputError
 from llmrouter.testbed import trace as traces
 from llmrouter.testbed.measure import Outcome, percentile, show, summarise
 from llmrouter.testbed.replay_client import ReplayClient
+from llmrouter.testbed.replay_front import ThroughFront
+from llmrouter.testbed.replay_native import ThroughRouters
 from llmrouter.testbed.replay_routers import Routers
 from router_grpc.v1 import router_pb2 as messages
 
@@ -62,6 +67,8 @@ class ReplayPlan:
     model: str
     rate_rps: float
     stretches: tuple[Stretch, ...]
+    front: str | None = None
+    """Where requests are sent as OpenAI clients do; without, the routers are asked."""
 
 
 def parse_stretch(text: str) -> Stretch:
@@ -142,6 +149,8 @@ class _Observer:
 async def run(plan: ReplayPlan, *, resolve: Callable[[], Awaitable[list[str]]], trace: Trace, emit: Emit) -> None:
     """Runs the plan. ``emit`` gets a kind and its values: ``stretch``, ``progress``, ``rows`` and ``end``.
 
+    ``resolve`` finds the routers.
+
     Raises:
         TimeoutError: no router answered.
         InvalidInputError: the trace is too short for the plan.
@@ -150,8 +159,9 @@ async def run(plan: ReplayPlan, *, resolve: Callable[[], Awaitable[list[str]]], 
         excerpt(trace, first_request=part.first_request, rate_rps=plan.rate_rps, duration_s=part.duration_s)
         for part in plan.stretches
     ]
-    routers = Routers(resolve)
-    client = ReplayClient(routers, model=plan.model, run_id=uuid.uuid4().hex[:8])
+    routers = Routers(resolve, reports=plan.front is None)
+    way = ThroughRouters(routers, plan.model) if plan.front is None else ThroughFront(plan.front, plan.model)
+    client = ReplayClient(way, run_id=uuid.uuid4().hex[:8])
     observer = _Observer(emit)
     try:
         await routers.start(CONNECT_TIMEOUT_S)
@@ -331,6 +341,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--router", action="append", metavar="HOST:PORT", help="address of a router; may be repeated")
     where.add_argument("--router-name", metavar="NAME:PORT", help="DNS name whose addresses are the routers")
+    parser.add_argument(
+        "--front",
+        metavar="HOST:PORT",
+        help="send plain OpenAI requests there, before those routers, and nothing to them",
+    )
     parser.add_argument("--model", required=True, help="model to ask for")
     parser.add_argument("--rate", type=float, required=True, metavar="RPS", help="mean requests per second")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the run (default: %(default)s)")
@@ -350,11 +365,11 @@ def plan_of(options: argparse.Namespace) -> ReplayPlan:
     if not (math.isfinite(options.rate) and 0 < options.rate <= MAX_RATE_RPS):
         raise InvalidInputError(f"--rate must be above 0 and at most {MAX_RATE_RPS:g}, not {options.rate}")
     texts = options.stretch or [f"replay:{options.first_request}:{options.seconds}"]
-    for address in [*(options.router or []), *([options.router_name] if options.router_name else [])]:
+    for address in [*(options.router or []), *filter(None, (options.router_name, options.front))]:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise InvalidInputError(f"{address!r} is not HOST:PORT")
-    return ReplayPlan(options.model, options.rate, tuple(parse_stretch(text) for text in texts))
+    return ReplayPlan(options.model, options.rate, tuple(parse_stretch(text) for text in texts), options.front)
 
 
 def execute(options: argparse.Namespace) -> int:

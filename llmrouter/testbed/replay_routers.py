@@ -62,11 +62,15 @@ class Tracked:
 
 @dataclass
 class RouterLink:
-    """One router: its channel, and the stream that keeps the reservations of ``tracked`` requests."""
+    """One router: its channel, and the stream that keeps the reservations of ``tracked`` requests.
+
+    Without ``reports`` there is no stream: the router is only asked how it is, and up while it is connected.
+    """
 
     address: str
     counts: ReportCounts
     on_break: Callable[[RouterLink], None]
+    reports: bool = True
     up: bool = False
     tracked: dict[str, Tracked] = field(default_factory=dict)
     unacknowledged: deque[messages.ReportEvent] = field(default_factory=deque)
@@ -110,7 +114,7 @@ class RouterLink:
         while True:
             await self._channel.channel_ready()
             with suppress(grpc.aio.AioRpcError):  # whatever the cause, what the stream kept moves to another router
-                await self._run_stream()
+                await (self._run_stream() if self.reports else self._while_connected())
             self.on_break(self)
             await asyncio.sleep(STREAM_RETRY_S)
 
@@ -126,6 +130,13 @@ class RouterLink:
             call.cancel()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)  # it fails as the reader above does
+
+    async def _while_connected(self) -> None:
+        self.up = True
+        try:
+            await self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        finally:
+            self.up = False
 
     async def _write_events(
         self, call: grpc.aio.StreamStreamCall[messages.ReportEvent, messages.ReportAcknowledgement]
@@ -148,8 +159,9 @@ class RouterLink:
 class Routers:
     """All routers that answer now. Requests are spread over them in turn."""
 
-    def __init__(self, resolve: Resolve) -> None:
+    def __init__(self, resolve: Resolve, *, reports: bool = True) -> None:
         self._resolve = resolve
+        self._reports = reports
         self._links: dict[str, RouterLink] = {}
         self._turn = itertools.count()
         self._orphans: list[Tracked] = []
@@ -276,7 +288,7 @@ class Routers:
 
     def _update(self, addresses: set[str]) -> None:
         for address in addresses - self._links.keys():
-            link = RouterLink(address, self.counts, self._moved)
+            link = RouterLink(address, self.counts, self._moved, reports=self._reports)
             self._links[address] = link
             link.start()
         for address in [address for address, link in self._links.items() if address not in addresses and not link.up]:
