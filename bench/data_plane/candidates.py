@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ import yaml
 from bench.data_plane.gateway import alone, with_picker
 from bench.data_plane.usage import Usage, usage_of
 from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
-from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
 from llmrouter.testbed.envoy import start_envoy
 from router_grpc.v1 import router_pb2 as messages
@@ -44,6 +44,8 @@ class Candidate:
     kind: Kind
     instances: int = 8
     options: tuple[tuple[str, str], ...] = ()
+    tls: bool = False
+    """Whether Envoy speaks to the picker over TLS, with the certificate that the picker makes for itself."""
 
     @property
     def is_proxy(self) -> bool:
@@ -148,7 +150,7 @@ def _start(stack: Stack, programs: Programs, endpoints: list[str], folder: Path,
     else:
         picker = _peer if candidate.kind == "peer" else _ours
         address = picker(candidate, programs, endpoints, folder, stack)
-        config = with_picker(port=port, picker=address, admin_port=free_port())
+        config = with_picker(port=port, picker=address, admin_port=free_port(), tls=candidate.tls)
         stack.processes["envoy"] = start_envoy(folder, config)
 
 
@@ -179,7 +181,8 @@ def _peer(candidate: Candidate, programs: Programs, endpoints: list[str], folder
     }
     (folder / "epp.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     port = free_port()
-    flags = {"pool-name": "epp", "config-file": folder / "epp.yaml", "secure-serving": "false", "tracing": "false"}
+    flags = {"pool-name": "epp", "config-file": folder / "epp.yaml", "tracing": "false"}
+    flags |= {"secure-serving": str(candidate.tls).lower()}
     flags |= {"metrics-endpoint-auth": "false", "grpc-port": port, "grpc-health-port": free_port()}
     flags |= {"metrics-port": free_port(), **dict(candidate.options)}
     words = [f"--{name}={value}" for name, value in flags.items()]
@@ -194,7 +197,7 @@ def _named_endpoint(index: int, address: str) -> dict[str, str]:
 
 def resources_of(candidate: Candidate, endpoints: list[str], ports: dict[str, int]) -> list[dict[str, Any]]:
     """An LLMRouter with the defaults of everything that is not the listener's, and the default policy."""
-    picker = {"port": ports["extProc"], "secureServing": False, **dict(candidate.options)}
+    picker = {"port": ports["extProc"], "secureServing": candidate.tls, **dict(candidate.options)}
     router = {
         "apiVersion": "llmrouter.dev/v1alpha1",
         "kind": "LLMRouter",
@@ -220,7 +223,7 @@ def _ours(candidate: Candidate, _programs: Programs, endpoints: list[str], folde
     ports = {name: free_port() for name in ("grpc", "metrics", "extProc")}
     config = folder / "router.yaml"
     config.write_text(yaml.safe_dump_all(resources_of(candidate, endpoints, ports), sort_keys=False))
-    command = [repository_root() / ".venv" / "bin" / "llmrouter", "serve", "--config", config]
+    command = [sys.executable, "-m", "llmrouter.cli", "serve", "--config", str(config)]
     process = start("picker", command, log=folder / "picker.log")
     stack.processes["picker"] = process
     stack.router, stack.metrics = f"{HOST}:{ports['grpc']}", f"{HOST}:{ports['metrics']}"

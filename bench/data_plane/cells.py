@@ -31,6 +31,11 @@ BLIND = Candidate(
     "ours, Fast, answers unseen", "ours", options=(("transport", "Fast"), ("responseObservation", "None"))
 )
 PROXIES = (Candidate("vllm-router", "vllm-router"), Candidate("sglang-router", "sglang-router"))
+OVER_TLS = (
+    FIXED,
+    Candidate("llm-d, TLS", "peer", tls=True),
+    Candidate("ours, Fast, TLS", "ours", options=(("transport", "Fast"),), tls=True),
+)
 
 
 def _many(instances: int) -> tuple[Candidate, ...]:
@@ -60,6 +65,7 @@ CELLS = (
     Cell("a", "200-token prompts, {size:g} requests/s", "open", "short", 500, (*PICKERS, *PROXIES)),
     Cell("b32", "200-token prompts, {size:g} connections, closed", "saturate", "short", 32, (*PICKERS, *PROXIES)),
     Cell("b128", "200-token prompts, {size:g} connections, closed", "saturate", "short", 128, (*PICKERS, *PROXIES)),
+    Cell("t32", "TLS to the picker, {size:g} connections, closed", "saturate", "short", 32, OVER_TLS),
     Cell("c", "100,000-token prompts, {size:g} requests/s", "open", "long", 20, PICKERS),
     Cell("c8", "100,000-token prompts, {size:g} connections, closed", "saturate", "long", 8, PICKERS),
     Cell("d", "{size:g} streams of 200 chunks, 10 ms apart", "streams", "streams", 32, PICKERS),

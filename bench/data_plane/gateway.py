@@ -12,9 +12,9 @@ BOUNDS = {"max_connections": 100_000, "max_requests": 100_000, "heap_bytes": 4 *
 _PICKER, _INSTANCES = "picker", "instances"
 
 
-def with_picker(*, port: int, picker: str, admin_port: int) -> dict[str, Any]:
+def with_picker(*, port: int, picker: str, admin_port: int, tls: bool) -> dict[str, Any]:
     """Everything goes where the picker says. Nobody asks for the picker's health: a peer may say it on another port."""
-    config = bootstrap(port=port, picker=picker, admin_port=admin_port, **BOUNDS)
+    config = bootstrap(port=port, picker=picker, admin_port=admin_port, picker_tls=tls, **BOUNDS)
     _cluster(config, _PICKER).pop("health_checks", None)
     return config
 
