@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llmrouter.resources import Resource
+from llmrouter.resource_types import Resource
 
 ACKNOWLEDGEMENTS_SUFFIX = "-routers"
 CONFIG_SUFFIX = "-router-config"

@@ -15,35 +15,29 @@ from pydantic import Field, ValidationError
 from llmrouter.domain import BatchHold, EngineMode, EngineProfile, ObjectiveWeights, Preferences
 from llmrouter.errors import InvalidConfigError
 from llmrouter.feature_set import LENGTH_FEATURE_VERSION
+from llmrouter.listener_specs import ListenersSpec
 from llmrouter.objectives import BATCH_HOLDS, PREFERENCES, PRESETS
 from llmrouter.profiles import PROFILES
+from llmrouter.resource_types import HostPort, LabelMap, ModelName, Port, RelativePath, Resource, Sha256
 from llmrouter.resources import (
     Calibrate,
     GuardSpec,
     HoldSpec,
-    HostPort,
     InlineProfile,
-    LabelMap,
     LimitsSpec,
-    ListenersSpec,
     LLMRouterSpec,
-    ModelName,
     ObjectiveSpec,
     OutliersSpec,
     PolicyType,
     PoolRole,
     PoolSpec,
-    Port,
     PredictorBase,
     PredictorSpec,
     PredictorType,
     PrefillDecodeSpec,
     PrefixAffinitySpec,
     QueueSpec,
-    RelativePath,
-    Resource,
     RoutingPolicySpec,
-    Sha256,
     StateSpec,
 )
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from llmrouter.config import explain
 from llmrouter.errors import InvalidConfigError
-from llmrouter.resources import API_VERSION, LLMRouterSpec, Resource, RoutingPolicySpec
+from llmrouter.resource_types import Resource
+from llmrouter.resources import API_VERSION, LLMRouterSpec, RoutingPolicySpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

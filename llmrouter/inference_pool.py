@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from llmrouter.config import explain
 from llmrouter.errors import InvalidConfigError
-from llmrouter.resources import Port  # noqa: TC001 - a field of a pydantic model
+from llmrouter.resource_types import Port  # noqa: TC001 - a field of a pydantic model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,10 +7,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints, model_validator
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION
+from llmrouter.listener_specs import ListenersSpec
+from llmrouter.resource_types import (
+    ConfigMapKey,
+    DnsLabel,
+    HostPort,
+    LabelMap,
+    ModelName,
+    NameRef,
+    ObjectName,
+    Port,
+    QuantityMap,
+    RelativePath,
+    Resource,
+    Sha256,
+    unique,
+)
 
 GROUP = "llmrouter.dev"
 VERSION = "v1alpha1"
@@ -50,48 +65,6 @@ MODEL_TYPES = {"Onnx": "marginal-cost", "Learned": "learned"}
 
 PredictorType = Literal["Text", "RandomForest", "Applications", "Constant"]
 """Who says how long an answer will be; the first two are models."""
-
-DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
-ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
-HostPort = Annotated[
-    str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$", max_length=259)
-]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-ConfigMapKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
-RelativePath = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][-A-Za-z0-9._]*(/[A-Za-z0-9_-][-A-Za-z0-9._]*)*$", max_length=253)
-]
-"""Below a folder: no part of it begins with a dot."""
-LabelMap = dict[
-    Annotated[
-        str,
-        StringConstraints(
-            pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317
-        ),
-    ],
-    Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)],
-]
-Quantity = (
-    Annotated[int, Field(ge=0)]
-    | Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=32)]
-)
-QuantityMap = dict[str, Quantity]
-Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-def _unique(field: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{field} names {name!r} twice")
-        seen.add(name)
-
-
-class Resource(BaseModel):
-    """Base of all specs: camelCase outside, unknown fields refused, immutable."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
 class ModelSpec(Resource):
@@ -166,12 +139,6 @@ class PoolSpec(Resource):
         return self
 
 
-class NameRef(Resource):
-    """A reference by name, in the same namespace."""
-
-    name: ObjectName
-
-
 class ConfigMapModelRef(Resource):
     """A model in a ConfigMap's binaryData (or data, for the manifest)."""
 
@@ -234,66 +201,6 @@ class StateSpec(Resource):
     def _timeout_exceeds_beat(self) -> Self:
         if self.heartbeat_timeout_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("heartbeatTimeoutSeconds must be at least twice heartbeatSeconds")
-        return self
-
-
-class ExtProcSpec(Resource):
-    """The endpoint picker that gateways ask. Without a certificate of one's own it makes one, as gateways expect."""
-
-    port: Port = 9002
-    transport: Literal["Fast", "Grpc"] = "Fast"
-    secure_serving: bool = True
-    certificate_secret_ref: NameRef | None = None
-    response_observation: Literal["Full", "Sampled", "None"] = "Full"
-    observed_fraction: float = Field(default=0.1, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _certificate_for_tls(self) -> Self:
-        if self.certificate_secret_ref is not None and not self.secure_serving:
-            raise ValueError("certificateSecretRef needs secureServing")
-        return self
-
-
-class OpenAISpec(Resource):
-    """The OpenAI-compatible front, for what a gateway cannot do; 0 seconds are never, 0 tokens no slices."""
-
-    port: Port = 8080
-    resume: Literal["None", "BeforeFirstToken", "Tokens"] = "BeforeFirstToken"
-    max_resumes: int = Field(default=2, ge=0, le=10)
-    slice_tokens: int = Field(default=0, ge=0, le=1_000_000)
-    redispatch_after_seconds: float = Field(default=0.0, ge=0, le=600)
-    stall_seconds: float = Field(default=120.0, ge=0, le=3600)
-    max_requests: int = Field(default=1024, ge=1, le=65536)
-
-    @model_validator(mode="after")
-    def _slices_continue(self) -> Self:
-        if self.slice_tokens and self.resume != "Tokens":
-            raise ValueError("sliceTokens needs resume: Tokens")
-        return self
-
-
-class ListenersSpec(Resource):
-    """Ports that the routers listen on."""
-
-    grpc_port: Port = 9000
-    metrics_port: Port = 9090
-    ext_proc: ExtProcSpec | None = None
-    openai: OpenAISpec | None = None
-
-    @property
-    def ports(self) -> dict[str, int]:
-        """Every port that is listened on, by the field that names it."""
-        given = {"grpcPort": self.grpc_port, "metricsPort": self.metrics_port}
-        if self.ext_proc is not None:
-            given["extProc.port"] = self.ext_proc.port
-        if self.openai is not None:
-            given["openai.port"] = self.openai.port
-        return given
-
-    @model_validator(mode="after")
-    def _once_each(self) -> Self:
-        if len(set(self.ports.values())) < len(self.ports):
-            raise ValueError("grpcPort, metricsPort, extProc.port and openai.port must differ")
         return self
 
 
@@ -397,8 +304,8 @@ class LLMRouterSpec(Resource):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _unique("models", [model.name for model in self.models])
-        _unique("pools", [pool.name for pool in self.pools])
+        unique("models", [model.name for model in self.models])
+        unique("pools", [pool.name for pool in self.pools])
         served = {model.name for model in self.models}
         for pool in self.pools:
             if unknown := sorted(set(pool.models or ()) - served):
@@ -487,7 +394,7 @@ class FairnessSpec(Resource):
 
     @model_validator(mode="after")
     def _once_each(self) -> Self:
-        _unique("queue.fairness.weights", [one.tenant for one in self.weights])
+        unique("queue.fairness.weights", [one.tenant for one in self.weights])
         return self
 
 

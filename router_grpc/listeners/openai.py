@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from llmrouter.errors import InvalidConfigError, InvalidRequestError, LLMRouterError, NoInstanceError, SaturatedError
-from llmrouter.resources import OpenAISpec
+from llmrouter.listener_specs import OpenAISpec
 from router_grpc.listeners.openai_request import Passage, refusal_of
 from router_grpc.listeners.openai_upstream import Upstream
 from router_grpc.openai.intent import intent_of

@@ -22,7 +22,7 @@ from router_grpc.picker.replies import error_object, refused_with
 if TYPE_CHECKING:
     import aiohttp
 
-    from llmrouter.resources import OpenAISpec
+    from llmrouter.listener_specs import OpenAISpec
     from router_grpc.listeners.openai_upstream import Upstream
     from router_grpc.openai.answers import Answer
     from router_grpc.openai.dispatch import Dispatch, FrontDesk

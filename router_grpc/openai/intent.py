@@ -14,7 +14,7 @@ from router_grpc.picker.bodies import Asked, asked_in, asked_of, content_of, mak
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llmrouter.resources import OpenAISpec
+    from llmrouter.listener_specs import OpenAISpec
     from router_grpc.calls import RouteAsk
     from router_grpc.openai.answers import Answer
 
@@ -50,8 +50,9 @@ class Intent:
         body, asked, bound = self.body, self.asked, None
         if self.generation is not None and self.goes_on:
             left = None if self.generation.max_tokens is None else self.generation.max_tokens - produced.tokens
-            is_slice = bool(self.slice_tokens) and (left is None or left > self.slice_tokens)
-            bound = self.slice_tokens if is_slice else None
+            size = self.slice_tokens + produced.tokens_anew
+            is_slice = bool(self.slice_tokens) and (left is None or left > size)
+            bound = size if is_slice else None
             if is_slice or self.generation.streams or produced.text:
                 body = part_body(self.generation, produced, limit=bound, asks_usage=True)
             if produced.text:

@@ -11,7 +11,7 @@ from llmrouter.errors import LLMRouterError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llmrouter.resources import OpenAISpec
+    from llmrouter.listener_specs import OpenAISpec
     from router_grpc.openai.answers import Answer
 
 ANEW = frozenset({408, 429, 500, 502, 503, 504})

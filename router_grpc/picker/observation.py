@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmrouter.resources import ListenersSpec
+    from llmrouter.listener_specs import ListenersSpec
 
 _HASHES = 2**32
 
