@@ -169,7 +169,8 @@ class WholeAnswer:
     def produced(self) -> Produced:
         """See ``Answer``."""
         text = "".join(self._texts)
-        return Produced(text, self._tally.produced if text else 0)
+        anew = given_text(self._kind, text)[1]
+        return Produced(text, self._tally.produced if text else 0, None, len(anew))
 
     @property
     def part(self) -> PartUsage:

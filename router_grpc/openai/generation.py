@@ -39,11 +39,15 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """What there is of an answer. ``token_ids`` is ``None`` where the engine did not say them all."""
+    """What there is of an answer. ``token_ids`` is ``None`` where the engine did not say them all.
+
+    ``tokens_anew`` are made again by the next part, and are none of ``tokens``: see ``given_text``.
+    """
 
     text: str = ""
     tokens: int = 0
     token_ids: tuple[int, ...] | None = None
+    tokens_anew: int = 0
 
 
 def generation_of(path: str, content: dict[str, Any]) -> Generation | None:

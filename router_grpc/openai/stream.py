@@ -36,6 +36,8 @@ class StreamAnswer:
         self._cutter = EventCutter()
         self._tally = Tally()
         self._texts: list[str] = []
+        self._counts: list[int] = []
+        """Tokens of each of the texts, as the tally counts them."""
         self._token_ids: list[int] | None = []
         self._owed = ""
         self._head: dict[str, Any] = {}
@@ -45,6 +47,7 @@ class StreamAnswer:
         self._held: dict[str, Any] | None = None
         self._usage_event: tuple[bytes, dict[str, Any]] | None = None
         self._done = self._error = b""
+        self._counted = 0
         self.has_begun = False
 
     @property
@@ -70,7 +73,24 @@ class StreamAnswer:
         """See ``Answer``."""
         ids = None if self._token_ids is None else tuple(self._token_ids)
         text = "".join(self._texts)
-        return Produced(text, self._tally.produced if text else 0, ids)
+        return Produced(text, self._tally.produced - self._tokens_anew if text else 0, ids, self._tokens_anew)
+
+    @property
+    def _tokens_anew(self) -> int:
+        """Tokens of the white space at the end of the text, which the next part makes anew."""
+        if self._generation.kind is Kind.COMPLETION:
+            return 0
+        pairs = zip(reversed(self._texts), reversed(self._counts), strict=True)
+        return sum(tokens for _, tokens in takewhile(lambda pair: pair[0].isspace(), pairs))
+
+    def _made_anew(self) -> int:
+        """As ``_tokens_anew``, which are counted by the part that makes them from now on."""
+        anew = self._tokens_anew
+        for at in range(len(self._texts) - 1, -1, -1):
+            if not anew or not self._texts[at].isspace():
+                break
+            self._counts[at] = 0
+        return anew
 
     @property
     def part(self) -> PartUsage:
@@ -81,13 +101,14 @@ class StreamAnswer:
     def begin_part(self, slice_tokens: int | None) -> None:
         """See ``Answer``."""
         text = "".join(self._texts)
-        self._tally.next_part(keeps=bool(text))
         self._owed = given_text(self._generation.kind, text)[1]
+        self._tally.next_part(keeps=bool(text), without=self._made_anew())
         self._cutter = EventCutter()
         self._is_later = bool(self._head)
         self._slice_tokens = slice_tokens
         self._finish = self._held = self._usage_event = None
         self._done = self._error = b""
+        self._counted = 0
         self.has_begun = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -189,7 +210,11 @@ class StreamAnswer:
         if isinstance(text, str) and text:
             if self._owed:
                 text = delta[name] = self._without_owed(text)
-            self._texts.append(text)
+            if text:
+                self._texts.append(text)
+                self._counts.append(0)
+            self._counts[-1] += self._tally.part - self._counted
+            self._counted = self._tally.part
         ids = choice.get("token_ids")
         if self._token_ids is not None and isinstance(ids, list):
             self._token_ids += ids

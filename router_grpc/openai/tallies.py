@@ -51,10 +51,10 @@ class Tally:
             if self.details is None and not self.before:
                 self.details = details
 
-    def next_part(self, *, keeps: bool) -> None:
-        """Another part begins; what there is stays only where it was of use."""
+    def next_part(self, *, keeps: bool, without: int = 0) -> None:
+        """Another part begins; what there is stays only where it was of use, and ``without`` what is made anew."""
         if keeps:
-            self.before = self.produced
+            self.before = self.produced - without
         else:
             self.first_prompt_tokens = self.details = None
         self.events, self.said = 0, None
