@@ -7,11 +7,13 @@ are open keep the one they began with.
 from __future__ import annotations
 
 import logging
+import os
 import ssl
+import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -24,8 +26,9 @@ from llmrouter.errors import InvalidConfigError
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from llmrouter.metrics import RouterMetrics
 
@@ -209,16 +212,29 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, found: Certificate) -> None:
-    """The standard library reads files alone: they are the owner's, and gone when this returns."""
+    """The standard library reads files alone: these are gone when it has."""
 
     def no_password() -> str:
         raise ValueError("the key is encrypted")
 
-    with tempfile.TemporaryDirectory() as folder:
-        chain, key = Path(folder, CHAIN_FILE), Path(folder, KEY_FILE)
-        chain.write_bytes(found.chain)
-        key.write_bytes(found.key)
+    with _as_file(found.chain) as chain, _as_file(found.key) as key:
         context.load_cert_chain(chain, key, password=no_password)
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """A path to the bytes; in memory where the system can, for a key belongs on no disk."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("certificate")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{descriptor}"
+    else:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            yield file.name
 
 
 def _configuration(found: Certificate) -> grpc.ServerCertificateConfiguration:

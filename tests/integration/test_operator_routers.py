@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from support.inference_pools import inference_pool, teach
 from support.operator_process import (
     ROOT,
     Object,
@@ -48,7 +49,7 @@ def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFacto
 def environment(container: Object, pod: str, kubeconfig: Path) -> dict[str, str]:
     """What a kubelet would make of the container's environment; ports differ because the pods share one address."""
     values = {entry["name"]: entry.get("value", pod) for entry in container["env"]}
-    ports = {"LLMROUTER_GRPC_PORT": str(free_port()), "LLMROUTER_METRICS_PORT": str(free_port())}
+    ports = {name: str(free_port()) for name in values if name.endswith("_PORT")}
     machine = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -63,6 +64,16 @@ def start_router(space: Space, pod: str, kubeconfig: Path, log: Path) -> subproc
     words = [sys.executable, *container["command"][1:]]
     with log.open("wb") as output:
         return subprocess.Popen(words, env=environment(container, pod, kubeconfig), stdout=output, stderr=output)
+
+
+def remove(space: Space) -> None:
+    """The LLMRouter and its pods, for the test after this one."""
+    space.delete("LLMRouter", "fleet")
+    space.wait(lambda: not space.find("Pod") and not space.exists("Deployment", "fleet-router"), "everything goes")
+
+
+def await_reason(space: Space, kind: str, reason: str) -> None:
+    space.wait(lambda: space.condition("fleet", kind)["reason"] == reason, f"{kind} {reason}")
 
 
 def acknowledged(space: Space) -> str:
@@ -94,3 +105,32 @@ def test_routers_run_what_is_applied_and_say_so(
         space.wait(lambda: space.status("fleet")["activePolicy"]["type"] == "Onnx", "the new policy is announced")
         space.wait(lambda: acknowledged(space) == "2/2", "both run it")
         space.wait(lambda: space.condition("fleet", "PolicyReady")["status"] == "True", "and are well with it")
+    remove(space)
+
+
+def test_a_router_of_an_inference_pool_says_what_is_missing_and_serves(
+    control_plane: ControlPlane, operator: OperatorProcess, tmp_path: Path
+) -> None:
+    space = Space(control_plane.api, "routers")
+    teach(space.api)
+    space.apply(routing_policy("plain"))
+    space.apply(inference_pool("chat", {"app": "engine"}, picker={"name": "picker", "port": {"number": 9002}}))
+    pool = {"name": "main", "inferencePoolRef": {"name": "chat"}, "profile": {"name": "llama-3.1-8b-rtx4090"}}
+    listeners = {"extProc": {"certificateSecretRef": {"name": "absent"}}}
+    space.apply(llm_router("fleet", pools=[pool], listeners=listeners, router={"replicas": 1}, state={}))
+    space.wait(lambda: len(space.find("Pod")) == 1, f"a pod, see {operator.log}")
+    (pod,) = (value["metadata"]["name"] for value in space.find("Pod"))
+    kubeconfig = control_plane.service_account_kubeconfig("routers", "fleet-router")
+    router = start_router(space, pod, kubeconfig, tmp_path / f"{pod}.log")
+    try:
+        space.wait(lambda: acknowledged(space) == "1/1", f"it acknowledges, see {tmp_path}")
+        await_reason(space, "CertificateReady", "CertificateMissing")
+        await_reason(space, "InstancesAvailable", "NoInstances")
+        await_reason(space, "InferencePoolsResolved", "Resolved")
+        space.delete("InferencePool", "chat")
+        await_reason(space, "InferencePoolsResolved", "InferencePoolNotFound")
+        assert router.poll() is None
+    finally:
+        router.kill()
+        router.wait()
+    remove(space)

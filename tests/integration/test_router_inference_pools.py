@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
@@ -106,15 +107,18 @@ async def test_a_pool_that_goes_takes_its_instances_and_brings_them_back(space: 
         await sees(live, "127.1.0.1:8000")
 
 
-async def test_an_api_server_that_learns_the_kind_later_is_no_reason_to_start_anew(space: Space) -> None:
+async def test_an_api_server_that_learns_and_forgets_the_kind_is_no_reason_to_start_anew(space: Space) -> None:
     unteach(space.api)
     add_pods(space, e1="127.1.0.1")
     space.configure(referring())
     async with space.router(referring()) as live:
         await space.says(instancesReady=0, instancesTotal=0)
-        teach(space.api)
-        put_pool(space, {"app": "engine"})
-        await sees(live, "127.1.0.1:8000")
+        for _ in range(2):
+            await asyncio.to_thread(teach, space.api)
+            put_pool(space, {"app": "engine"})
+            await sees(live, "127.1.0.1:8000")
+            await asyncio.to_thread(unteach, space.api)
+            await sees(live)
         assert live.count("llmrouter_errors_total", part="instances") > 0
 
 
