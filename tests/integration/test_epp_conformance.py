@@ -13,9 +13,9 @@ import pytest
 from support.router_world import config_of, live_router, until
 
 from llmrouter.testbed.epp.cases import CASES
-from llmrouter.testbed.epp.command import MAX_MESSAGE_BYTES, NEEDS, judge, main
+from llmrouter.testbed.epp.command import NEEDS, OPTIONS, judge, main
 from llmrouter.testbed.epp.stream import Target
-from llmrouter.testbed.epp.trust import credentials_of
+from llmrouter.testbed.epp.trust import tunnel
 from router_grpc.certificates import Tls
 from router_grpc.v1 import ext_proc_pb2 as pb
 from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
@@ -37,15 +37,8 @@ STAY = {"scrapeIntervalSeconds": 60, "maxPromptTokens": 1_000_000}
 HOLDS_NONE = {"type": "LeastInFlight", "hold": {"enabled": False}}
 
 
-def target_of(address: str) -> Target:
-    options = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
-    return Target(grpc.aio.insecure_channel(address, options=options), "llama", address=address)
-
-
-def secure_target_of(
-    address: str, credentials: grpc.ChannelCredentials, options: tuple[tuple[str, str], ...]
-) -> Target:
-    return Target(grpc.aio.secure_channel(address, credentials, options=options), "llama", address=address)
+def target_of(address: str, *, reached: str = "") -> Target:
+    return Target(grpc.aio.insecure_channel(reached or address, options=OPTIONS), "llama", address=address)
 
 
 @asynccontextmanager
@@ -75,10 +68,8 @@ async def targets(redis: RedisServer, *, is_fast: bool) -> AsyncIterator[dict[st
         routers = {"serving": serving, "empty": empty, "full": full, "one": one, "second": second, "drain": stopping}
         ports = {name: one.router.app.listener.ports["extProc.port"] for name, one in routers.items()}
         found = {name: target_of(f"127.0.0.1:{port}") for name, port in ports.items()}
-        port = secure.router.app.listener.ports["extProc.port"]
-        found["tls"] = secure_target_of(
-            f"127.0.0.1:{port}", *await asyncio.to_thread(credentials_of, f"127.0.0.1:{port}")
-        )
+        address = f"127.0.0.1:{secure.router.app.listener.ports['extProc.port']}"
+        found["tls"] = target_of(address, reached=await stack.enter_async_context(tunnel(address)))
         for target in found.values():
             stack.push_async_callback(target.channel.close, None)
 

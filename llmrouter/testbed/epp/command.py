@@ -6,24 +6,24 @@ import argparse
 import asyncio
 import json
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-import grpc
 import grpc.aio
 from rich.console import Console
 from rich.table import Table
 
 from llmrouter.testbed.epp.cases import CASES
 from llmrouter.testbed.epp.stream import Deviation, Target, said
-from llmrouter.testbed.epp.trust import credentials_of
+from llmrouter.testbed.epp.trust import tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llmrouter.testbed.epp.case import Case
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+OPTIONS = (("grpc.max_receive_message_length", 64 * 1024 * 1024),)
 
 NEEDS = {
     "serving": ("target", "a picker with ready instances"),
@@ -65,11 +65,13 @@ async def judge_all(given: argparse.Namespace) -> list[Verdict]:
     """All cases, one after the other."""
     addresses = {name: address for name, (option, _) in NEEDS.items() if (address := _option(given, option))}
     command = addresses.pop("drain", "")
-    channels = {
-        name: _channel(address, tls=name == "tls" or (given.tls and name != "health"))
-        for name, address in addresses.items()
-    }
-    try:
+    async with AsyncExitStack() as stack:
+        channels = {}
+        for name, address in addresses.items():
+            is_tls = name == "tls" or (given.tls and name != "health")
+            reached = await stack.enter_async_context(tunnel(address)) if is_tls else address
+            channels[name] = grpc.aio.insecure_channel(reached, options=OPTIONS)
+            stack.push_async_callback(channels[name].close, None)
         targets = {
             name: Target(
                 channel,
@@ -83,9 +85,6 @@ async def judge_all(given: argparse.Namespace) -> list[Verdict]:
         }
         needed = needed_by(targets, command)
         return [await judge(case, needed) for case in CASES if given.only in case.name]
-    finally:
-        for channel in channels.values():
-            await channel.close(None)
 
 
 def needed_by(targets: Mapping[str, Target], command: str = "") -> dict[str, Target]:
@@ -121,14 +120,6 @@ def main(rest: Sequence[str]) -> int:
     else:
         _show(verdicts)
     return 1 if any(one.outcome == "failed" for one in verdicts) else 0
-
-
-def _channel(address: str, *, tls: bool) -> grpc.aio.Channel:
-    options: tuple[tuple[str, int | str], ...] = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
-    if not tls:
-        return grpc.aio.insecure_channel(address, options=options)
-    credentials, more = credentials_of(address)
-    return grpc.aio.secure_channel(address, credentials, options=(*options, *more))
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from llmrouter.testbed.epp.stream import (
     body_message,
     headers_message,
 )
+from llmrouter.testbed.epp.trust import connect
 
 if TYPE_CHECKING:
     from llmrouter.testbed.epp.stream import Picked
@@ -70,11 +70,7 @@ async def _tls(target: Target) -> None:
 
 
 async def _alpn(target: Target) -> None:
-    host, _, port = target.address.rpartition(":")
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # as gateways do
-    context.set_alpn_protocols(["h2"])
-    _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port), ssl=context), target.answer_s)
+    _, writer = await connect(target.address)
     chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
     writer.close()
     check(chosen == "h2", f"ALPN chose {chosen}")

@@ -1,43 +1,74 @@
-"""TLS as gateways have it towards pickers: whatever certificate is shown is taken."""
+"""TLS as gateways have it towards pickers: whatever certificate is shown is taken, whomever it is for.
+
+gRPC cannot leave verification out. So a gRPC client is given a port of this machine in plain text, and what it says
+there goes over TLS from here.
+"""
 
 from __future__ import annotations
 
-import socket
+import asyncio
 import ssl
-
-import grpc
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
 PATIENCE_S = 10.0
+PIECE_BYTES = 65_536
 
 
-def credentials_of(address: str) -> tuple[grpc.ChannelCredentials, tuple[tuple[str, str], ...]]:
-    """Credentials that trust the certificate shown at ``host:port`` alone, and the channel's options that go with them.
-
-    Blocks. gRPC cannot leave verification out, so what is shown now is what is trusted then.
+@asynccontextmanager
+async def tunnel(address: str) -> AsyncIterator[str]:
+    """Where, in plain text, the TLS port at ``host:port`` is reached.
 
     Raises:
-        InvalidInputError: nobody answers there with TLS, or what is shown has expired.
+        InvalidInputError: nobody answers there with TLS.
+    """
+    try:
+        _, writer = await connect(address)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InvalidInputError(f"{address}: no TLS there: {error}") from error
+    writer.close()
+    server = await asyncio.start_server(partial(_serve, address), "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A TLS connection to ``host:port`` that offers HTTP/2 and verifies nothing.
+
+    Raises:
+        OSError: nobody answers, or not with TLS.
+        ValueError: the address is none.
+        TimeoutError: not in time.
     """
     host, _, port = address.rpartition(":")
-    try:
-        at = (host.strip("[]"), int(port))
-        shown = ssl.get_server_certificate(at, timeout=PATIENCE_S)
-        names = _names(at, shown)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{address}: no TLS there: {error}") from error
-    options = (("grpc.ssl_target_name_override", names[0].replace("*", "any")),) if names else ()
-    return grpc.ssl_channel_credentials(shown.encode()), options
-
-
-def _names(at: tuple[str, int], shown: str) -> list[str]:
-    """DNS names of the certificate; none where it has none, and then it is the host's or nobody's."""
-    context = ssl.create_default_context(cadata=shown)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection(at, timeout=PATIENCE_S) as plain, context.wrap_socket(plain) as connection:
-        said = connection.getpeercert() or {}
-    alternatives = said.get("subjectAltName", ())
-    return [str(entry[1]) for entry in alternatives if entry[0] == "DNS"]
+    async with asyncio.timeout(PATIENCE_S):
+        return await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+
+
+async def _serve(address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        there, to_there = await connect(address)
+    except (OSError, TimeoutError):  # the client sees that nobody is there
+        writer.close()
+        return
+    await asyncio.gather(_pump(reader, to_there), _pump(there, writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """All that comes goes on, until either side ends: then both do."""
+    with suppress(OSError):
+        while piece := await reader.read(PIECE_BYTES):
+            writer.write(piece)
+            await writer.drain()
+    writer.close()
