@@ -16,7 +16,7 @@ from router_grpc.openai.answers import PartEnd
 from router_grpc.openai.generation import Produced
 from router_grpc.openai.journey import Cause, InstanceFailedError, Journey
 from router_grpc.openai.moving import Watch
-from router_grpc.picker.headers import REQUEST_ID
+from router_grpc.picker.headers import PREFILLER, REQUEST_ID
 from router_grpc.picker.replies import error_object, refused_with
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class Passage:
         if len(self._parts) > 1 or all(name.lower() != REQUEST_ID for name, _ in headers):
             headers = [(name, value) for name, value in headers if name.lower() != REQUEST_ID]
             headers.append((REQUEST_ID, placed.request_id))
+        if placed.prefill_endpoint:
+            headers = [*headers, (PREFILLER, placed.prefill_endpoint)]
         response = await self._upstream.send(
             self._request.method, placed.endpoint, self._intent.path, headers=headers, body=part.body, watch=watch
         )
