@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 import yaml
+from support.operator_process import CHART
 from support.router_world import until
 
 from llmrouter.errors import InvalidInputError
@@ -23,7 +24,7 @@ from llmrouter.profiles import PROFILES
 from llmrouter.testbed import front_command
 from llmrouter.testbed.cluster.processes import Process, free_port, start
 from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
-from llmrouter.testbed.envoy import Front, bootstrap, configuration, start_envoy
+from llmrouter.testbed.envoy import Front, bootstrap, configuration, is_ready, start_envoy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -127,14 +128,15 @@ async def before_two(folder: Path, **fields: Any) -> AsyncIterator[World]:  # no
         routers = tuple(command(folder, "serve", "--config", str(path)) for path, _ in files)
         for router in routers:
             stack.callback(router.stop)
-        port, admin_port = free_port(), free_port()
-        config = configuration(Front(f"127.0.0.1:{files[0][1]}", port, admin_port, **fields))
+        port = free_port()
+        front = Front(f"127.0.0.1:{files[0][1]}", port, **{"admin_port": free_port(), **fields})
+        config = configuration(front)
         also(config, files[1][1])
         envoy = start_envoy(folder, config)
         stack.callback(envoy.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         world = World(session, f"http://127.0.0.1:{port}", routers, envoy)
-        await world.ready(admin_port)
+        await world.ready(front.admin_port)
         yield world
 
 
@@ -226,6 +228,27 @@ async def test_as_gateways_do_an_answer_breaks_with_its_router(tmp_path: Path) -
         world.routers[0].stop(first=signal.SIGKILL)
         ends = await asyncio.gather(*streams, return_exceptions=True)
         assert len([end for end in ends if isinstance(end, aiohttp.ClientError)]) in range(1, 8)
+
+
+async def test_what_is_under_way_ends_before_a_pod_does(tmp_path: Path) -> None:
+    """The wait before SIGTERM: not ready at once, over with the last answer."""
+    ports = {"admin_port": free_port(), "probe_port": free_port()}
+    script = (CHART / "files" / "drain.sh").read_text()
+    (tmp_path / "drain.sh").write_text(
+        script.replace("${ADMIN_PORT}", str(ports["admin_port"])).replace("${DRAIN_S}", "60")
+    )
+    async with before_two(tmp_path, **ports) as world:
+        assert is_ready(ports["probe_port"])
+        stream = asyncio.create_task(world.post(json=STREAM | {"max_tokens": 700}))
+        await asyncio.sleep(0.5)
+        drain = await asyncio.create_subprocess_exec("bash", str(tmp_path / "drain.sh"))
+        await until(lambda: _now(lambda: not is_ready(ports["probe_port"])), what="not ready", within_s=5)
+        async with world.session.post(world.url + PATH, json=completion()) as late:
+            assert (late.status, late.headers["connection"]) == (200, "close"), "served, and told to go elsewhere"
+        assert await drain.wait() == 0
+        assert stream.done()
+        status, body = await stream
+        assert (status, body.count(b"data: ")) == (200, 701)
 
 
 @pytest.mark.parametrize(
