@@ -11,7 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from llmrouter.testbed.cluster.guard import Guard
 from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import poll, start
 from llmrouter.testbed.cluster.progress import Progress
-from llmrouter.testbed.comparison import DISTURBED, SWITCH, Facts, Timing, summary
+from llmrouter.testbed.comparison import DISTURBED, MODEL, SWITCH, Facts, Timing, summary
 from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
-from llmrouter.testbed.demo_target import DemoTarget, ImageChoice, engines, manifest, replay_pod
+from llmrouter.testbed.demo_target import RELEASE, DemoTarget, ImageChoice, engines, manifest, replay_pod
 from llmrouter.testbed.live_view import LiveView
 
 if TYPE_CHECKING:
@@ -131,12 +131,14 @@ def replay(target: DemoTarget, timing: Timing, folder: Path, view: LiveView) -> 
 
 def deploy(target: DemoTarget, progress: Progress) -> None:
     """Installs the release and applies the demo's objects; returns when every part serves."""
-    with progress.part("helm install: CRDs, operator, Redis", usually_s=3):
+    with progress.part("helm install: CRDs, operator, Redis, Envoy", usually_s=3):
         target.install()
     with progress.part("kubectl apply: eight engines, a policy, two routers", usually_s=10):
         target.apply(engines(target.router_image()))
         target.apply([*manifest("policies/round-robin.yaml"), *manifest("cluster/router.yaml")])
         target.wait_ready()
+    with progress.part("Envoy finds the routers", usually_s=3):
+        target.wait_front()
 
 
 def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> DemoTarget:
@@ -154,7 +156,7 @@ def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> D
         cluster.binaries["helm"],
         access,
         access,
-        ImageChoice(operator=names.operator, router=names.router, redis=names.redis),
+        ImageChoice(**asdict(names)),
     )
 
 
@@ -229,6 +231,9 @@ def _say_next(options: DemoOptions, target: DemoTarget, console: Console) -> Non
             f"  kubectl -n {target.namespace} get llmr,rpol,pods",
             f"  kubectl -n {target.namespace} describe llmr demo",
             f"  kubectl -n {target.namespace} edit rpol demo",
+            f"  kubectl -n {target.namespace} port-forward service/{RELEASE}-front 8080:80 &",
+            "  curl localhost:8080/v1/completions -H 'content-type: application/json' \\",
+            f"""    -d '{{"model": "{MODEL}", "prompt": "Once upon a time", "max_tokens": 20}}'""",
             "  make demo-down" if options.context is None else f"  kubectl delete namespace {target.namespace}",
         ]
     for line in lines:
@@ -242,13 +247,14 @@ def parse(arguments: Sequence[str] | None) -> DemoOptions:
     parser.add_argument("--operator-image", help="image of the operator, with --context (default: the chart's)")
     parser.add_argument("--router-image", help="image of routers, engines and replay, with --context (as above)")
     parser.add_argument("--redis-image", help="image of Redis, with --context (as above)")
+    parser.add_argument("--envoy-image", help="image of Envoy, with --context (as above)")
     parser.add_argument(
         "--window", type=float, default=TIMING.window_s, help="seconds of a phase (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     if not (math.isfinite(options.window) and MIN_WINDOW_S <= options.window <= MAX_WINDOW_S):
         parser.error(f"--window must be {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g}, not {options.window:g}")
-    images = ImageChoice(options.operator_image, options.router_image, options.redis_image)
+    images = ImageChoice(options.operator_image, options.router_image, options.redis_image, options.envoy_image)
     timing = Timing(window_s=options.window, disturbed_s=TIMING.disturbed_s)
     return DemoOptions(options.context, images, timing, keep=os.environ.get("DEMO_KEEP", "") not in ("", "0"))
 

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ NAMESPACE = "llmrouter-demo"
 RELEASE = "llmrouter"
 ROUTER = "demo"
 ENGINES = 8
+FRONT = ("enabled=true", f"router.name={ROUTER}", "replicas=1", "workers=1", "instanceHeader=true")
+"""Values of the chart's front: one Envoy of one thread is plenty for the demo's traffic."""
 READY_TIMEOUT_S = 240.0
 GONE_TIMEOUT_S = 90.0
 _ACTIVE = '{.status.activePolicy.digest}{" "}{.status.activePolicy.acknowledged}{"\\n"}'
@@ -39,10 +41,11 @@ class ImageChoice:
     operator: str | None = None
     router: str | None = None
     redis: str | None = None
+    envoy: str | None = None
 
     def helm_values(self) -> list[str]:
         """As arguments for helm."""
-        chosen = {"operator": self.operator, "router": self.router, "redis": self.redis}
+        chosen = asdict(self)
         return [word for name, image in chosen.items() if image for word in ("--set", f"images.{name}={image}")]
 
 
@@ -102,7 +105,8 @@ class DemoTarget:
         """Installs the chart in the demo's namespace, with the CRDs if they are not there."""
         chart = str(repository_root() / "charts" / "llmrouter")
         scope = ["--set", f"watchNamespaces={{{self.namespace}}}"] if self.shared else []
-        self.helm("install", RELEASE, chart, "--create-namespace", *scope, *self.images.helm_values())
+        front = [word for setting in FRONT for word in ("--set", f"frontend.envoy.{setting}")]
+        self.helm("install", RELEASE, chart, "--create-namespace", *scope, *front, *self.images.helm_values())
 
     def router_image(self) -> str:
         """Image that carries engines and replay too."""
@@ -127,6 +131,18 @@ class DemoTarget:
             poll(lambda: is_serving(self.status()), within_s=within_s, what="LLMRouter Ready", every_s=0.5)
         except PartFailedError as error:
             raise PartFailedError(f"{error}; {_conditions(self.status())}; {self._unready_pods()}") from error
+
+    def wait_front(self, *, within_s: float = READY_TIMEOUT_S) -> None:
+        """Returns once the front can ask a router."""
+
+        def ready() -> bool:
+            status = self.get("deployment", f"{RELEASE}-front").get("status") or {}
+            return bool(status.get("readyReplicas"))
+
+        try:
+            poll(ready, within_s=within_s, what="Envoy ready", every_s=0.5)
+        except PartFailedError as error:
+            raise PartFailedError(f"{error}; {self._unready_pods()}") from error
 
     def _unready_pods(self) -> str:
         states = [f"{pod['metadata']['name']} {_pod_state(pod)}" for pod in self.get("pods")["items"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,7 +42,7 @@ def target() -> Iterator[DemoTarget]:
             cluster.binaries["helm"],
             access,
             access,
-            ImageChoice(operator=names.operator, router=names.router, redis=names.redis),
+            ImageChoice(**asdict(names)),
         )
         deploy(target, progress)
         yield target
