@@ -62,7 +62,11 @@ async def _serve(address: str, reader: asyncio.StreamReader, writer: asyncio.Str
     except (OSError, TimeoutError):  # the client sees that nobody is there
         writer.close()
         return
-    await asyncio.gather(_pump(reader, to_there), _pump(there, writer))
+    try:
+        await asyncio.gather(_pump(reader, to_there), _pump(there, writer))
+    except asyncio.CancelledError:  # the end of the run: what is left of it is these two connections
+        to_there.close()
+        writer.close()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
