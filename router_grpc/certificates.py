@@ -207,6 +207,7 @@ def _checked(pair: tuple[bytes, bytes] | str, *, now: datetime, where: str) -> C
 def _new_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols([ALPN])
     return context
 

@@ -13,11 +13,11 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.certificates import link_secret, write_signed_certificate
+from support.certificates import link_secret, write_certificate, write_signed_certificate
 from support.router_world import config_of, live_router, until
 
 from llmrouter.profiles import PROFILES
-from llmrouter.testbed.cluster.processes import free_port
+from llmrouter.testbed.cluster.processes import free_port, start
 from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
 from llmrouter.testbed.envoy import bootstrap, start_envoy
 from router_grpc.certificates import Tls
@@ -191,3 +191,49 @@ async def test_envoy_asks_over_tls(transport: str, tmp_path: Path) -> None:
 
         await until(answers, what="a request goes through", within_s=30)
         assert live.count("llmrouter_reservations_total", event="committed") >= 1
+
+
+FILE = """
+apiVersion: llmrouter.dev/v1alpha1
+kind: LLMRouter
+metadata: {name: llm}
+spec:
+  models: [{name: llama}]
+  pools: [{name: main, endpoints: ["127.0.0.1:1"], profile: {name: llama-3.1-8b-rtx4090}}]
+  policyRef: {name: policy}
+  router: {replicas: 1}
+  listeners: {grpcPort: GRPC, metricsPort: METRICS, extProc: {port: PICKER}}
+---
+apiVersion: llmrouter.dev/v1alpha1
+kind: RoutingPolicy
+metadata: {name: policy}
+spec: {type: LeastInFlight}
+"""
+
+
+async def test_a_standalone_router_shows_the_certificate_of_its_folder_and_its_renewal(tmp_path: Path) -> None:
+    made = write_certificate(tmp_path / "tls", names=("picker.example",))
+    ports = {"GRPC": free_port(), "METRICS": free_port(), "PICKER": free_port()}
+    text = FILE
+    for word, port in ports.items():
+        text = text.replace(word, str(port))
+    (tmp_path / "router.yaml").write_text(text)
+    words = ["serve", "--config", str(tmp_path / "router.yaml"), "--certificate", str(tmp_path / "tls")]
+    router = start("router", [sys.executable, "-m", "llmrouter.cli", *words], log=tmp_path / "router.log")
+
+    async def shows(wanted: bytes) -> bool:
+        assert router.alive, router.log.read_text()[-2000:]
+        try:
+            found = await asyncio.to_thread(certificate_at, ports["PICKER"])
+        except OSError:  # not listening yet
+            return False
+        return found.strip() == wanted.strip()
+
+    try:
+        await until(lambda: shows(made), what="the folder's certificate", within_s=60)
+        newer = write_certificate(tmp_path / "tls", names=("picker.example",))
+        await until(lambda: shows(newer), what="its renewal")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['GRPC']}") as channel:
+            assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
+    finally:
+        router.stop(grace_s=0)

@@ -12,6 +12,7 @@ from cryptography import x509
 from prometheus_client import CollectorRegistry
 from support.certificates import link_secret, write_certificate, write_rsa_certificate
 
+from llmrouter import cli
 from llmrouter.errors import InvalidConfigError
 from llmrouter.metrics import RouterMetrics
 from router_grpc.certificates import ALPN, Certificates, Tls, read_certificate, self_signed
@@ -174,3 +175,40 @@ def test_an_encrypted_key_is_refused(tmp_path: Path) -> None:
     write_certificate(tmp_path, names=("one",), now=NOW, password=b"secret")
     with pytest.raises(InvalidConfigError, match="encrypted"):
         read_certificate(tmp_path, now=NOW)
+
+
+FILE = """
+apiVersion: llmrouter.dev/v1alpha1
+kind: LLMRouter
+metadata: {name: llm}
+spec:
+  models: [{name: llama}]
+  pools: [{name: main, endpoints: ["127.0.0.1:1"], profile: {name: llama-3.1-8b-rtx4090}}]
+  policyRef: {name: policy}
+  router: {replicas: 1}
+  listeners: LISTENERS
+---
+apiVersion: llmrouter.dev/v1alpha1
+kind: RoutingPolicy
+metadata: {name: policy}
+spec: {type: LeastInFlight}
+"""
+
+
+@pytest.mark.parametrize(
+    ("listeners", "said"),
+    [
+        ("{extProc: {}}", "tls.crt: No such file or directory"),
+        ("{extProc: {secureServing: false}}", "--certificate: needs listeners.extProc with secureServing"),
+        ("{}", "--certificate: needs listeners.extProc with secureServing"),
+    ],
+)
+def test_standalone_a_folder_that_cannot_be_served_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], listeners: str, said: str
+) -> None:
+    (tmp_path / "router.yaml").write_text(FILE.replace("LISTENERS", listeners))
+    words = ["serve", "--config", str(tmp_path / "router.yaml"), "--certificate", str(tmp_path / "none")]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
