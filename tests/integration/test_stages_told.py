@@ -1,12 +1,13 @@
-"""Two stages behind a stock Envoy: the instance that decodes is told who computes the prompt, and nobody else is."""
+"""The instance that decodes is told who computes the prompt, and nobody else is: behind a stock Envoy, at the front."""
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 from support.gateway import CHAT_PATH
 from support.router_world import PROFILE, config_of, live_router, until
@@ -18,6 +19,8 @@ from router_grpc.picker.headers import PREFILLER
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from support.router_world import LiveRouter
 
 ANSWER = {
     "choices": [{"message": {"role": "assistant", "content": "Hi"}}],
@@ -62,20 +65,23 @@ def chat(words: int) -> dict[str, Any]:
     return {"model": "llama", "max_tokens": 3, "messages": [{"role": "user", "content": "word " * words}]}
 
 
-async def test_the_instance_that_decodes_is_told_who_computes_the_prompt(tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        prefill, decode = [await stack.enter_async_context(serving(Engine())) for _ in range(2)]
+@asynccontextmanager
+async def staged(**settings: Any) -> AsyncIterator[tuple[LiveRouter, Engine, Engine]]:  # noqa: ANN401 - handed on
+    """A router with an instance for each stage: the one that computes prompts, and the one that decodes."""
+    parts: dict[str, Any] = {"listeners": {"openai": {}}} if "openai_port" in settings else {}
+    async with serving(Engine()) as prefill, serving(Engine()) as decode:
         pools = [
             {"name": role.lower(), "role": role, "endpoints": [one.endpoint], "profile": {"name": PROFILE}}
             for role, one in (("Prefill", prefill), ("Decode", decode))
         ]
-        live = await stack.enter_async_context(live_router(config_of(pools=pools), ext_proc_port=0))
-        port = free_port()
-        picker = f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
-        envoy = start_envoy(tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port()))
-        stack.callback(envoy.stop)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        url = f"http://127.0.0.1:{port}"
+        async with live_router(config_of(pools=pools, **parts), **settings) as live:
+            yield live, prefill, decode
+
+
+async def check_told(url: str, live: LiveRouter, prefill: Engine, decode: Engine) -> None:
+    """A long prompt and a short one arrive as they should at ``url``."""
+    forged = {PREFILLER: "10.0.0.1:1"}
+    async with aiohttp.ClientSession() as session:
 
         async def answers() -> bool:
             try:
@@ -84,12 +90,30 @@ async def test_the_instance_that_decodes_is_told_who_computes_the_prompt(tmp_pat
             except aiohttp.ClientError:  # not listening yet
                 return False
 
-        await until(answers, what="Envoy and the instances are ready", within_s=30)
-        forged = {PREFILLER: "10.0.0.1:1"}
+        await until(answers, what="the front and the instances are ready", within_s=30)
         for words in (2_000, 2):
             async with session.post(url + CHAT_PATH, json=chat(words), headers=forged) as answer:
                 assert answer.status == 200, await answer.text()
-        assert [one.get(PREFILLER) for one in decode.headers] == [prefill.endpoint, None]
-        assert prefill.headers == []
-        await until(lambda: live.count("llmrouter_reservations_total", event="finished") == 2, what="both are over")
-        assert await live.router.app.world.ledger.loads() == {}
+    assert [one.get(PREFILLER) for one in decode.headers] == [prefill.endpoint, None]
+    assert prefill.headers == []
+    await until(lambda: live.count("llmrouter_reservations_total", event="finished") == 2, what="both are over")
+    assert await live.router.app.world.ledger.loads() == {}
+
+
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "grpc"])
+async def test_behind_envoy(tmp_path: Path, *, is_fast: bool) -> None:
+    async with staged(ext_proc_port=0, ext_proc_is_fast=is_fast) as (live, prefill, decode):
+        port = free_port()
+        picker = f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
+        envoy = start_envoy(tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port()))
+        try:
+            await check_told(f"http://127.0.0.1:{port}", live, prefill, decode)
+        finally:
+            envoy.stop()
+
+
+async def test_at_the_openai_front() -> None:
+    async with staged(openai_port=0) as (live, prefill, decode):
+        front = live.router.app.front
+        assert front is not None
+        await check_told(f"http://127.0.0.1:{front.port}", live, prefill, decode)
