@@ -13,7 +13,7 @@ from router_grpc.openai.moving import LOOK_S
 from router_grpc.picker.headers import DESTINATION, FORGEABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import AsyncIterator, Coroutine, Iterable
 
     from router_grpc.openai.moving import Watch
 
@@ -24,6 +24,7 @@ KEEP_ALIVE_S = 2.0
 """Idle connections are closed before engines close them, which some do after five seconds."""
 
 REFUSED_FROM = 400
+PIECE_BYTES = 256 * 1024
 MAX_REFUSAL_BYTES = 1024 * 1024
 REFUSAL_S = 5.0
 SHOWN = 200
@@ -68,9 +69,12 @@ class Upstream:
             InstanceFailedError: nobody is there, the engine refuses, or ``watch`` says that the request should move.
         """
         url = URL(f"http://{endpoint}{path}", encoded=True)
-        request = self._session.request(
-            method, url, headers=[*headers, ("Accept-Encoding", "identity")], data=body or None, allow_redirects=False
-        )
+        sent = [*headers, ("Accept-Encoding", "identity")]
+        data: bytes | AsyncIterator[bytes] | None = body or None
+        if len(body) > PIECE_BYTES:
+            sent.append(("Content-Length", str(len(body))))
+            data = _pieces(body)
+        request = self._session.request(method, url, headers=sent, data=data, allow_redirects=False)
         try:
             response: aiohttp.ClientResponse = await watched(_opened(request), watch)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -111,6 +115,12 @@ async def watched(step: Coroutine[Any, Any, T], watch: Watch | None) -> T:
                 raise InstanceFailedError(cause, f"{watch.placed.endpoint}: left before its first token")
     finally:
         task.cancel()
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """A long body, as fast as the engine takes it."""
+    for at in range(0, len(body), PIECE_BYTES):
+        yield body[at : at + PIECE_BYTES]
 
 
 async def _opened(request: Any) -> aiohttp.ClientResponse:  # noqa: ANN401 - aiohttp's awaitable of a response

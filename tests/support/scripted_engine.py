@@ -218,8 +218,8 @@ class Engine:
 
 @asynccontextmanager
 async def engines(*scripts: list[Script]) -> AsyncIterator[list[Engine]]:
-    """One engine for each list of scripts, on free ports."""
-    made = [Engine(scripts=list(one)) for one in scripts]
+    """One engine for each list of scripts, on free ports; a list may be of several: who is asked first takes first."""
+    made = [Engine(scripts=one) for one in scripts]
     servers = []
     for engine in made:
         server = await asyncio.start_server(engine.handle, "127.0.0.1", 0)
