@@ -28,6 +28,8 @@ TICK_S = 1.0
 WRITE_BUFFER_BYTES = 256 * 1024
 MAX_CONNECTIONS = 1024
 HANDSHAKE_S = 10.0
+GOODBYE_S = 1.0
+"""For a peer's last word over TLS, which some never say."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,13 +57,15 @@ class FastServer:
     async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
         """Serves on a port; 0 is any that is free. Returns it; raises OSError where it cannot be listened on."""
         loop = asyncio.get_running_loop()
-        handshake_s = None if self._tls is None else HANDSHAKE_S
+        times: dict[str, Any] = (
+            {} if self._tls is None else {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": GOODBYE_S}
+        )
         server = await loop.create_server(
             lambda: _Wire(self, loop),
             host,
             port,
             ssl=self._tls,
-            ssl_handshake_timeout=handshake_s,
+            **times,
             reuse_port=reuse_port or None,
             backlog=1024,
         )

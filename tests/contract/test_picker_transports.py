@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.gateway import chat, request_body, request_headers, response_body, response_headers
 from support.router_world import config_of, live_router, until
 
+from router_grpc.certificates import Tls
 from router_grpc.listeners.ext_proc import METHOD, PICKER_NAME
 from router_grpc.listeners.server import LIVENESS, NAMES_OF_READINESS
 from router_grpc.v1 import ext_proc_pb2 as pb
@@ -58,18 +59,26 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*, is_fast: bool, **parts: Any) -> AsyncIterator[Served]:  # noqa: ANN401
+async def serving(*, is_fast: bool, is_tls: bool = False, **parts: Any) -> AsyncIterator[Served]:  # noqa: ANN401
     config = config_of("127.0.0.1:1", "127.0.0.2:1", **{"limits": {**STAY, "maxInFlightPerInstance": 100}, **parts})
-    async with live_router(config, ext_proc_port=0, ext_proc_is_fast=is_fast, grace_s=5.0) as live:
+    tls = Tls(("localhost",)) if is_tls else None
+    async with live_router(config, ext_proc_port=0, ext_proc_is_fast=is_fast, tls=tls, grace_s=5.0) as live:
         address = f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        certificates = live.router.app._outside.certificates
+        if certificates is None:
+            made = grpc.aio.insecure_channel(address, options=OPTIONS)
+        else:
+            trusted = grpc.ssl_channel_credentials(certificates.current.chain)
+            options = (*OPTIONS, ("grpc.ssl_target_name_override", "localhost"))
+            made = grpc.aio.secure_channel(address, trusted, options=options)
+        async with made as channel:
             yield Served(live, channel)
         assert live.count("llmrouter_errors_total", part="listener") == 0
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "grpc"])
+@pytest.fixture(params=["fast", "fast over TLS", "grpc", "grpc over TLS"])
 async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
-    async with serving(is_fast=request.param) as found:
+    async with serving(is_fast=request.param.startswith("fast"), is_tls=request.param.endswith("TLS")) as found:
         yield found
 
 
