@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmrouter.quick import quick
 from llmrouter.routing.rules import PREDICTED, own_latency
-from llmrouter.routing.stages import decode_row, prefill_s, row_of
+from llmrouter.routing.stages import decode_row, prefill_s, prompt_of, row_of
 
 if TYPE_CHECKING:
     from llmrouter.domain import InstanceView, PoolSnapshot, Request
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from router_grpc.world import World
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ForetoldCost:
     """Seconds from dispatch to finish, and to the first token, as the decision saw them, whoever made it."""
@@ -31,7 +33,7 @@ def own_seconds(request: Request, view: InstanceView, prefill: InstanceView | No
     Both are ``own`` of the marginal cost, on the loads seen; with those that its prompt takes elsewhere, if it does.
     """
     row = row_of(request, view) if prefill is None else decode_row(request, view)
-    before_s = 0.0 if prefill is None else prefill_s(request, prefill)
+    before_s = 0.0 if prefill is None else prefill_s(prompt_of(request), prefill)
     first = (*row[:PREDICTED], 1.0, *row[PREDICTED + 1 :])
     return before_s + float(own_latency(row)), before_s + float(own_latency(first))
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Candidate, Hold, NoCandidate, Placement, Role
-from llmrouter.routing.features import feature_row, profile_features
+from llmrouter.routing.features import feature_row, feature_rows, profile_features
 from llmrouter.routing.inflight import has_room
 from llmrouter.routing.policies import MAX_CANDIDATES, RoomyPolicy
 from llmrouter.routing.rooms import per_profile
-from llmrouter.routing.rules import IMPOSED_ALONE, OWN_ALONE, PREDICTED, marginal_cost_row, own_latency
+from llmrouter.routing.rules import IMPOSED_ALONE, OWN_ALONE, PROMPT, QUEUED, marginal_cost_row, own_latency
 
 if TYPE_CHECKING:
     import random
@@ -65,26 +65,33 @@ def row_of(request: Request, view: InstanceView) -> tuple[float, ...]:
     return feature_row(request, view.total, _tail_of(view), cached)
 
 
+def rows_of(request: Request, views: Sequence[InstanceView]) -> list[tuple[float, ...]]:
+    """``row_of`` each."""
+    return feature_rows(request, views, _tail_of)
+
+
 def decode_row(request: Request, view: InstanceView) -> tuple[float, ...]:
     """Features of an instance for a request whose prompt comes computed."""
     return feature_row(request, view.total, _tail_of(view), request.prompt_tokens)
 
 
-def prefill_row(request: Request, view: InstanceView) -> tuple[float, ...]:
-    """Features of an instance for a request of which it computes the prompt alone."""
-    row = row_of(request, view)
-    return (*row[:PREDICTED], 0.0, *row[PREDICTED + 1 :])
+def prompt_of(request: Request) -> Request:
+    """A request as those see it who compute its prompt alone."""
+    return replace(request, predicted_output_tokens=0.0)
 
 
-def prefill_s(request: Request, view: InstanceView) -> float:
-    """Seconds until an instance has computed a prompt, behind those that wait there."""
-    return own_latency(prefill_row(request, view))
+def prefill_s(prompt: Request, view: InstanceView) -> float:
+    """Seconds until an instance has computed a prompt (``prompt_of``), behind those that wait there."""
+    return own_latency(row_of(prompt, view))
 
 
-def spared_s(request: Request, view: InstanceView) -> float:
-    """Seconds, of all who are on an instance, that it spares if the prompt comes computed."""
-    whole, decoded = row_of(request, view), decode_row(request, view)
-    return marginal_cost_row(whole, EVERYBODYS) - marginal_cost_row(decoded, EVERYBODYS)
+def spared_s(prompt: Request, view: InstanceView) -> float:
+    """Seconds, of all who are on an instance, that it spares if a prompt (``prompt_of``) comes computed.
+
+    Who decodes there waits behind the same prompts either way, and needs the same KV: neither counts.
+    """
+    row = row_of(prompt, view)
+    return marginal_cost_row((*row[:QUEUED], 0.0, 0.0, *row[PROMPT:]), EVERYBODYS)
 
 
 def uncached_tokens(request: Request, view: InstanceView) -> int:
@@ -104,9 +111,11 @@ class Prefills:
     Beyond a destination's own locality and those that do not say theirs, only the first of all can be the nearest.
     """
 
-    def __init__(self, request: Request, views: Sequence[InstanceView], rules: StageRules, rng: random.Random) -> None:
+    def __init__(self, prompt: Request, views: Sequence[InstanceView], rules: StageRules, rng: random.Random) -> None:
         self._rules = rules
-        ranked = [(prefill_s(request, view), rng.random(), view) for view in views]
+        ranked = [
+            (own_latency(row), rng.random(), view) for row, view in zip(rows_of(prompt, views), views, strict=True)
+        ]
         ranked.sort(key=lambda one: one[:2])
         self._first = ranked[0]
         self._best: dict[str, tuple[float, float, InstanceView]] = {}
@@ -132,6 +141,7 @@ class Prefills:
 class _Plan:
     """Who could decode a request: those that compute its prompt too, and those that have it computed."""
 
+    prompt: Request
     whole: list[InstanceView]
     staged: list[InstanceView]
     prefills: Prefills | None
@@ -185,27 +195,27 @@ class Staged:
     def _plan(
         self, request: Request, prefills: Sequence[InstanceView], others: Sequence[InstanceView], rng: random.Random
     ) -> _Plan:
-        prompt = request.prompt_tokens
+        prompt, tokens = prompt_of(request), request.prompt_tokens
         roomy = [
             one
             for one in prefills
-            if has_room(one.total, self.room_of(one), prompt_tokens=prompt, predicted_output_tokens=0.0)
+            if has_room(one.total, self.room_of(one), prompt_tokens=tokens, predicted_output_tokens=0.0)
         ]
-        plan = _Plan([], [], Prefills(request, roomy, self._rules, rng) if roomy else None)
+        plan = _Plan(prompt, [], [], Prefills(prompt, roomy, self._rules, rng) if roomy else None)
         for view in others:
-            if self._is_whole(request, view, plan.prefills):
+            if self._is_whole(prompt, view, plan.prefills):
                 plan.whole.append(view)
             elif plan.prefills is not None:
                 plan.staged.append(view)
         return plan
 
-    def _is_whole(self, request: Request, view: InstanceView, prefills: Prefills | None) -> bool:
+    def _is_whole(self, prompt: Request, view: InstanceView, prefills: Prefills | None) -> bool:
         """Whether an instance computes the prompt itself."""
-        if uncached_tokens(request, view) < self._rules.min_prefill_tokens:
+        if uncached_tokens(prompt, view) < self._rules.min_prefill_tokens:
             return True
         if view.instance.role is Role.DECODE:
             return False
-        return prefills is None or spared_s(request, view) <= prefills.nearest(view)[0] + LEAST_GAIN_S
+        return prefills is None or spared_s(prompt, view) <= prefills.nearest(view)[0] + LEAST_GAIN_S
 
     def _decided(self, request: Request, snapshot: PoolSnapshot, plan: _Plan, rng: random.Random) -> Decision:
         computed = {one.instance.instance_id: request.prompt_tokens for one in plan.staged}
@@ -222,7 +232,7 @@ class Staged:
             decision = policy.decide(shown, replace(snapshot, views=tuple(views)), rng)
             if isinstance(decision, Placement):
                 load_sensitive = decision.load_sensitive
-                placed += self._with_prefills(request, decision, plan)
+                placed += self._with_prefills(decision, plan)
             else:
                 waits.append(decision)
         if not placed:
@@ -230,41 +240,41 @@ class Staged:
         if self._prefill_weights is not None:
             placed.sort(key=lambda one: one.score)
         candidates = tuple(placed[:MAX_CANDIDATES])
-        return Placement(candidates, self._reason(request, candidates[0], plan), load_sensitive=load_sensitive)
+        return Placement(candidates, self._reason(candidates[0], plan), load_sensitive=load_sensitive)
 
-    def _with_prefills(self, request: Request, decision: Placement, plan: _Plan) -> list[Candidate]:
+    def _with_prefills(self, decision: Placement, plan: _Plan) -> list[Candidate]:
         """The policy's candidates, each with the instance that computes the prompt, if that is another one."""
         staged = {one.instance.instance_id: one for one in plan.staged}
         return [
-            self._with_prefill(request, one, view, plan.prefills)
+            self._with_prefill(plan.prompt, one, view, plan.prefills)
             if (view := staged.get(one.instance_id)) is not None and plan.prefills is not None
             else one
             for one in decision.candidates
         ]
 
-    def _with_prefill(self, request: Request, one: Candidate, view: InstanceView, prefills: Prefills) -> Candidate:
+    def _with_prefill(self, prompt: Request, one: Candidate, view: InstanceView, prefills: Prefills) -> Candidate:
         seconds, at = prefills.nearest(view)
         score = one.score
         if self._prefill_weights is not None:
-            score += marginal_cost_row(prefill_row(request, at), self._prefill_weights)
+            score += marginal_cost_row(row_of(prompt, at), self._prefill_weights)
             score += self._second * crossing_s(view.instance, at.instance, self._rules)
         return replace(one, score=score, prefill=Candidate(at.instance.instance_id, seconds, at.load))
 
-    def _reason(self, request: Request, best: Candidate, plan: _Plan) -> str:
+    def _reason(self, best: Candidate, plan: _Plan) -> str:
         among = len(plan.whole) + len(plan.staged)
         said = f"{self.name}: {best.instance_id} of {among} scored {best.score:.4g}"
         if best.prefill is not None:
             return f"{said}; the prompt is computed at {best.prefill.instance_id}, in {best.prefill.score:.3g} s"
         view = next(one for one in plan.whole if one.instance.instance_id == best.instance_id)
-        return f"{said}; it computes the prompt itself: {self._why_whole(request, view, plan.prefills)}"
+        return f"{said}; it computes the prompt itself: {self._why_whole(plan.prompt, view, plan.prefills)}"
 
-    def _why_whole(self, request: Request, view: InstanceView, prefills: Prefills | None) -> str:
-        tokens = uncached_tokens(request, view)
+    def _why_whole(self, prompt: Request, view: InstanceView, prefills: Prefills | None) -> str:
+        tokens = uncached_tokens(prompt, view)
         if tokens < self._rules.min_prefill_tokens:
             return f"{tokens} tokens are not cached there, fewer than {self._rules.min_prefill_tokens}"
         if prefills is None:
             return "no prefill instance has room"
-        return f"that costs {spared_s(request, view):.3g} s there, elsewhere {prefills.nearest(view)[0]:.3g} s"
+        return f"that costs {spared_s(prompt, view):.3g} s there, elsewhere {prefills.nearest(view)[0]:.3g} s"
 
 
 def _sorted_out(request: Request, views: Sequence[InstanceView]) -> tuple[list[InstanceView], list[InstanceView]]:

@@ -14,7 +14,7 @@ from llmrouter.profiles import PROFILES
 from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.guard import Guard
 from llmrouter.routing.rooms import kv_gate, request_bound
-from llmrouter.routing.stages import Prefills, Staged, StageRules, prefill_s, spared_s
+from llmrouter.routing.stages import Prefills, Staged, StageRules, prefill_s, prompt_of, spared_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BOUND = request_bound(64)
 LONG = request(prompt_tokens=4_000, predicted_output_tokens=200.0)
+PROMPT = prompt_of(LONG)
 SLOWER = PROFILES["llama-3.1-8b-rtx4090"]
 
 
@@ -88,7 +89,7 @@ def test_the_load_that_was_seen_goes_with_each_candidate(policy: Staged) -> None
     found = best(policy, LONG, prefill("p", 1_000), decode("d", 2))
     assert found.prefill is not None
     assert (found.seen.requests, found.prefill.seen.queued_prefill_tokens) == (2, 1_000)
-    assert found.prefill.score == pytest.approx(prefill_s(LONG, prefill("p", 1_000)))
+    assert found.prefill.score == pytest.approx(prefill_s(PROMPT, prefill("p", 1_000)))
 
 
 @both
@@ -152,7 +153,7 @@ def test_no_room_to_decode_is_a_hold(policy: Staged) -> None:
 @both
 def test_a_mixed_instance_is_spared_what_others_there_would_wait(policy: Staged) -> None:
     idle, busy = mixed("m"), mixed("m", 8)
-    assert spared_s(LONG, idle) == pytest.approx(prefill_s(LONG, prefill("p")))
+    assert spared_s(PROMPT, idle) == pytest.approx(prefill_s(PROMPT, prefill("p")))
     assert chosen(policy, LONG, prefill("p"), idle) == ("m", "")
     assert chosen(policy, LONG, prefill("p"), busy) == ("m", "p")
     assert chosen(policy, LONG, prefill("p", 200_000), busy) == ("m", "")
@@ -161,10 +162,10 @@ def test_a_mixed_instance_is_spared_what_others_there_would_wait(policy: Staged)
 def test_what_is_spared_is_the_prompts_own_time_and_one_stall_of_each_other() -> None:
     profile = mixed("m").instance.profile
     own_s = profile.prefill_s_per_token * 4_000 + profile.prefill_s_per_token_squared * 4_000**2
-    assert spared_s(LONG, mixed("m")) == pytest.approx(own_s)
-    assert spared_s(LONG, mixed("m", 5)) == pytest.approx(6 * own_s)
+    assert spared_s(PROMPT, mixed("m")) == pytest.approx(own_s)
+    assert spared_s(PROMPT, mixed("m", 5)) == pytest.approx(6 * own_s)
     waits = replace(mixed("m", 5), load=replace(mixed("m", 5).load, queued_prefill_tokens=700))
-    assert spared_s(LONG, waits) == pytest.approx(6 * own_s), "who decodes there waits behind the same prompts"
+    assert spared_s(PROMPT, waits) == pytest.approx(6 * own_s), "who decodes there waits behind the same prompts"
 
 
 def test_whole_and_staged_costs_are_compared_in_the_same_seconds() -> None:
@@ -208,9 +209,9 @@ def test_the_nearest_of_many_is_that_of_a_search_through_all() -> None:
             for n in range(draw.randrange(1, 9))
         ]
         there = decode("d", locality=draw.choice(["", "a", "b", "z"]))
-        near, found = Prefills(LONG, views, rules, draw).nearest(there)
+        near, found = Prefills(PROMPT, views, rules, draw).nearest(there)
         each = {
-            one.instance.instance_id: prefill_s(LONG, one)
+            one.instance.instance_id: prefill_s(PROMPT, one)
             + (
                 rules.cross_locality_s
                 if one.instance.locality and there.instance.locality not in {"", one.instance.locality}
