@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from llmrouter.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_LENGTH_TOKENS = 10_000_000
@@ -34,6 +34,7 @@ class StreamOptions(_Body):
     """What a stream carries besides its tokens."""
 
     include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = False
 
 
 class _GenerationBody(_Body):
@@ -47,6 +48,10 @@ class _GenerationBody(_Body):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def usage_always(self) -> bool:
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 class CompletionBody(_GenerationBody):
@@ -87,11 +92,17 @@ class ChatBody(_GenerationBody):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]
     max_completion_tokens: TokenCount | None = None
+    add_generation_prompt: StrictBool = True
+    continue_final_message: StrictBool = False
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the conversation with what the chat template adds."""
-        return sum(text_tokens(message.text) + CHAT_MESSAGE_TOKENS for message in self.messages)
+        """Length of the conversation with what the chat template adds.
+
+        A final message that goes on stands where the answer would begin: its template is the answer's.
+        """
+        tokens = sum(text_tokens(message.text) + CHAT_MESSAGE_TOKENS for message in self.messages)
+        return tokens - CHAT_MESSAGE_TOKENS if self.continue_final_message else tokens
 
 
 def text_tokens(text: str) -> int:
@@ -110,6 +121,7 @@ class Generation:
     exact: bool
     stream: bool
     include_usage: bool
+    usage_always: bool = False
 
 
 class BodyError(InvalidRequestError):
@@ -137,6 +149,10 @@ def parse_generation(kind: Literal["completion", "chat"], raw: bytes) -> Generat
         max_tokens = body.max_completion_tokens
     if body.ignore_eos and max_tokens is None:
         raise BodyError("ignore_eos needs max_tokens: together they state the output's length", "max_tokens")
+    if isinstance(body, ChatBody) and body.continue_final_message and body.add_generation_prompt:
+        raise BodyError(
+            "continue_final_message and add_generation_prompt cannot both be true", "continue_final_message"
+        )
     if body.prompt_tokens < 1:
         raise BodyError("the prompt is empty", "prompt")
     return Generation(
@@ -147,6 +163,7 @@ def parse_generation(kind: Literal["completion", "chat"], raw: bytes) -> Generat
         exact=body.ignore_eos,
         stream=body.stream,
         include_usage=body.include_usage,
+        usage_always=body.usage_always,
     )
 
 
@@ -179,38 +196,50 @@ class Answer:
     @property
     def usage(self) -> dict[str, int]:
         """The usage object."""
+        return self.usage_after(self.answer_tokens)
+
+    def usage_after(self, tokens: int) -> dict[str, int]:
+        """The usage object when there are so many output tokens."""
         prompt = self.generation.prompt_tokens
-        return {
-            "prompt_tokens": prompt,
-            "total_tokens": prompt + self.answer_tokens,
-            "completion_tokens": self.answer_tokens,
-        }
+        return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
 
 @dataclass(frozen=True, slots=True)
 class StreamBytes:
     """A streamed answer, formatted once: every token but the first and the last has the same bytes.
 
-    ``first`` and ``token`` are framed for HTTP/1.1 chunked transfer; ``last``, which ends the body, is not.
+    ``first`` and ``token`` are framed for HTTP/1.1 chunked transfer; ``last``, which ends the body, is not. ``nth``
+    gives a token's bytes in place of ``token`` where each says how many there are.
     """
 
     first: bytes
     token: bytes
     last: bytes
+    nth: Callable[[int], bytes] | None = None
 
 
 def stream_bytes(answer: Answer) -> StreamBytes:
     """Formats a streamed answer: one event per token, then usage where asked for, then ``[DONE]``."""
-    token = _event(_token_choice(answer, None), answer)
+    is_counted = answer.generation.usage_always
+
+    def token(number: int, finish_reason: str | None = None) -> bytes:
+        return _event(_token_choice(answer, finish_reason), answer, counted=number if is_counted else None)
+
     role = b""
     if answer.generation.kind == "chat":
-        role = _event({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}, answer)
-    last = _event(_token_choice(answer, answer.finish_reason), answer)
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        role = _event(choice, answer, counted=0 if is_counted else None)
+    last = token(answer.answer_tokens, answer.finish_reason)
     if answer.answer_tokens == 1:
         last = role + last
     if answer.generation.include_usage:
-        last += _event(None, answer)
-    return StreamBytes(first=_chunk(role + token), token=_chunk(token), last=last + b"data: [DONE]\n\n")
+        last += _event(None, answer, counted=answer.answer_tokens)
+    return StreamBytes(
+        first=_chunk(role + token(1)),
+        token=_chunk(token(1)),
+        last=last + b"data: [DONE]\n\n",
+        nth=(lambda number: _chunk(token(number))) if is_counted else None,
+    )
 
 
 def whole_body(answer: Answer) -> dict[str, object]:
@@ -240,10 +269,11 @@ def _head(answer: Answer, *, streamed: bool) -> dict[str, Any]:
     }
 
 
-def _event(choice: Mapping[str, object] | None, answer: Answer) -> bytes:
+def _event(choice: Mapping[str, object] | None, answer: Answer, *, counted: int | None) -> bytes:
+    """One event; ``counted`` are the output tokens that it says there are."""
     body: dict[str, object] = {**_head(answer, streamed=True), "choices": [choice] if choice is not None else []}
-    if choice is None:
-        body["usage"] = answer.usage
+    if counted is not None:
+        body["usage"] = answer.usage_after(counted)
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -73,12 +73,15 @@ class _StreamSink:
         self._transport = transport
         self._next = answer.first
         self._token = answer.token
+        self._nth = answer.nth
+        self._tokens = 1
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def token(self) -> bool:
         transport = self._transport
         transport.write(self._next)
-        self._next = self._token
+        self._tokens += 1
+        self._next = self._token if self._nth is None else self._nth(self._tokens)
         return transport.get_write_buffer_size() <= MAX_UNREAD_BYTES
 
     def finish(self) -> None:
@@ -167,6 +170,14 @@ class EngineServer:
                 await self._stepping
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def die(self) -> None:
+        """Ends as a killed process does: every connection is reset, nobody listens any more."""
+        server = None if self._runner is None else self._runner.server
+        for connection in [] if server is None else server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self.close()
 
     async def wait_failed(self) -> None:
         """Returns when the stepping task ends, raising what ended it."""

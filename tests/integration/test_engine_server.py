@@ -105,6 +105,54 @@ async def test_a_chat_stream_opens_with_the_role_and_ends_with_usage(
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_stream_says_with_every_event_how_many_tokens_there_are_where_asked(
+    fast: tuple[EngineServer, aiohttp.ClientSession], path: str
+) -> None:
+    _, session = fast
+    body = {
+        "prompt": 9,
+        "messages": [{"role": "user", "content": "a" * 20}],
+        "max_tokens": 4,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    async with session.post(path, json=body) as response:
+        got = await events(response)
+    counts = [1, 2, 3, 4, 4] if path == "/v1/completions" else [0, 1, 2, 3, 4, 4]
+    assert [event["usage"]["completion_tokens"] for event in got] == counts
+    assert {event["usage"]["prompt_tokens"] for event in got} == {9}
+
+
+async def test_a_final_message_goes_on_without_a_template_of_its_own(
+    fast: tuple[EngineServer, aiohttp.ClientSession],
+) -> None:
+    _, session = fast
+    messages = [{"role": "user", "content": "a" * 40}, {"role": "assistant", "content": " tok" * 5}]
+    body = {"messages": messages, "max_tokens": 2, "ignore_eos": True, "continue_final_message": True}
+    async with session.post("/v1/chat/completions", json={**body, "add_generation_prompt": False}) as response:
+        assert (await response.json())["usage"]["prompt_tokens"] == 10 + 4 + 5
+    async with session.post("/v1/chat/completions", json=body) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["param"] == "continue_final_message"
+
+
+async def test_an_engine_that_dies_resets_its_connections() -> None:
+    async with running(FAST) as (server, session):
+        async with session.post("/v1/completions", json=ENDLESS) as stream:
+            await stream.content.readuntil(b"\n\n")
+            whole = asyncio.create_task(session.post("/v1/completions", json={**ENDLESS, "stream": False}))
+            await eventually(lambda: server.loop.in_flight == 2)
+            await server.die()
+            with pytest.raises(aiohttp.ClientError):
+                await stream.read()
+        with pytest.raises(aiohttp.ClientError):
+            await whole
+        with pytest.raises(aiohttp.ClientError):
+            await session.get("/health")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_whole_answer_has_its_usage(fast: tuple[EngineServer, aiohttp.ClientSession], path: str) -> None:
     _, session = fast
     body = {"prompt": "x" * 33, "messages": [{"role": "user", "content": "x" * 17}], "max_tokens": 12}
