@@ -101,7 +101,7 @@ def start_standalone(folder: Path, stack: ExitStack) -> Standalone:
 def start_front(running: Standalone, stack: ExitStack) -> str:
     """Starts an Envoy before the router; returns where it listens, once it knows the router; ``stack`` ends it."""
     port, probe_port = free_port(), free_port()
-    front = Front(running.picker, port, free_port(), picker_tls=True, probe_port=probe_port, show_instance=True)
+    front = Front((running.picker,), port, free_port(), picker_tls=True, probe_port=probe_port, show_instance=True)
     envoy = start_envoy(running.folder / "logs", configuration(front))
     stack.callback(envoy.stop)
     envoy.ready(lambda: is_ready(probe_port), within_s=START_TIMEOUT_S)

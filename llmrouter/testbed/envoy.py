@@ -38,12 +38,12 @@ _SECTION = r"(?s)# only with {0}\n.*?# end of {0}\n"
 class Front:
     """What differs from one front to another. The fields without a comment are as in the chart's values.
 
-    ``picker`` is ``host:port`` of a router's endpoint picker; a name with several addresses is several routers.
+    ``pickers`` are ``host:port`` of routers' endpoint pickers; a name with several addresses is several of them.
     ``as_gateways_do`` sends bodies as full-duplex streams, as the protocol for pickers asks of gateways; then an answer
     breaks where its router dies.
     """
 
-    picker: str
+    pickers: tuple[str, ...]
     port: int
     admin_port: int
     address: str = "127.0.0.1"
@@ -69,7 +69,7 @@ def bootstrap(*, port: int, picker: str, admin_port: int, **more: Any) -> dict[s
     Headers, bodies and trailers of both directions pass through the picker, bodies as full-duplex streams. ``more`` are
     further fields of ``Front``.
     """
-    return configuration(Front(picker=picker, port=port, admin_port=admin_port, **{"as_gateways_do": True, **more}))
+    return configuration(Front((picker,), port, admin_port=admin_port, **{"as_gateways_do": True, **more}))
 
 
 def configuration(front: Front) -> dict[str, Any]:
@@ -146,15 +146,19 @@ def _sections(front: Front) -> dict[str, bool]:
     }
 
 
+def _endpoint(picker: str) -> str:
+    host, _, port = picker.rpartition(":")
+    address = {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    return json.dumps({"endpoint": {"address": address}})
+
+
 def _words(front: Front) -> dict[str, str]:
-    host, _, port = front.picker.rpartition(":")
     words = {
         "ADDRESS": front.address,
         "PORT": front.port,
         "ADMIN_PORT": front.admin_port,
         "PROBE_PORT": front.probe_port or 0,
-        "PICKER_HOST": host.strip("[]"),
-        "PICKER_PORT": port,
+        "PICKERS": ", ".join(_endpoint(picker) for picker in front.pickers),
         "TLS_FILE": front.tls_file,
         "IDLE_S": front.idle_s,
         "REQUEST_S": front.request_s,

@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument(
         "--config", type=Path, metavar="FILE", help="the router's file, as for serve: its listeners.extProc is asked"
     )
-    asked.add_argument("--picker", metavar="HOST:PORT", help="a router's listeners.extProc port; or another picker's")
+    asked.add_argument(
+        "--picker", action="append", metavar="HOST:PORT", help="a router's listeners.extProc port; may be repeated"
+    )
     parser.add_argument("--plain", action="store_true", help="with --picker: it has no TLS (secureServing: false)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
@@ -47,9 +49,9 @@ def front_of(options: argparse.Namespace) -> Front:
     """The front that the options ask for; raises InvalidInputError naming what cannot be."""
     if not 0 < options.port <= MAX_PORT:
         raise InvalidInputError(f"--port must be 1 to {MAX_PORT}, not {options.port}")
-    picker, tls = _asked(options)
+    pickers, tls = _asked(options)
     return Front(
-        picker=picker,
+        pickers=pickers,
         port=options.port,
         admin_port=free_port(),
         address=options.host,
@@ -59,19 +61,20 @@ def front_of(options: argparse.Namespace) -> Front:
     )
 
 
-def _asked(options: argparse.Namespace) -> tuple[str, bool]:
+def _asked(options: argparse.Namespace) -> tuple[tuple[str, ...], bool]:
     """Whom to ask, and whether over TLS."""
     if options.config is None:
-        host, _, port = options.picker.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) <= MAX_PORT:
-            raise InvalidInputError(f"--picker must be HOST:PORT, not {options.picker!r}")
-        return options.picker, not options.plain
+        for picker in options.picker:
+            host, _, port = picker.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) <= MAX_PORT:
+                raise InvalidInputError(f"--picker must be HOST:PORT, not {picker!r}")
+        return tuple(options.picker), not options.plain
     if options.plain:
         raise InvalidInputError("--plain goes with --picker: --config says it itself")
     listener = parse(read_text(options.config)).router.listeners.ext_proc
     if listener is None:
         raise InvalidInputError(f"{options.config}: spec.listeners.extProc must be set, for a front to ask")
-    return f"127.0.0.1:{listener.port}", listener.secure_serving
+    return (f"127.0.0.1:{listener.port}",), listener.secure_serving
 
 
 def _must_be_free(host: str, port: int) -> None:
@@ -96,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         raise InvalidInputError(str(error)) from error
     print(
-        f"http://{front.address}:{front.port} asks {front.picker} where each request goes", file=sys.stderr, flush=True
+        f"http://{front.address}:{front.port} asks {', '.join(front.pickers)} where each request goes",
+        file=sys.stderr,
+        flush=True,
     )
     quietly = ["--use-dynamic-base-id", "--concurrency", "1", "--log-level", "error"]
     os.execv(program, [str(program), "--config-yaml", json.dumps(configuration(front)), *quietly])  # noqa: S606

@@ -129,10 +129,9 @@ async def before_two(folder: Path, **fields: Any) -> AsyncIterator[World]:  # no
         for router in routers:
             stack.callback(router.stop)
         port = free_port()
-        front = Front(f"127.0.0.1:{files[0][1]}", port, **{"admin_port": free_port(), **fields})
-        config = configuration(front)
-        also(config, files[1][1])
-        envoy = start_envoy(folder, config)
+        pickers = tuple(f"127.0.0.1:{picker_port}" for _, picker_port in files)
+        front = Front(pickers, port, **{"admin_port": free_port(), **fields})
+        envoy = start_envoy(folder, configuration(front))
         stack.callback(envoy.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         world = World(session, f"http://127.0.0.1:{port}", routers, envoy)
@@ -145,15 +144,6 @@ async def _engine(stack: AsyncExitStack) -> EngineServer:
     await server.start("127.0.0.1", 0)
     stack.push_async_callback(server.close)
     return server
-
-
-def also(config: dict[str, Any], port: int) -> None:
-    """A second router: in a cluster it is a second address of the first one's name."""
-    picker = config["static_resources"]["clusters"][0]
-    del picker["cluster_type"]
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-    picker["type"] = "STATIC"
-    picker["load_assignment"]["endpoints"][0]["lb_endpoints"].append({"endpoint": {"address": address}})
 
 
 async def test_an_openai_request_goes_through_two_commands_and_one_file(tmp_path: Path) -> None:

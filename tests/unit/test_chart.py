@@ -186,7 +186,7 @@ def test_the_front_has_the_same_configuration_as_without_kubernetes(
 ) -> None:
     written = files_of_front(*settings)
     where: dict[str, Any] = {"address": "0.0.0.0", "probe_port": 9902, "heap_bytes": 943_718_400}  # noqa: S104 - of its pod
-    front = Front(f"llmrouter-front-routers.{SYSTEM}.svc:9002", 8080, 9901, **{**where, **changes})
+    front = Front((f"llmrouter-front-routers.{SYSTEM}.svc:9002",), 8080, 9901, **{**where, **changes})
     assert yaml.safe_load(written["envoy.yaml"]) == configuration(front)
     assert ("tls.yaml" in written) == ("tls_file" in changes)
     assert not [text for text in written.values() if "${" in text]

@@ -86,8 +86,7 @@ capabilities:
   "PORT" "8080"
   "ADMIN_PORT" "9901"
   "PROBE_PORT" "9902"
-  "PICKER_HOST" (printf "%s-routers.%s.svc" (include "llmrouter.front" .) $namespace)
-  "PICKER_PORT" (int $front.router.port | toString)
+  "PICKERS" (printf "{endpoint: {address: {socket_address: {address: %s-routers.%s.svc, port_value: %d}}}}" (include "llmrouter.front" .) $namespace (int $front.router.port))
   "TLS_FILE" "/etc/llmrouter-front/tls.yaml"
   "TLS_FOLDER" "/etc/llmrouter-front-tls"
   "IDLE_S" (int $front.timeouts.idleSeconds | toString)
