@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -218,6 +220,49 @@ async def test_a_share_of_the_answers_is_seen_where_they_are_sampled(place: Plac
         presumed = gateway.live.count("llmrouter_reservations_total", event="presumed")
         assert seen + presumed == 30
         assert 3 < seen < 27
+
+
+async def a_byte_at_a_time(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(len(body)):
+        yield body[at : at + 1]
+
+
+async def said_to(gateway: Front, *, length: int, pieces: int) -> bytes:
+    """The first line that comes to a body of so many bytes, of which so many MB are sent; then the client leaves."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    writer.write(f"POST {CHAT_PATH} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n".encode())
+    said = asyncio.create_task(reader.readline())
+    with contextlib.suppress(ConnectionError):  # it was answered before it had said all
+        for _ in range(pieces):
+            writer.write(b"x" * 1_000_000)
+            await writer.drain()
+    await asyncio.wait({said}, timeout=0.5 if pieces == 1 else 10)
+    writer.close()
+    return await said
+
+
+async def test_requests_that_are_meant_ill_get_their_status_and_leave_nothing(place: Place) -> None:
+    async with front(place) as gateway:
+        good = json.dumps(chat()).encode()
+        asked: list[tuple[set[int], dict[str, Any]]] = [
+            ({200}, {"data": good, "headers": {"x-long": "a" * 8_000}}),
+            ({200}, {"data": good, "headers": {f"x-{number}": "a" for number in range(80)}}),
+            ({400}, {"data": b'{"model": "\xff"'}),
+            ({400}, {"data": b"[" * 100_000}),
+            ({400}, {"data": good.replace(b"{", b'{"temperature": NaN, ', 1)}),
+            ({404}, {"data": good.replace(b"}", b', "model": "another"}', 2)[:-1] + b', "model": "nobody"}'}),
+            ({200}, {"data": a_byte_at_a_time(good)}),
+        ]
+        for statuses, parts in asked:
+            status, text, _ = await gateway.post(**parts)
+            assert status in statuses, text[:300]
+        assert await said_to(gateway, length=100_000_000, pieces=100) == b"HTTP/1.1 413 Payload Too Large\r\n"
+        assert await said_to(gateway, length=100_000_000, pieces=1) == b"", "it was left waiting, and left"
+        assert (await gateway.post(data=good))[0] == 200
+        desk = gateway.live.router.app.desk
+        await until(lambda: desk.intake.bytes == 0, what="no byte of a body is kept")
+        await until(lambda: _is(gateway.in_flight(), 0), what="reservations released")
+        assert gateway.live.count("llmrouter_errors_total", part="picker") == 0
 
 
 async def _is(value: Any, wanted: int) -> bool:  # noqa: ANN401 - an awaitable
