@@ -26,6 +26,7 @@ from llmrouter.resources import (
     InlineProfile,
     LimitsSpec,
     LLMRouterSpec,
+    Locality,
     ObjectiveSpec,
     OutliersSpec,
     PolicyType,
@@ -136,6 +137,7 @@ class PoolConfig(Resource):
     endpoints: tuple[HostPort, ...] | None = None
     target_port: Port = 8000
     role: PoolRole = "Mixed"
+    locality: Locality | None = None
     continues_chat: bool = False
     profile_name: str
     profile: InlineProfile
@@ -294,6 +296,7 @@ def _compile_pool(pool: PoolSpec, served: tuple[str, ...]) -> PoolConfig:
         endpoints=pool.endpoints,
         target_port=pool.target_port,
         role=pool.role,
+        locality=pool.locality,
         continues_chat=pool.continues_chat,
         profile_name=profile_name,
         profile=profile,

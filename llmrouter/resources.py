@@ -114,6 +114,8 @@ class SelectorSpec(Resource):
     match_labels: LabelMap = Field(min_length=1, max_length=16)
 
 
+Locality = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+
 PoolRole = Literal["Mixed", "Prefill", "Decode"]
 """What a pool's instances do: whole requests, or one stage of them."""
 
@@ -128,6 +130,7 @@ class PoolSpec(Resource):
     endpoints: tuple[HostPort, ...] | None = Field(default=None, min_length=1, max_length=1024)
     target_port: Port = 8000
     role: PoolRole = "Mixed"
+    locality: Locality | None = None
     continues_chat: bool = False
     profile: ProfileRef
 

@@ -24,7 +24,7 @@ MAX_INSTANCES = 1024
 """Instances beyond this many are left out, and counted so."""
 
 LOCALITY_LABEL = "llmrouter.dev/locality"
-"""On a pod: the name of the group within which KV is handed on fast, such as a rack's; its node's without it."""
+"""On a pod: the name of a group within which KV is handed on fast, such as a rack's; else its pool's, or its node's."""
 
 ROLE_LABEL = "llm-d.ai/role"
 """On a pod: what its engine is made for, as llm-d writes it; without it, or with another word, what its pool is for."""
@@ -251,7 +251,7 @@ def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any], ports: tuple[int
                 profile=profile,
                 models=models,
                 role=role,
-                locality=(pod.metadata.labels or {}).get(LOCALITY_LABEL) or pod.spec.node_name or "",
+                locality=(pod.metadata.labels or {}).get(LOCALITY_LABEL) or pool.locality or pod.spec.node_name or "",
             )
 
 
@@ -265,6 +265,7 @@ def _declared_instances(pool: PoolConfig) -> tuple[Instance, ...]:
             profile=profile,
             models=frozenset(pool.models),
             role=Role(pool.role),
+            locality=pool.locality or "",
         )
         for endpoint in pool.endpoints or ()
     )

@@ -218,6 +218,7 @@ BAD_ROUTERS = [
         "pools[].role",
         "a model with Prefill pools needs Decode or Mixed pools",
     ),
+    Case("a locality without a name", pool(locality=""), "pools[0].locality", "at least 1 chars long"),
     Case("decoding alone", pool(role="Decode"), "pools[].role", "a model with Decode pools needs Prefill pools"),
     Case(
         "two models that share no stage",
@@ -397,7 +398,7 @@ GOOD_ROUTERS: list[Spec] = [
     *(
         router(
             pools=[
-                router()["pools"][0] | {"role": "Prefill"},
+                router()["pools"][0] | {"role": "Prefill", "locality": "rack 1"},
                 router()["pools"][0] | {"name": "b", "role": role, "models": ["llama"]},
             ],
             prefillDecode={"minPrefillTokens": 0, "crossLocalitySeconds": 2},

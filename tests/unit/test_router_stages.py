@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.router_world import MODEL, PROFILE, Bench, config_of, until
 
-from llmrouter.domain import Instance, Load
+from llmrouter.domain import Load
 from llmrouter.errors import NoInstanceError, SaturatedError
 from router_grpc.adapters.memory_ledger import MemoryBook
 from router_grpc.reports import ReportKind
 
 LONG = 2_000
+ROLES = "Prefill", "Decode"
 
 
 def pool(name: str, role: str, *endpoints: str) -> dict[str, Any]:
@@ -272,14 +272,14 @@ async def test_every_kind_of_policy_chooses_both_stages(policy: str) -> None:
     assert bench.count("llmrouter_policy_fallbacks_total", reason="Error") == 0
 
 
-def local(instances: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    """Instances of one number share a locality."""
-    return tuple(replace(one, locality=one.instance_id[1]) for one in instances)
-
-
 async def test_near_instances_are_chosen_for_each_other() -> None:
-    bench = bench_of(PREFILL, DECODE)
-    bench.instances.instances = local(bench.instances.instances)
+    bench = bench_of(
+        *(
+            pool(f"{role.lower()}-{n}", role, f"{role[0].lower()}{n}:1") | {"locality": f"rack {n}"}
+            for role in ROLES
+            for n in (1, 2)
+        )
+    )
     for n in range(4):
         answer = await bench.route(f"r{n}", prompt_tokens=300)
         assert answer.instance_id[1] == answer.prefill_instance_id[1]
