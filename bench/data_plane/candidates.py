@@ -98,13 +98,17 @@ class Stack:
         return {name: usage_of(process.pid) for name, process in self.processes.items()}
 
     def reserved(self) -> int | None:
-        """Requests that the router counts as under way; ``None`` for others, which are not asked."""
+        """Requests that the router counts as under way; ``None`` where it does not say, as others do not."""
         if self.router is None:
             return None
-        with grpc.insecure_channel(self.router, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        with (
+            suppress(grpc.RpcError),
+            grpc.insecure_channel(self.router, options=(("grpc.enable_http_proxy", 0),)) as channel,
+        ):
             stub = RouterStub(channel)
             answer = stub.GetSnapshot(messages.GetSnapshotRequest(), timeout=10, wait_for_ready=True)
             return sum(one.in_flight_requests for one in answer.instances)
+        return None
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self.processes.values():
@@ -236,9 +240,7 @@ def _proxy(candidate: Candidate, programs: Programs, endpoints: list[str], folde
     words = [str(programs.proxies / candidate.kind), *(["launch"] if candidate.kind == "sglang-router" else [])]
     words += ["--host", HOST, "--port", str(port), "--prometheus-port", str(free_port()), "--log-level", "error"]
     words += ["--max-concurrent-requests", PROXY_LIMIT]
-    if (
-        candidate.kind == "vllm-router"
-    ):  # its default asks engines for the tokens of every prompt, which these do not know
+    if candidate.kind == "vllm-router":  # its default asks engines for every prompt's tokens, which these do not know
         words += ["--policy", "power_of_two"]
     words += ["--worker-urls", *(f"http://{one}" for one in endpoints)]
     return start("proxy", words, log=folder / "proxy.log")

@@ -125,6 +125,7 @@ def measure(bench: Bench, stack: Stack, cell: Cell, *, seconds: float, seed: int
                 for name in ("scrapes", "others")
             },
         },
+        "is_asked": stack.router is not None,
         "reserved_after": wait_free(stack, within_s=FREE_WITHIN_S),
     }
 

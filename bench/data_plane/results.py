@@ -100,7 +100,7 @@ def figures(row: Row, fixed: Row | None) -> dict[str, float | None]:
 def wrong(row: Row) -> list[str]:
     """What must not be in a measurement: answers that are none, reservations that stay, engines that got nothing."""
     found = [f"{count} × {name}" for name, count in row["errors"].items()]
-    if row["reserved_after"]:
+    if row["is_asked"] and row["reserved_after"] != 0:
         found.append(f"{row['reserved_after']} reservations left")
     if not row["engines"]["requests"]:
         found.append("no engine was reached")

@@ -128,7 +128,7 @@ def soak(bench: Bench, stack: Stack, options: argparse.Namespace, folder: Path) 
 def faults(found: dict[str, Any]) -> list[str]:
     """What must not be."""
     told = [f"{count} × {name}" for name, count in found["outcomes"].items() if name not in MEANT]
-    if found["reserved_after"]:
+    if found["reserved_after"] != 0:
         told.append(f"{found['reserved_after']} reservations left")
     if sum(found["outcomes"].values()) != found["offered"]:
         told.append(f"{found['offered']} requests were sent, {sum(found['outcomes'].values())} ended")

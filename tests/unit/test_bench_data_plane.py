@@ -30,6 +30,7 @@ def row(candidate: str, repeat: int = 0, **changes: Any) -> dict[str, Any]:  # n
         "cpu_s": {"picker": 0.5, "envoy": 1.0},
         "rss_bytes": {"picker": 100 * KIB * KIB, "envoy": 1},
         "engines": {"requests": 1_000},
+        "is_asked": True,
         "reserved_after": 0,
         **changes,
     }
@@ -80,6 +81,8 @@ def test_a_summary_pairs_repeats_and_leaves_out_those_that_one_side_lacks() -> N
 def test_what_must_not_be_is_named() -> None:
     assert wrong(row("ours")) == []
     bad = row("ours", errors={"plain 503": 2}, reserved_after=1, engines={"requests": 0})
+    assert wrong(row("llm-d", is_asked=False, reserved_after=None)) == []
+    assert wrong(row("ours", reserved_after=None)) == ["None reservations left"]
     assert wrong(bad) == ["2 × plain 503", "1 reservations left", "no engine was reached"]
 
 
