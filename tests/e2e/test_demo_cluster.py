@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import asdict
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,15 +13,15 @@ from rich.console import Console
 
 from llmrouter.testbed.cluster.cluster import Cluster
 from llmrouter.testbed.cluster.guard import Guard
-from llmrouter.testbed.cluster.processes import poll
+from llmrouter.testbed.cluster.processes import free_port, poll, start
 from llmrouter.testbed.cluster.progress import Progress
-from llmrouter.testbed.comparison import AFTER, BEFORE, DECIDERS, DISTURBED, Timing
+from llmrouter.testbed.comparison import AFTER, BEFORE, DECIDERS, DISTURBED, MODEL, Timing
 from llmrouter.testbed.demo import deploy, replay
 from llmrouter.testbed.demo_target import DemoTarget, ImageChoice, is_serving
 from llmrouter.testbed.live_view import LiveView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -59,6 +61,39 @@ def test_an_applied_router_serves_all_engines(target: DemoTarget) -> None:
     assert status["observedGeneration"] == 1
 
 
+def test_an_openai_request_goes_through_envoy(target: DemoTarget, tmp_path: Path) -> None:
+    """As the README says: a port of one's own machine, forwarded to the front's Service."""
+    port = free_port()
+    words = target.kubectl_words("port-forward", "service/llmrouter-front", f"{port}:80")
+    forward = start("port-forward", words, log=tmp_path / "port-forward.log")
+    try:
+        forward.ready(lambda: "Forwarding from" in forward.log.read_text(), within_s=30)
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
+        status, headers, body = post(port, "/v1/chat/completions", json.dumps(asked).encode())
+        assert status == 200, body
+        assert json.loads(body)["usage"]["completion_tokens"] == 5
+        assert headers["x-llmrouter-instance"] in addresses(target)
+        status, headers, body = post(port, "/v1/chat/completions", json.dumps(asked | {"model": "other"}).encode())
+        assert (status, headers["llmrouter-reason"]) == (404, "UnknownModel"), body
+    finally:
+        forward.stop()
+
+
+def post(port: int, path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def addresses(target: DemoTarget) -> set[str]:
+    engines = target.get("pods", "--selector", "llmrouter.dev/demo-pool")["items"]
+    return {f"{pod['status']['podIP']}:8000" for pod in engines}
+
+
 def test_traffic_survives_a_policy_switch_and_a_router_kill(target: DemoTarget, tmp_path: Path) -> None:
     with LiveView("e2e", Console(file=io.StringIO())) as view:
         state, actions = replay(target, TIMING, tmp_path, view)
@@ -70,7 +105,7 @@ def test_traffic_survives_a_policy_switch_and_a_router_kill(target: DemoTarget, 
     assert actions.kill is not None
     assert actions.kill.result().crashed
     assert actions.kill.result().pod not in {pod["metadata"]["name"] for pod in target.router_pods()}
-    assert max(outcome.retries for outcome in state.of(DISTURBED)) <= 1
+    assert max(outcome.retries for outcome in state.of(DISTURBED)) <= 1, "a request that was just being placed"
     assert state.end is not None
     assert state.end["reservations_left"] == 0
     assert state.end["reports_refused"] == 0
