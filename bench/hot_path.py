@@ -2,8 +2,8 @@
 
 A request is what a gateway sends of it: headers, a chat body of about 200 tokens, the answer's headers and its JSON
 body with usage. ``concurrency`` requests are under way at a time, as they would be of so many connections; each is
-taken through the protocol, routed, reserved, answered, reported and learned. The policy is the shipped marginal cost,
-the predictor the shipped text model, unless the row says otherwise. ``cpu_us`` is the CPU time of the process,
+taken through the protocol, routed, reserved, answered, reported and learned. The policy is the marginal cost, the
+predictor the shipped text model, unless the row says otherwise. ``cpu_us`` is the CPU time of the process,
 ``loop_us`` what its event loop has of it. Requests before the timed ones let the router learn what it learns in a burst
 at its start.
 """
@@ -216,7 +216,8 @@ async def measured(
     }
 
 
-DEFAULT = {"type": "Onnx", "model": {"builtin": "marginal-cost"}}
+DEFAULT = {"type": "WorkloadImpact"}
+ONNX = {"type": "Onnx", "model": {"builtin": "marginal-cost"}}
 WITHOUT_PREFIXES = DEFAULT | {"prefixAffinity": {"enabled": False}}
 RULE = {"type": "LeastInFlight"}
 
@@ -230,6 +231,7 @@ def cases(options: argparse.Namespace, redis: str | None) -> Iterator[dict[str, 
         return
     yield {"instances": first, "policy": DEFAULT, "concurrency": 1}
     yield {"instances": first, "policy": DEFAULT, "concurrency": 128}
+    yield {"instances": first, "policy": ONNX}
     yield {"instances": first, "policy": DEFAULT, "predictor": "Applications"}
     yield {"instances": first, "policy": DEFAULT, "predictor": "Constant"}
     yield {"instances": first, "policy": WITHOUT_PREFIXES, "predictor": "Constant"}

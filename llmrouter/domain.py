@@ -7,6 +7,8 @@ from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING
 
+from llmrouter.quick import quick
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -59,6 +61,7 @@ class EngineProfile:
         return replace(self, **{name: getattr(self, name) * factor for name in STEP_TIME_FIELDS})
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Request:
     """One LLM call to be placed. ``predicted_output_tokens`` is what the predictor said, never the truth.
@@ -88,6 +91,7 @@ class Request:
     batch: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Load:
     """In-flight work of one instance, as the ledger counts it: exact at once, never scraped."""
@@ -151,6 +155,7 @@ class EngineSignal:
     preemptions_total: int | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class InstanceView:
     """An instance as a policy sees it: its exact in-flight load, and what else it seems to carry.
@@ -171,6 +176,7 @@ class InstanceView:
         object.__setattr__(self, "total", total)  # read several times by every decision
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
     """All instances at one moment of one router; ``load_age_s`` is how old its replica of the ledger is.
@@ -188,6 +194,7 @@ class PoolSnapshot:
     reservations: Callable[[], Sequence[Reservation]] | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An eligible instance with its score in seconds of cost (lower is better) and the load the score was made on.
@@ -201,6 +208,7 @@ class Candidate:
     prefill: Candidate | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Placement:
     """The answer *dispatch*: candidates best first, why, and whether the order depends on the load that was seen."""
@@ -258,6 +266,7 @@ DECODE_RESERVE_FRACTION = 0.3
 """r: the share of the predicted tokens to come that is counted against KV now; most of it is freed before it fills."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Room:
     """The bound a dispatch must respect on one instance; checked again where the reservation is committed.
@@ -270,6 +279,7 @@ class Room:
     decode_reserve_fraction: float = DECODE_RESERVE_FRACTION
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """The entry that a dispatch creates in the ledger: findable by request id, owned by one router.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
 from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ def new_ids() -> Iterator[str]:
             yield drawn[at : at + 2 * _ID_BYTES]
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RouteAsk:
     """A Route call as it came in; bounds are not yet checked. ``None`` is what the client did not say.

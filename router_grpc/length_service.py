@@ -27,6 +27,7 @@ from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import label, refusal
 from llmrouter.lengths.served import REMEMBERED, certain
+from llmrouter.quick import quick
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_allowance import Allowance
 from router_grpc.length_watch import LengthWatch
@@ -90,6 +91,7 @@ class LengthPlan:
     counters: Mapping[str, TokenCounter] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Foretold:
     """What was foretold of a request, and what has to be kept to learn from its answer: no text.
@@ -120,6 +122,7 @@ class Excerpt:
         return self.content.decode("utf-8", "replace")
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """``counted`` is there where the prompt's tokens are counted already: ``request`` has both then."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmrouter.quick import quick
+
 if TYPE_CHECKING:
     from llmrouter.domain import Request, Reservation
     from llmrouter.planning.mix import Dispatched
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from router_grpc.length_service import Foretold
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Charge:
     """What a tenant was charged for with a dispatch: to be settled when it ends."""

@@ -7,6 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from llmrouter.quick import quick
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 NO_CLAIMS: Mapping[str, Claim] = MappingProxyType({})
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Bid:
     """One candidate of a reserve call: the requests in flight that its score was made on, and its room.
@@ -39,6 +42,7 @@ class Bid:
     prefill: Bid | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ReserveAsk:
     """Candidates best first. ``moved_tolerance`` is how many requests a candidate may have gained since it was seen.
@@ -72,6 +76,7 @@ class ReserveOutcome(StrEnum):
     YIELDED = "Yielded"  # another router holds a request that goes before this one
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ReserveResult:
     """``reservation`` is set for COMMITTED and EXISTING.

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
+from llmrouter.quick import quick
 from llmrouter.routing.late_starts import lateness
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 from router_grpc.costing import observe_cost
@@ -42,6 +43,7 @@ class ReportKind(StrEnum):
 ENDS = frozenset({ReportKind.FINISHED, ReportKind.FAILED, ReportKind.CANCELLED})
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Report:
     """One event; ``output_tokens`` is ``None`` where the event does not say."""

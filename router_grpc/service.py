@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request
 from llmrouter.errors import NoInstanceError, SaturatedError
+from llmrouter.quick import quick
 from llmrouter.routing.batching import MOST_OF_WAIT
 from llmrouter.routing.guard import Guarded
 from llmrouter.routing.lines import least_work_s
@@ -394,6 +395,7 @@ class RouterService:
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class _Terms:
     """What an attempt goes by beside its request: its claim against other routers', and head-room where it needs it."""

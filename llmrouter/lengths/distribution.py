@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.quick import quick
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -46,6 +48,7 @@ class NotFiniteLengthsError(ValueError):
     """A predictor answered NaN or infinity."""
 
 
+@quick
 @dataclass(frozen=True)
 class LengthDistribution:
     """The law of one answer's length.
@@ -102,6 +105,7 @@ class LengthDistribution:
         return min(max(mean, MIN_TOKENS), max(limit - generated, 0.0))
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Lengths:
     """Laws of N answers, as ``LengthDistribution`` is of one: arrays (N,), ``latent`` (N, levels).

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from llmrouter.lengths.distribution import MAX_TOKENS, MIN_TOKENS
+from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_LABEL_CHARS = 64
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class LengthRequest:
     """What is known of a request before it is answered; ``None`` where it is not. Never logged, never stored.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.lengths.predictor import label
+from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class TokenReportRefusal(StrEnum):
     TOO_LARGE = "TooLarge"  # more than four a character and a long chat template
 
 
+@quick
 @dataclass(frozen=True, slots=True, eq=False)
 class CountedPrompt:
     """How many tokens a prompt has, and what a report is learned from: nothing of its text.

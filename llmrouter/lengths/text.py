@@ -26,6 +26,7 @@ from llmrouter.lengths.windows import (
     UPPER,
     Windows,
 )
+from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,6 +119,7 @@ FIELDS = _fields()
 """Columns of each field in ``ids``."""
 
 
+@quick
 @dataclass(frozen=True, slots=True, eq=False)
 class TextFeatures:
     """``ids`` int32 (N, IDS) within 0 and HASH_BUCKETS − 1; ``dense`` float32 (N, DENSE), finite."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from llmrouter.lengths.bins import BINS, STARTS_B, bin_of, quantiles_of
 from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, MEDIAN, MIN_TOKENS
+from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,6 +64,7 @@ class TrafficMix:
     output_p90_tokens: float | None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Dispatched:
     """One request as it was dispatched: the law of its answer, and the engine that runs it.

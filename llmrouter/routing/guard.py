@@ -12,6 +12,7 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Placement, Role
+from llmrouter.quick import quick
 from llmrouter.routing.guard_holds import VoluntaryHolds
 from llmrouter.routing.guard_shares import Shares, is_eligible
 from llmrouter.routing.inflight import has_room
@@ -64,6 +65,7 @@ class GuardRules:
     longest_wait_s: float = inf
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Guarded:
     """A decision, who made it, and what the guard did.

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmrouter.quick import quick
 from llmrouter.routing.prefix_hits import believed_share, faded, hit_tokens, is_stale
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ MAX_ENTRIES = 262_144
 """Pairs of a block and an instance that an index holds; ``bench/prefix_index.py`` says what each takes."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Use:
     """A prompt that was sent to an instance: how much of it was expected in the cache there.

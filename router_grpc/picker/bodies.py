@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.errors import InvalidRequestError
+from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ MAX_NUMBER = 10**300
 """A whole number that is larger counts as this: a float takes no more."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A request for tokens. ``prompt`` is its text, in the order that the engine sees it, without a chat template.

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError, LLMRouterError, SaturatedError
+from llmrouter.quick import quick
 from router_grpc.picker import headers as names
 from router_grpc.picker.asking import route_ask
 from router_grpc.picker.bodies import asked_of, makes_tokens
@@ -57,6 +58,7 @@ FAILED_FROM, FAULT_FROM = 400, 500
 """Statuses of an answer that is none, and of one that its engine is to blame for."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Send:
     """A message for the gateway, as it stands on the wire."""
@@ -69,6 +71,7 @@ class Send:
         return pb.ProcessingResponse.FromString(self.wire)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Pick:
     """An instance is to be reserved for a request."""
@@ -83,6 +86,7 @@ class Forward:
     subset: frozenset[str] | None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Tell:
     """Something happened to the reserved request."""
@@ -111,6 +115,7 @@ class Leave:
     request_id: str
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Unheard:
     """The answer comes whole, at its end: nothing is heard of the reservation before."""
@@ -365,12 +370,12 @@ class Exchange:
 
     def _end(self) -> Iterator[Effect]:
         self._phase = _Phase.OVER
-        if not self._request_id:
-            return
+        if not self._request_id or self._scan is None:
+            return  # a reservation without an answer is cancelled in the end: see ``closed``
         if self._has_failed:
             is_fault = self._status is None or self._status >= FAULT_FROM
             yield Tell(Report(self._request_id, ReportKind.FAILED, reason=f"status {self._status}", is_fault=is_fault))
-        elif self._scan is not None:
+        else:
             self._scan.end()
             usage = self._scan.usage
             yield Tell(

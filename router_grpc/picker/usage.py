@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from llmrouter.quick import quick
+
 MAX_LINE_BYTES = 256 * 1024
 """A line that is longer is counted, and not read."""
 
@@ -24,6 +26,7 @@ _DONE = b"[DONE]"
 _USAGE = b'"usage"'
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens as an engine counted them; ``None`` where it did not say."""

@@ -1,0 +1,78 @@
+"""Frozen dataclasses that are made quickly are otherwise what they were."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from inspect import signature
+from typing import Any
+
+import pytest
+
+from llmrouter.quick import quick
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    one: int
+    two: list[int] = field(default_factory=list)
+    three: str = "3"
+    total: int = field(init=False, repr=False, compare=False)
+    made: list[int] = field(init=False, default_factory=list)
+    four: int = field(kw_only=True, default=4)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", self.one + len(self.two))
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Made:
+    one: int
+    two: list[int] = field(default_factory=list)
+    three: str = "3"
+    total: int = field(init=False, repr=False, compare=False)
+    made: list[int] = field(init=False, default_factory=list)
+    four: int = field(kw_only=True, default=4)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", self.one + len(self.two))
+
+
+@quick
+@dataclass(frozen=True)
+class WithoutSlots:
+    one: int
+    two: str = "2"
+
+
+CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((1,), {}),
+    ((1, [2, 3]), {"four": 5}),
+    ((), {"one": 7, "three": "x"}),
+]
+
+
+@pytest.mark.parametrize(("given", "named"), CALLS)
+def test_what_is_made_is_the_same(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    plain, made = Plain(*given, **named), Made(*given, **named)
+    for name in ("one", "two", "three", "total", "made", "four"):
+        assert getattr(made, name) == getattr(plain, name)
+    assert repr(made) == repr(plain).replace("Plain", "Made")
+    assert made == Made(*given, **named)
+    assert replace(made, three="y").three == "y"
+
+
+def test_lists_of_a_factory_are_not_shared_and_nothing_can_be_changed() -> None:
+    assert Made(1).two is not Made(1).two
+    with pytest.raises(FrozenInstanceError):
+        Made(1).one = 2  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Made()  # type: ignore[call-arg]
+    assert list(signature(Made).parameters) == list(signature(Plain).parameters)
+
+
+def test_one_without_slots_is_made_as_well_and_one_that_is_not_frozen_is_refused() -> None:
+    assert WithoutSlots(1) == WithoutSlots(1, "2")
+    assert replace(WithoutSlots(1), two="3").two == "3"
+    with pytest.raises(TypeError, match="not frozen"):
+        quick(dataclass(slots=True)(type("Loose", (), {"__annotations__": {"one": int}})))
