@@ -51,6 +51,7 @@ DRAWN_MAX_TOKENS = 4_096
 MAX_UNREAD_BYTES = 256 * 1024
 DEFAULT_DRAIN_S = 30.0
 RETRY_AFTER_S = "1"
+ACCEPT_S = 0.01
 MAX_PORT = 65_535
 MAX_INSTANCES = 1_024
 
@@ -173,10 +174,13 @@ class EngineServer:
 
     async def die(self) -> None:
         """Ends as a killed process does: every connection is reset, nobody listens any more."""
-        server = None if self._runner is None else self._runner.server
-        for connection in [] if server is None else server.connections:
-            if connection.transport is not None:
-                connection.transport.abort()
+        if self._runner is not None and self._runner.server is not None:
+            for site in list(self._runner.sites):
+                await site.stop()
+            await asyncio.sleep(ACCEPT_S)  # connections that were accepted before become known
+            for connection in self._runner.server.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()
         await self.close()
 
     async def wait_failed(self) -> None:
