@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+import aiohttp
 import grpc
 import pytest
 from support.inference_pools import inference_pool, path, teach, unteach
 from support.router_space import Space, make_ready, pod
 from support.router_world import PROFILE, LiveRouter, config_of, until
 
+from llmrouter.profiles import PROFILES
+from llmrouter.testbed.cluster.processes import free_port
+from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
+from llmrouter.testbed.envoy import INSTANCE_HEADER, bootstrap, start_envoy
 from router_grpc.adapters.instances import LOCALITY_LABEL, ROLE_LABEL
+from router_grpc.certificates import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from llmrouter.config import RouterConfig
     from llmrouter.testbed.cluster.control_plane import ControlPlane
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["support.control_plane"]
 QUIET = {"maxInFlightPerInstance": 500, "scrapeIntervalSeconds": 60}
 PORTS = (8000, 8001)
+ENGINE = EngineServerConfig(profile=PROFILES["llama-3.1-8b-rtx4090"], model="llama")
 
 
 @pytest.fixture
@@ -30,9 +39,9 @@ def space(control_plane: ControlPlane) -> Space:
     return Space(control_plane)
 
 
-def referring(name: str = "chat") -> RouterConfig:
+def referring(name: str = "chat", policy: str = "LeastInFlight") -> RouterConfig:
     pool = {"name": "main", "inferencePoolRef": {"name": name}, "profile": {"name": "llama-3.1-8b-rtx4090"}}
-    return config_of(pools=[pool], limits=QUIET)
+    return config_of(pools=[pool], limits=QUIET, policy={"type": policy})
 
 
 def put_pool(space: Space, labels: Mapping[str, str], ports: Sequence[int] = (8000,), name: str = "chat") -> None:
@@ -71,6 +80,40 @@ async def test_instances_are_the_ready_pods_of_the_pool_times_its_ports(space: S
         await space.says(instancesReady=5, instancesTotal=6)
         space.api.call("DELETE", f"{space.path('pods', 'e2')}?gracePeriodSeconds=0")
         await sees(live, "127.1.0.1:8000", "127.1.0.1:8001", "127.1.0.3:8001")
+
+
+async def test_requests_reach_every_port_through_envoy_and_tls(space: Space, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        engines = [EngineServer(ENGINE) for _ in range(2)]
+        for engine in engines:
+            await engine.start("127.0.0.1", 0)
+            stack.push_async_callback(engine.close)
+        put_pool(space, {"app": "engine"}, [engine.port for engine in engines])
+        add_pods(space, e1="127.0.0.1")
+        space.configure(referring(policy="RoundRobin"))
+        live = await stack.enter_async_context(
+            space.router(referring(policy="RoundRobin"), ext_proc_port=0, tls=Tls(("picker.example",)))
+        )
+        await sees(live, *(f"127.0.0.1:{engine.port}" for engine in engines))
+        port, picker = free_port(), f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
+        envoy = start_envoy(
+            tmp_path, bootstrap(port=port, picker=picker, admin_port=free_port(), picker_tls=True, show_instance=True)
+        )
+        stack.callback(envoy.stop)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        body = {"model": "llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+        served: set[str] = set()
+
+        async def all_serve() -> bool:
+            assert envoy.alive, envoy.log.read_text()[-2000:]
+            try:
+                async with session.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body) as answer:
+                    served.add(answer.headers.get(INSTANCE_HEADER, ""))
+            except aiohttp.ClientError:  # Envoy does not listen yet
+                return False
+            return served >= {f"127.0.0.1:{engine.port}" for engine in engines}
+
+        await until(all_serve, what="both ports of the pod have served", within_s=30)
 
 
 async def test_a_changed_pool_is_followed_and_one_port_needs_no_name(space: Space) -> None:

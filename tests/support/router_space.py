@@ -102,16 +102,22 @@ class Space:
         return dict(said)
 
     @asynccontextmanager
-    async def router(self, config: RouterConfig, *, kubeconfig: str | None = None) -> AsyncIterator[LiveRouter]:
-        """A router that follows this namespace."""
+    async def router(
+        self, config: RouterConfig, *, kubeconfig: str | None = None, **changes: Any
+    ) -> AsyncIterator[LiveRouter]:
+        """A router that follows this namespace; ``changes`` replace its settings."""
         api = await connect(kubeconfig or str(self.control_plane.kubeconfig))
         try:
             core = client.CoreV1Api(api)
             source = ConfigMapSource(core, namespace=self.name, name="config", on_error=lambda _error: None)
             writer = AcknowledgementWriter(core, namespace=self.name, name="routers", key="r1")
-            async with live_router(
-                config, source=source, core=core, acknowledge=writer.write, namespace=self.name
-            ) as live:
+            outside: dict[str, Any] = {
+                "source": source,
+                "core": core,
+                "acknowledge": writer.write,
+                "namespace": self.name,
+            }
+            async with live_router(config, **outside, **changes) as live:
                 yield live
         finally:
             await api.close()
