@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import pytest
-from support.router_world import config_of, live_router, until
+from support.router_world import PROFILE, config_of, live_router, until
 
 from llmrouter.testbed.epp.cases import CASES
 from llmrouter.testbed.epp.command import NEEDS, OPTIONS, judge, main
@@ -34,6 +34,10 @@ STAY = {"scrapeIntervalSeconds": 60, "maxPromptTokens": 1_000_000}
 """Nothing listens on the instances' ports: they are ready for as long as nobody asks them."""
 
 
+STAGES = [
+    {"name": role.lower(), "role": role, "endpoints": [f"127.0.0.{host}:1"], "profile": {"name": PROFILE}}
+    for host, role in enumerate(("Prefill", "Decode"), start=1)
+]
 HOLDS_NONE = {"type": "LeastInFlight", "hold": {"enabled": False}}
 
 
@@ -59,13 +63,15 @@ async def targets(redis: RedisServer, *, is_fast: bool) -> AsyncIterator[dict[st
         state = {"redis": {"address": f"127.0.0.1:{redis.port}"}, "heartbeatSeconds": 0.1}
         one, second = [await live(name, "127.0.0.1:1", **for_one, state=state) for name in ("one", "second")]
         secure = await live("tls", "127.0.0.1:1", limits=STAY, tls=Tls(("picker.example",)))
+        staged = await live("stages", pools=STAGES, limits=STAY)
         stopping = await live("drain", "127.0.0.1:1", limits=STAY)
 
         async def nothing_is_ready() -> bool:
             return not (await empty.stub.GetSnapshot(router_pb2.GetSnapshotRequest())).instances
 
         await until(nothing_is_ready, what="the only instance is found unreachable")
-        routers = {"serving": serving, "empty": empty, "full": full, "one": one, "second": second, "drain": stopping}
+        routers = {"serving": serving, "empty": empty, "full": full, "one": one, "second": second, "stages": staged}
+        routers["drain"] = stopping
         ports = {name: one.router.app.listener.ports["extProc.port"] for name, one in routers.items()}
         found = {name: target_of(f"127.0.0.1:{port}") for name, port in ports.items()}
         address = f"127.0.0.1:{secure.router.app.listener.ports['extProc.port']}"

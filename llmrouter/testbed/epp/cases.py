@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmrouter.testbed.epp import answers, hostile, operation, requests
+from llmrouter.testbed.epp import answers, hostile, operation, requests, stages
 
-CASES = (*requests.CASES, *answers.CASES, *hostile.CASES, *operation.CASES)
+CASES = (*requests.CASES, *answers.CASES, *hostile.CASES, *stages.CASES, *operation.CASES)
 """All cases; the last one stops the picker."""

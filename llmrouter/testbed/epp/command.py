@@ -32,6 +32,7 @@ NEEDS = {
     "full": ("full-target", "a picker whose instances take no more"),
     "one": ("one-target", "a picker whose instances take one request altogether"),
     "second": ("second-target", "another picker of the same instances as --one-target"),
+    "stages": ("stages-target", "a picker whose instances do one stage each, prefill or decode"),
     "tls": ("tls-target", "a picker that speaks TLS, whatever its certificate"),
     "drain": ("drain-command", "a command that has --target stop, for the last case"),
 }
