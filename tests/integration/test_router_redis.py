@@ -8,7 +8,7 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from support.router_world import LiveRouter, config_of, live_router, until
+from support.router_world import PROFILE, LiveRouter, config_of, live_router, until
 
 from router_grpc.v1 import router_pb2 as pb
 
@@ -23,14 +23,17 @@ pytest_plugins = ["support.redis_server"]
 ENDPOINTS = tuple(f"127.0.0.1:{port}" for port in (1, 2, 3, 4))
 
 
-def shared(server: RedisServer, *, endpoints: tuple[str, ...] = ENDPOINTS, **limits: Any) -> RouterConfig:
+def shared(
+    server: RedisServer, *, endpoints: tuple[str, ...] = ENDPOINTS, pools: Any = None, **limits: Any
+) -> RouterConfig:
     state = {
         "redis": {"address": f"127.0.0.1:{server.port}"},
         "heartbeatSeconds": 0.1,
         "heartbeatTimeoutSeconds": 2.0,
     }
     limits = {"maxInFlightPerInstance": 50, "scrapeIntervalSeconds": 60, "reportGraceSeconds": 0.5, **limits}
-    return config_of(*endpoints, state=state, limits=limits)
+    parts = {"pools": pools} if pools else {}
+    return config_of(*endpoints, state=state, limits=limits, **parts)
 
 
 @asynccontextmanager
@@ -110,6 +113,54 @@ async def test_a_drained_router_leaves_its_requests_to_be_taken_over(redis_serve
         assert await in_flight(second) == 2
         assert await second.finish("r")
         await until(lambda: second.count("llmrouter_reservations_total", event="expired") == 1, what="the other lapses")
+        assert await in_flight(second) == 0
+
+
+def in_stages(server: RedisServer) -> RouterConfig:
+    """Two instances that compute prompts and two that decode, with room for two requests each."""
+    pools = [
+        {"name": role.lower(), "role": role, "endpoints": list(endpoints), "profile": {"name": PROFILE}}
+        for role, endpoints in (("Prefill", ENDPOINTS[:2]), ("Decode", ENDPOINTS[2:]))
+    ]
+    return shared(server, pools=pools, maxInFlightPerInstance=2)
+
+
+async def test_two_routers_fill_both_stages_and_no_more(redis_server: RedisServer) -> None:
+    async with two_routers(in_stages(redis_server)) as (first, second):
+        asked = [live.route(f"r{n}", prompt_tokens=1_000) for n, live in enumerate((first, second) * 2)]
+        answers = await asyncio.gather(*asked)
+        for chosen in ({*(one.instance_id for one in answers)}, {*(one.prefill.instance_id for one in answers)}):
+            assert len(chosen) == 2
+        assert await in_flight(first) == 8
+        waiting = asyncio.ensure_future(second.route("w", prompt_tokens=1_000))
+        await until(lambda: second.router.app.service.held == 1, what="no room for a fifth prompt")
+        assert await first.finish("r1")
+        assert (await waiting).prefill.endpoint in ENDPOINTS[:2]
+        for name in ("r0", "r2", "r3", "w"):
+            assert await second.finish(name)
+        assert await in_flight(first) == 0
+
+
+async def test_a_lost_router_leaves_neither_stage_and_a_taken_over_request_keeps_both(
+    redis_server: RedisServer,
+) -> None:
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(live_router(in_stages(redis_server), router_id="r2"))
+        async with live_router(in_stages(redis_server), router_id="r1") as first:
+            for name in ("taken", "lost"):
+                await first.route(name, prompt_tokens=1_000)
+            other = second.stub.Report()
+            await other.write(pb.ReportEvent(request_id="taken", started=pb.Started()))
+            assert (await other.read()).known
+        assert await in_flight(second) == 4
+        await until(lambda: second.count("llmrouter_reservations_total", event="expired") == 1, what="the other lapses")
+        assert await in_flight(second) == 2
+        await other.write(pb.ReportEvent(request_id="taken", first_token=pb.FirstToken()))
+        assert (await other.read()).known
+        assert await in_flight(second) == 1
+        await other.write(pb.ReportEvent(request_id="taken", finished=pb.Finished(output_tokens=6)))
+        assert (await other.read()).known
+        await other.done_writing()
         assert await in_flight(second) == 0
 
 
