@@ -54,7 +54,7 @@ AT_ONCE_BYTES = 8 * 1024
 AT_ONCE_REQUESTS = 16
 """So many are foretold together on the event loop before others have a turn."""
 
-QUICK_S, QUICK_IN_A_ROW = 0.005, 20
+QUICK_S, QUICK_IN_A_ROW = 0.01, 20
 """A model that took no longer for what is foretold in one turn, so many times in a row, runs on the event loop."""
 
 T = TypeVar("T")
