@@ -23,6 +23,7 @@ MAX_KEPT_BYTES = 64 * 1024
 
 _DATA = b"data:"
 _DONE = b"[DONE]"
+_END = b"\n\n"
 _USAGE = b'"usage"'
 
 
@@ -73,6 +74,9 @@ class AnswerScan:
         self._line.clear()
 
     def _feed_lines(self, chunk: bytes) -> None:
+        if chunk.endswith(_END) and not self._line and not self._skips_line and chunk.find(b"\n") == len(chunk) - 2:
+            self._take(chunk[:-2])  # one event, as most chunks are
+            return
         first, *others = chunk.split(b"\n")
         self._extend(first)
         for line in others:
@@ -99,8 +103,10 @@ class AnswerScan:
         data = line[len(_DATA) :].strip()
         if not data or data == _DONE:
             return
-        content = _object(data) if _USAGE in data else {}
-        self._note(_usage_of(content))
+        content: dict[str, Any] = {}
+        if _USAGE in data:
+            content = _object(data)
+            self._note(_usage_of(content))
         if _carries(data) and content.get("choices") != []:
             self._count()
 
