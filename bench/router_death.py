@@ -26,7 +26,7 @@ from rich.table import Table
 from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
 from llmrouter.testbed.completion_stream import CompletionError, completion_request, open_completion
 from llmrouter.testbed.demo_target import manifest
-from llmrouter.testbed.envoy import Front, configuration, is_ready, start_envoy
+from llmrouter.testbed.envoy import Front, configuration, pickers_known, start_envoy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,8 @@ MODEL, PROFILE = "llama-3.1-8b", "llama-3.1-8b-rtx4090"
 STREAMS, STREAM_TOKENS = 20, 250
 SHORT, SHORT_TOKENS, GAP_S = 120, 20, 0.05
 KILL_AFTER_S = 1.5
-SETTLE_S = 3.0
+SETTLE_S = 60.0
+IN_A_ROW = 8
 ENDS = ("whole", "broken", "503")
 
 
@@ -89,19 +90,18 @@ async def run_once(folder: Path, *, as_gateways_do: bool) -> dict[str, int]:
             command(folder, stack, f"router-{p}", ["serve", "--config", str(router_file(folder, engine_port, port=p))])
             for p in ports
         ]
-        front_port, admin_port, probe_port = free_port(), free_port(), free_port()
-        front = Front(
-            tuple(f"127.0.0.1:{port}" for port in ports),
-            front_port,
-            admin_port,
-            probe_port=probe_port,
-            as_gateways_do=as_gateways_do,
-        )
+        front_port, admin_port = free_port(), free_port()
+        pickers = tuple(f"127.0.0.1:{port}" for port in ports)
+        front = Front(pickers, front_port, admin_port, as_gateways_do=as_gateways_do)
         envoy = start_envoy(folder, configuration(front))
         stack.callback(envoy.stop)
-        await asyncio.to_thread(poll, lambda: is_ready(probe_port), within_s=60, what="Envoy ready")
-        await asyncio.sleep(SETTLE_S)  # until the other router and the engines are known too
         address = f"127.0.0.1:{front_port}"
+        known = lambda: pickers_known(admin_port) == len(ports)  # noqa: E731 - a condition
+        await asyncio.to_thread(poll, known, within_s=SETTLE_S, what="Envoy knows both routers")
+        async with asyncio.timeout(SETTLE_S):
+            # both routers know the engines
+            while {await one(address, 1) for _ in range(IN_A_ROW)} != {"whole"}:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(GAP_S)
         tasks = [asyncio.create_task(one(address, STREAM_TOKENS)) for _ in range(STREAMS)]
         for number in range(SHORT):
             if number == round(KILL_AFTER_S / GAP_S):

@@ -106,12 +106,23 @@ def envoy_command(config: Path) -> list[str]:
 
 def is_ready(probe_port: int) -> bool:
     """Whether the Envoy of this machine whose ``probe_port`` this is can ask a router."""
-    connection = HTTPConnection("127.0.0.1", probe_port, timeout=2)
+    return _get(probe_port, "/ready")[0] == HTTPStatus.OK
+
+
+def pickers_known(admin_port: int) -> int:
+    """How many routers the Envoy of this machine whose ``admin_port`` this is may ask now."""
+    _, text = _get(admin_port, f"/stats?filter=^cluster.{PICKER}.membership_healthy$")
+    return int(text.rpartition(":")[2] or 0)
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == HTTPStatus.OK
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
     except OSError:  # it does not listen yet
-        return False
+        return 0, ""
     finally:
         connection.close()
 

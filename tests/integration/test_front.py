@@ -24,7 +24,7 @@ from llmrouter.profiles import PROFILES
 from llmrouter.testbed import front_command
 from llmrouter.testbed.cluster.processes import Process, free_port, start
 from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
-from llmrouter.testbed.envoy import Front, bootstrap, configuration, is_ready, start_envoy
+from llmrouter.testbed.envoy import Front, bootstrap, configuration, is_ready, pickers_known, start_envoy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -89,13 +89,12 @@ class World:
             assert self.envoy.alive, self.envoy.log.read_text()[-2000:]
             try:
                 async with self.session.get(f"{self.url}/v1/models") as answer:
-                    if answer.status != 200 or admin_port is None:
-                        return answer.status == 200
-                stats = f"http://127.0.0.1:{admin_port}/stats?filter=cluster.picker.membership_healthy"
-                async with self.session.get(stats) as answer:
-                    return f": {len(self.routers)}" in await answer.text()
+                    answered = answer.status == 200
             except aiohttp.ClientError:  # not listening yet
                 return False
+            if not answered or admin_port is None:
+                return answered
+            return await asyncio.to_thread(pickers_known, admin_port) == len(self.routers)
 
         await until(answers, what="the front answers", within_s=60)
 
