@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-FLOOR_S = 0.1
+FLOOR_S = 0.05
 """What is shorter is late for nobody."""
 
 WINDOW = 32
