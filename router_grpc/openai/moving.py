@@ -2,8 +2,9 @@
 
 It moves when its instance is not ready any more: what waits there waits for an engine that is going. It moves, once,
 when it is late: ``redispatchAfterSeconds`` have passed, and ``LATE_RATIO`` times what was foretold of its first token,
-and another instance would have that token within a ``BETTER_FRACTION`` of what is foretold of this one from now on.
-The second bound, the single move and the margin are what keeps requests from going to and fro.
+and another instance is foretold to have that token within a ``BETTER_FRACTION`` of what is expected of this one: as
+long again as it has taken, as what was foretold of it was wrong, or what is foretold of it now, if that is longer. The
+second bound, the single move and the margin are what keeps requests from going to and fro.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Watch:
             self.unready_looks += 1
             return Cause.DRAINED if self.unready_looks >= UNREADY_LOOKS and self._others() else None
         self.unready_looks = 0
-        return Cause.LATE if self._is_late() and self._is_better_elsewhere(instance) else None
+        waited_s = world.clock() - self.placed_at_s
+        return Cause.LATE if self._is_late(waited_s) and self._is_better_elsewhere(instance, waited_s) else None
 
     def _others(self) -> list[Instance]:
         out = self.journey.excluded
@@ -64,15 +66,15 @@ class Watch:
             if self.model in one.models and one.instance_id not in out and one.instance_id != self.placed.instance_id
         ]
 
-    def _is_late(self) -> bool:
+    def _is_late(self, waited_s: float) -> bool:
         after_s = self.journey.rules.redispatch_after_seconds
         if not after_s or self.journey.has_been_late:
             return False
         entry = self.world.open_requests.get(self.placed.request_id)
         foretold_s = entry.cost.first_token_s if entry is not None and entry.cost is not None else 0.0
-        return self.world.clock() - self.placed_at_s > max(after_s, LATE_RATIO * foretold_s)
+        return waited_s > max(after_s, LATE_RATIO * foretold_s)
 
-    def _is_better_elsewhere(self, here: Instance) -> bool:
+    def _is_better_elsewhere(self, here: Instance, waited_s: float) -> bool:
         others = self._others()
         if len(others) > SAMPLED:
             others = self.world.rng.sample(others, SAMPLED)
@@ -88,4 +90,5 @@ class Watch:
         def first_token_s(instance: Instance) -> float:
             return own_seconds(request, self.world.replica.view(instance, now_s=now_s))[1]
 
-        return any(first_token_s(one) < BETTER_FRACTION * first_token_s(here) for one in others)
+        here_s = max(waited_s, first_token_s(here))
+        return any(first_token_s(one) < BETTER_FRACTION * here_s for one in others)

@@ -59,21 +59,27 @@ async def test_nothing_moves_where_it_is_not_wanted(rules: OpenAISpec) -> None:
     assert [watch.look() for _ in range(5)] == [None] * 5
 
 
-async def test_a_late_request_moves_once_and_only_to_an_instance_that_is_clearly_better() -> None:
-    bench = Bench(config_of("a:1", "b:1", limits={"maxInFlightPerInstance": 64}))
-    watch, answer = await placed(bench, LATE, prompt_tokens=500)
-    entry = bench.world.open_requests.get(answer.request_id)
-    assert entry is not None
-    assert entry.cost is not None
-    bench.clock.now_s += 0.9
-    assert watch.look() is None  # not after redispatchAfterSeconds yet
-    bench.clock.now_s += 3 * entry.cost.first_token_s + 1.0
-    assert watch.look() is None  # the other is no better
-    crowd = [one for one in bench.instances.instances if one.instance_id == answer.instance_id]
-    everyone, bench.instances.instances = bench.instances.instances, tuple(crowd)
+async def crowded(bench: Bench, instance_id: str, *, but: bool = False) -> None:
+    """Long prompts for one instance, or for the others."""
+    everyone = bench.instances.instances
+    bench.instances.instances = tuple(one for one in everyone if (one.instance_id == instance_id) != but)
     for _ in range(20):
         await bench.route(prompt_tokens=8_000)
     bench.instances.instances = everyone
+
+
+async def test_a_late_request_moves_once_and_only_to_an_instance_that_is_clearly_better() -> None:
+    bench = Bench(config_of("a:1", "b:1", limits={"maxInFlightPerInstance": 256}))
+    watch, answer = await placed(bench, LATE, prompt_tokens=500)
+    bench.clock.now_s += 0.9
+    assert watch.look() is None  # not after redispatchAfterSeconds yet
+    bench.clock.now_s += 0.2
+    assert watch.look() is Cause.LATE
+    await crowded(bench, answer.instance_id, but=True)
+    assert watch.look() is None  # the other is no better
+    await crowded(bench, answer.instance_id)
+    await crowded(bench, answer.instance_id)
+    await crowded(bench, answer.instance_id)
     assert watch.look() is Cause.LATE
     watch.journey.goes_on(answer.instance_id, InstanceFailedError(Cause.LATE, "late"))
     assert watch.look() is None
@@ -82,17 +88,12 @@ async def test_a_late_request_moves_once_and_only_to_an_instance_that_is_clearly
 
 
 async def test_a_foretold_wait_is_not_late() -> None:
-    bench = Bench(config_of("a:1", "b:1", limits={"maxInFlightPerInstance": 64}))
+    bench = Bench(config_of("a:1", "b:1", limits={"maxInFlightPerInstance": 256}))
     watch, answer = await placed(bench, LATE)
     entry = bench.world.open_requests.get(answer.request_id)
     assert entry is not None
     assert entry.cost is not None
     entry.cost = replace(entry.cost, first_token_s=30.0)
-    crowd = [one for one in bench.instances.instances if one.instance_id == answer.instance_id]
-    everyone, bench.instances.instances = bench.instances.instances, tuple(crowd)
-    for _ in range(20):
-        await bench.route(prompt_tokens=8_000)
-    bench.instances.instances = everyone
     bench.clock.now_s += 59.0
     assert watch.look() is None
     bench.clock.now_s += 2.0
