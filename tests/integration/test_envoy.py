@@ -66,7 +66,13 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
 
 
 @asynccontextmanager
-async def front(place: Place, *, engines: int = 2, **parts: Any) -> AsyncIterator[Front]:  # noqa: ANN401
+async def front(
+    place: Place,
+    *,
+    engines: int = 2,
+    as_gateways_do: bool = True,
+    **parts: Any,  # noqa: ANN401 - fields of the resource
+) -> AsyncIterator[Front]:
     async with AsyncExitStack() as stack:
         servers = tuple(EngineServer(ENGINE) for _ in range(engines))
         for server in servers:
@@ -78,7 +84,8 @@ async def front(place: Place, *, engines: int = 2, **parts: Any) -> AsyncIterato
         )
         port = free_port()
         picker = f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
-        envoy = start_envoy(place.folder, bootstrap(port=port, picker=picker, admin_port=free_port()))
+        ports = {"port": port, "admin_port": free_port()}
+        envoy = start_envoy(place.folder, bootstrap(picker=picker, as_gateways_do=as_gateways_do, **ports))
         stack.callback(envoy.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         found = Front(f"http://127.0.0.1:{port}", session, live, servers)
@@ -196,9 +203,11 @@ def observing(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of the 
     return {"listeners": {"extProc": {"port": 9002, **fields}}, "limits": {"scrapeIntervalSeconds": 0.2}}
 
 
-async def test_envoy_goes_on_alone_where_answers_are_not_seen(place: Place) -> None:
+@pytest.mark.parametrize("modes", ["as gateways do", "as the front does"])
+async def test_envoy_goes_on_alone_where_answers_are_not_seen(place: Place, modes: str) -> None:
     """A stream, a whole answer and a forwarded path pass; nothing is reported, and nothing stays reserved."""
-    async with front(place, **observing(responseObservation="None")) as gateway:
+    nothing = observing(responseObservation="None")
+    async with front(place, as_gateways_do=modes == "as gateways do", **nothing) as gateway:
         for asked in (chat(stream=True, max_tokens=40), chat(max_tokens=40)):
             status, body, _ = await gateway.post(json=asked)
             assert status == 200
