@@ -14,6 +14,7 @@ from support.router_world import MODEL, PROFILE, Bench, config_of, until
 from llmrouter.domain import Load
 from llmrouter.errors import NoInstanceError, SaturatedError
 from router_grpc.adapters.memory_ledger import MemoryBook
+from router_grpc.forwarding import least_loaded
 from router_grpc.reports import ReportKind
 
 LONG = 2_000
@@ -284,3 +285,60 @@ async def test_near_instances_are_chosen_for_each_other() -> None:
         answer = await bench.route(f"r{n}", prompt_tokens=300)
         assert answer.instance_id[1] == answer.prefill_instance_id[1]
         await bench.report(f"r{n}")
+
+
+@pytest.mark.parametrize(
+    "policy", [{"type": "WorkloadImpact"}, {"type": "Onnx", "model": {"builtin": "marginal-cost"}}]
+)
+async def test_slow_prefill_of_those_that_decode_is_no_reason_to_decode_there(policy: dict[str, Any]) -> None:
+    decode = [
+        pool(name, "Decode", f"{name}:1") | {"profile": {"name": profile}}
+        for name, profile in (("slow", PROFILE), ("fast", "llama-3-8b-h100"))
+    ]
+    bench = bench_of(PREFILL, *decode, policy=policy)
+    assert (await bench.route("r", prompt_tokens=LONG)).endpoint == "fast:1"
+
+
+@pytest.mark.parametrize("policy", ["WorkloadImpact", "OwnLatency"])
+async def test_by_cost_whoever_decodes_near_the_free_prefill_instance_is_chosen(policy: str) -> None:
+    near = [pool(f"decode-{n}", "Decode", f"d{n}:1") | {"locality": f"rack {n}"} for n in (1, 2)]
+    bench = bench_of(pool("prefill", "Prefill", "p1:1") | {"locality": "rack 2"}, *near, policy={"type": policy})
+    for n in range(5):
+        assert (await bench.route(f"r{n}", prompt_tokens=LONG)).endpoint == "d2:1"
+        await bench.report(f"r{n}")
+
+
+async def test_requests_that_make_no_tokens_go_to_no_prefill_instance() -> None:
+    bench = bench_of(PREFILL, DECODE)
+    for n in range(6):
+        await bench.route(f"r{n}", prompt_tokens=10)
+    assert {least_loaded(bench.world, None) for _ in range(20)} <= {"d1:1", "d2:1"}
+    with pytest.raises(NoInstanceError):
+        least_loaded(bench.world, frozenset({"p1:1"}))
+
+
+async def test_cached_tokens_of_nobody_knows_which_cache_correct_nothing() -> None:
+    bench = bench_of(PREFILL, DECODE)
+    prompt = b"once upon a time " * 600
+    for n, tokens in enumerate((LONG, 2 * LONG)):
+        await bench.route(f"r{n}", prompt_tokens=tokens, prompt=prompt * (n + 1))
+        await bench.report(f"r{n}", output_tokens=3, prompt_tokens=tokens, cached_prompt_tokens=0)
+    assert bench.count("llmrouter_prefix_hit_tokens_total", kind="expected") > 0
+    assert bench.count("llmrouter_prefix_hit_tokens_total", kind="checked") == 0
+
+
+async def test_what_a_dispatch_takes_is_foretold_with_the_way_of_its_prompt() -> None:
+    bench = bench_of(pool("prefill", "Prefill", "p1:1"), DECODE)
+    await bench.route("r0", prompt_tokens=4 * LONG)
+    foretold = []
+    for n in (1, 2):
+        await bench.route(f"r{n}", prompt_tokens=LONG)
+        entry = bench.world.open_requests.get(f"r{n}")
+        assert entry is not None
+        assert entry.cost is not None
+        foretold.append(entry.cost)
+        await bench.report("r0")
+    behind, alone = foretold
+    waits_s = 4 * LONG * bench.instances.current()[0].profile.prefill_s_per_token
+    assert behind.first_token_s - alone.first_token_s > 0.5 * waits_s
+    assert behind.seconds - behind.first_token_s == pytest.approx(alone.seconds - alone.first_token_s, rel=0.3)

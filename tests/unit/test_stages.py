@@ -13,6 +13,7 @@ from llmrouter.domain import Candidate, Hold, Load, NoCandidate, ObjectiveWeight
 from llmrouter.profiles import PROFILES
 from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.guard import Guard
+from llmrouter.routing.guard_shares import is_eligible
 from llmrouter.routing.rooms import kv_gate, request_bound
 from llmrouter.routing.stages import Prefills, Staged, StageRules, prefill_s, prompt_of, spared_s
 
@@ -246,6 +247,12 @@ def test_the_reason_names_both(policy: Staged) -> None:
     whole = decided(policy, LONG, prefill("p", 200_000), mixed("m", 2))
     assert isinstance(whole, Placement)
     assert "it computes the prompt itself: that costs " in whole.reason
+
+
+def test_who_computes_prompts_for_others_is_nobodys_destination() -> None:
+    assert not is_eligible(prefill("p"), LONG)
+    assert is_eligible(decode("d"), LONG)
+    assert is_eligible(mixed("m"), LONG)
 
 
 def test_the_guard_caps_shares_of_those_that_decode_alone() -> None:
