@@ -87,19 +87,23 @@ def usage_of(events: list[dict[str, Any]]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def front(*scripts: list[Script], openai: dict[str, Any] | None = None, **parts: Any) -> AsyncIterator[Front]:
+async def front(
+    *scripts: list[Script], openai: dict[str, Any] | None = None, roles: tuple[str, ...] = (), **parts: Any
+) -> AsyncIterator[Front]:
     """A front before one engine for each list of scripts; in mode Tokens unless told."""
     rules = {"resume": "Tokens", **(openai or {})}
     async with engines(*scripts) as made:
-        pool = {
-            "name": "main",
-            "endpoints": [one.endpoint for one in made],
-            "profile": {"name": PROFILE},
-            "continuesChat": True,
-        }
+        pool = {"profile": {"name": PROFILE}, "continuesChat": True}
+        endpoints = [one.endpoint for one in made]
+        pools: list[dict[str, Any]] = [{**pool, "name": "main", "endpoints": endpoints}]
+        if roles:
+            pools = [
+                {**pool, "name": role.lower(), "role": role, "endpoints": [endpoint]}
+                for role, endpoint in zip(roles, endpoints, strict=True)
+            ]
         config = config_of(
             **{
-                "pools": [pool],
+                "pools": pools,
                 "limits": {"maxInFlightPerInstance": 64, **STAY},
                 "listeners": {"openai": rules},
                 **parts,
@@ -334,4 +338,63 @@ async def test_more_requests_than_are_allowed_are_answered_at_once() -> None:
             assert (await response.json())["error"]["code"] == "FrontFull"
         gate.set()
         assert (await first)[0] == 200
+        await one.empty()
+
+
+async def test_where_two_instances_serve_a_request_the_second_is_told_of_the_first() -> None:
+    parts = {"prefillDecode": {"minPrefillTokens": 0}}
+    async with front([], [], roles=("Prefill", "Decode"), **parts) as one:
+        assert text_of(await one.streamed(CHAT)) == TEXT
+        (head,) = one.engines[1].heads
+        assert f"x-prefiller-host-port: {one.engines[0].endpoint}".encode() in head.lower()
+        await one.empty()
+
+
+async def test_internal_headers_of_a_client_go_nowhere_and_its_own_go_on() -> None:
+    async with front([]) as one:
+        forged = {"x-prefiller-host-port": "evil:1", "x-gateway-destination-endpoint": "evil:1", "x-own": "1"}
+        named = {"x-request-id": "mine", "authorization": "Bearer k", "connection": "x-hop, keep-alive", "x-hop": "1"}
+        async with one.client.post(CHAT, json=asked(CHAT), headers={**forged, **named}) as response:
+            assert response.status == 200
+        (head,) = (head.decode().lower() for head in one.engines[0].heads)
+        assert "evil" not in head
+        assert "x-hop" not in head
+        for line in ("x-own: 1", "x-request-id: mine", "authorization: bearer k", "accept-encoding: identity"):
+            assert line in head
+
+
+async def test_what_is_open_when_the_router_drains_comes_to_its_end() -> None:
+    gate = asyncio.Event()
+    async with front([Script(waits_after=(700, gate))]) as one:
+        request = asyncio.create_task(one.streamed(CHAT))
+        await until(lambda: one.engines[0].open == 1)
+        app = one.live.router.app
+        assert app.front is not None
+        draining = asyncio.create_task(app.front.drain(20.0))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert text_of(await request) == TEXT
+        await draining
+        async with aiohttp.ClientSession() as late:
+            with pytest.raises(aiohttp.ClientError):
+                await late.get(f"http://127.0.0.1:{app.front.port}/health")
+
+
+async def test_a_stream_that_stands_still_goes_on_elsewhere() -> None:
+    scripts = [Script(waits_after=(900, asyncio.Event()))]
+    async with front(scripts, scripts, openai={"stallSeconds": 0.2}) as one:
+        assert text_of(await one.streamed(CHAT)) == TEXT
+        assert one.count("llmrouter_resumes_total", reason="stalled") == 1
+        await one.empty()
+
+
+async def test_an_engine_that_says_an_error_in_its_stream_has_failed() -> None:
+    async with front([], []) as one:
+        for engine in one.engines:
+            engine.error_after = 5
+        _, body = await one.post(CHAT, stream=True)
+        assert json.loads(body.split(b"\n\n")[-2].removeprefix(b"data: ")) == {"error": {"message": "engine dead"}}
+        await one.empty()
+        one.engines[0].error_after = None
+        assert text_of(await one.streamed(CHAT)) == TEXT
         await one.empty()

@@ -132,6 +132,8 @@ class Engine:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     raw_bodies: list[bytes] = field(default_factory=list)
     heads: list[bytes] = field(default_factory=list)
+    error_after: int | None = None
+    """Events of a stream after which it says an error, and ends."""
     cut_off: int = 0
     """Requests whose client left before the answer's end."""
     open: int = 0
@@ -191,7 +193,7 @@ class Engine:
             return
         streams = body.get("stream")
         kind = b"text/event-stream; charset=utf-8" if streams else b"application/json"
-        text = b"".join(events_of(path, body, self.answer)) if streams else whole_of(path, body, self.answer)
+        text = self._stream(path, body) if streams else whole_of(path, body, self.answer)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\nx-of-engine: yes\r\n" % kind)
         writer.write(b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n")
         if script.bytes_before_death is not None:
@@ -207,6 +209,12 @@ class Engine:
         else:
             await asyncio.sleep(0.01)  # what was written is read before the reset
             writer.transport.abort()
+
+    def _stream(self, path: str, body: dict[str, Any]) -> bytes:
+        events = events_of(path, body, self.answer)
+        if self.error_after is not None:
+            events = [*events[: self.error_after], b'data: {"error":{"message":"engine dead"}}\n\n', events[-1]]
+        return b"".join(events)
 
     async def _write(self, text: bytes, script: Script, writer: asyncio.StreamWriter) -> None:
         for at in range(0, len(text), script.chunk_bytes):
