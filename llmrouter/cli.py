@@ -56,6 +56,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder with tls.crt and tls.key for listeners.extProc (default: one made at start)",
     )
+    serve.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the ports and count as one through state.redis (default: %(default)s)",
+    )
     for name, help_text in FORWARDED.items():
         commands.add_parser(name, help=help_text, add_help=False)
     return top
@@ -99,24 +106,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(module.main(rest))
         if rest:
             parser().error(f"unrecognized arguments: {' '.join(rest)}")
-        return _serve(options)
+        return _serve(options, sys.argv[1:] if arguments is None else arguments)
     except InvalidInputError as error:
         print(f"llmrouter {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from router_grpc.standalone import serve
 
-    serve(
+    if options.processes < 1:
+        raise InvalidInputError("--processes: must be at least 1")
+    return serve(
         options.config,
         host=options.host,
         predictor=options.predictor,
         tokenizers=options.tokenizers,
         policy_model=options.policy_model,
         certificate=options.certificate,
+        processes=options.processes,
+        command=[sys.executable, "-m", "llmrouter.cli", *arguments],
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from llmrouter.logs import configure_logging
 from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
 from router_grpc.certificates import Tls
 from router_grpc.composition import Settings, compose
+from router_grpc.processes import place_in, processes_in
 from router_grpc.run import run_until_stopped
 from router_grpc.runtime import read_config
+from router_grpc.supervisor import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,8 +39,9 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         if not environment.get(name):
             raise InvalidConfigError(f"{name}: must be set in the environment")
     ports = [_port(environment, kind, default) for kind, default in PORTS]
+    place = place_in(environment)
     return Settings(
-        router_id=environment["POD_NAME"],
+        router_id=environment["POD_NAME"] if place is None else place.named(environment["POD_NAME"]),
         namespace=environment["LLMROUTER_NAMESPACE"],
         ledger_namespace=environment.get("LLMROUTER_LEDGER_NAMESPACE")
         or f"{environment['LLMROUTER_NAMESPACE']}/{environment['LLMROUTER_CONFIG_MAP']}",
@@ -50,6 +53,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         tls=_tls(environment),
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
         tokenizers=Path(TOKENIZERS_FOLDER),
+        place=place,
     )
 
 
@@ -112,15 +116,31 @@ async def serve(environment: Mapping[str, str]) -> None:
             key=settings.router_id,
         )
         router = compose(settings, state=config.state, source=source, core=core, acknowledge=writer.write)
-        await run_until_stopped(router, metrics_host=settings.host, metrics_port=settings.metrics_port)
+        await run_until_stopped(
+            router, metrics_host=settings.host, metrics_port=settings.metrics_port, place=settings.place
+        )
     finally:
         await api.close()
+
+
+async def _supervise(processes: int, environment: Mapping[str, str]) -> int:
+    settings = settings_from(environment)
+    return await supervise(
+        [sys.executable, "-m", "router_grpc"],
+        processes=processes,
+        environment=environment,
+        metrics_host=settings.host,
+        metrics_port=settings.metrics_port,
+    )
 
 
 def main() -> int:
     """Exit status 2 with one line on a bad environment."""
     configure_logging(os.environ.get("LLMROUTER_LOG_LEVEL", "INFO"))
     try:
+        processes = processes_in(os.environ)
+        if processes > 1 and place_in(os.environ) is None:
+            return uvloop.run(_supervise(processes, os.environ))
         uvloop.run(serve(os.environ))
     except InvalidConfigError as error:
         print(f"router_grpc: {error}", file=sys.stderr)

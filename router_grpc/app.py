@@ -103,6 +103,7 @@ class RouterApp:
         ports: Mapping[str, int],
         is_fast: bool = True,
         openai_port: int | None = None,
+        is_shared: bool = False,
     ) -> None:
         self.world = world
         self.service = RouterService(world)
@@ -118,8 +119,9 @@ class RouterApp:
             ports=ports,
             certificates=tls,
             fast=FastServer(self.desk, tls=None if tls is None else tls.context) if is_fast else None,
+            is_shared=is_shared,
         )
-        self.front = None if openai_port is None else self._front(host, openai_port)
+        self.front = None if openai_port is None else self._front(host, openai_port, is_shared=is_shared)
         self._gauges = Gauges(world, self.service)
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
@@ -127,9 +129,16 @@ class RouterApp:
         self._tasks: list[asyncio.Task[None]] = []
         outside.changes.listen(self._note_change)
 
-    def _front(self, host: str, port: int) -> OpenAIFront:
+    def _front(self, host: str, port: int, *, is_shared: bool) -> OpenAIFront:
         desk = FrontDesk(self.world, self.service, self.reports)
-        return OpenAIFront(desk, intake=self.desk.intake, is_ready=lambda: self.listener.is_ready, host=host, port=port)
+        return OpenAIFront(
+            desk,
+            intake=self.desk.intake,
+            is_ready=lambda: self.listener.is_ready,
+            host=host,
+            port=port,
+            is_shared=is_shared,
+        )
 
     def _note_change(self) -> None:
         self._changed.set()

@@ -34,6 +34,7 @@ from router_grpc.certificates import Certificates
 from router_grpc.changes import Changes
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
+from router_grpc.listeners.server import OWN_PICKER_FIELD, PICKER_FIELD
 from router_grpc.open_requests import OpenRequests
 from router_grpc.prefix_sharing import KEY_BYTES, PrefixSharing
 from router_grpc.prefixing import Prefixing
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from router_grpc.app import ConfigSource
     from router_grpc.certificates import Tls
     from router_grpc.ports import Ledger
+    from router_grpc.processes import Place
 
 REDIS_TIMEOUT_S = 0.25
 
@@ -64,7 +66,7 @@ class Settings:
     """What a router is told from outside its configuration. ``seed`` of ``None`` draws one from the system.
 
     ``tls`` is ``None`` where the endpoint picker's port is in plain text; ``ext_proc_is_fast`` says which transport
-    serves it.
+    serves it. ``place`` is that of one process among several, which share all ports but the one that is its own.
     """
 
     router_id: str
@@ -80,11 +82,14 @@ class Settings:
     redis_password: str | None = None
     tokenizers: Path | None = None
     seed: int | None = None
+    place: Place | None = None
 
     @property
     def ports(self) -> dict[str, int]:
         """Ports of the gRPC server, by the field of ``spec.listeners`` that names each."""
-        given = {"grpcPort": self.grpc_port, "extProc.port": self.ext_proc_port}
+        given = {"grpcPort": self.grpc_port, PICKER_FIELD: self.ext_proc_port}
+        if self.place is not None and self.ext_proc_port is not None:
+            given[OWN_PICKER_FIELD] = self.place.picker_port(self.ext_proc_port)
         return {field: port for field, port in given.items() if port is not None}
 
 
@@ -172,6 +177,7 @@ def compose(
         ports=settings.ports,
         is_fast=settings.ext_proc_is_fast,
         openai_port=settings.openai_port,
+        is_shared=settings.place is not None,
     )
     return Router(app, registry, session)
 

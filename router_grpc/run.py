@@ -5,27 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import start_http_server
 from threadpoolctl import threadpool_limits
 
 from llmrouter.errors import InvalidConfigError
+from router_grpc.processes import told_metrics
 from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from router_grpc.composition import Router
+    from router_grpc.processes import Place
 
 DRAIN_GRACE_S = 20.0
 
 _log = logging.getLogger(__name__)
 
 
-async def run_until_stopped(router: Router, *, metrics_host: str, metrics_port: int) -> None:
+async def run_until_stopped(
+    router: Router, *, metrics_host: str, metrics_port: int, place: Place | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal cuts the drain short.
+
+    One process among several tells its metrics to their supervisor, which has the port.
 
     Sets one thread for linear algebra in the process: a router's matrices are small.
 
@@ -38,7 +44,7 @@ async def run_until_stopped(router: Router, *, metrics_host: str, metrics_port: 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        with _metrics_server(router, metrics_host, metrics_port):
+        async with _told(router, metrics_host, metrics_port, place):
             await router.app.start()
             ports = {"grpc_port": router.app.listener.port, "metrics_port": metrics_port}
             _log.info("listening", extra=ports)
@@ -48,6 +54,16 @@ async def run_until_stopped(router: Router, *, metrics_host: str, metrics_port: 
             _log.info("stopped")
     finally:
         await router.close()
+
+
+@asynccontextmanager
+async def _told(router: Router, host: str, port: int, place: Place | None) -> AsyncIterator[None]:
+    if place is None:
+        with _metrics_server(router, host, port):
+            yield
+    else:
+        async with told_metrics(router.registry, place):
+            yield
 
 
 @contextmanager

@@ -13,9 +13,12 @@ from llmrouter.logs import configure_logging
 from router_grpc.adapters.file_source import FileSource
 from router_grpc.certificates import Tls, read_certificate
 from router_grpc.composition import Settings, compose
+from router_grpc.processes import MAX_PROCESSES, place_in
 from router_grpc.run import run_until_stopped
+from router_grpc.supervisor import supervise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from llmrouter.config import RouterConfig
@@ -30,11 +33,14 @@ def serve(
     tokenizers: Path | None = None,
     policy_model: Path | None = None,
     certificate: Path | None = None,
-) -> None:
+    processes: int = 1,
+    command: Sequence[str] = (),
+) -> int:
     """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin.
 
     ``predictor`` and ``policy_model`` are folders of models of one's own, ``tokenizers`` that of the models'
-    tokenizers, ``certificate`` one with ``tls.crt`` and ``tls.key``, read again when they change.
+    tokenizers, ``certificate`` one with ``tls.crt`` and ``tls.key``, read again when they change. Several ``processes``
+    run ``command`` each, which serves the same; returns an exit status.
     """
     if tokenizers is not None and not tokenizers.is_dir():
         raise InvalidConfigError(f"--tokenizers {tokenizers}: no such folder")
@@ -42,8 +48,9 @@ def serve(
     config = source.read()
     configure_logging(config.log_level)
     tls = _tls(config, certificate)
+    place = place_in(os.environ)
     settings = Settings(
-        router_id=router_id,
+        router_id=router_id if place is None else place.named(router_id),
         ledger_namespace=config.name,
         host=host,
         grpc_port=config.listeners.grpc_port,
@@ -54,13 +61,31 @@ def serve(
         tls=tls,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
         tokenizers=tokenizers,
+        place=place,
     )
+    if processes > 1 and place is None:
+        return uvloop.run(_supervise(processes, command, config, settings))
 
     async def main() -> None:
         router = compose(settings, state=config.state, source=source, core=None, acknowledge=None)
-        await run_until_stopped(router, metrics_host=host, metrics_port=settings.metrics_port)
+        await run_until_stopped(router, metrics_host=host, metrics_port=settings.metrics_port, place=place)
 
     uvloop.run(main())
+    return 0
+
+
+async def _supervise(processes: int, command: Sequence[str], config: RouterConfig, settings: Settings) -> int:
+    if processes > MAX_PROCESSES:
+        raise InvalidConfigError(f"--processes: {processes} is not within 1 and {MAX_PROCESSES}")
+    if config.state.redis is None:
+        raise InvalidConfigError("--processes: above 1 needs state.redis, so that the processes count as one")
+    return await supervise(
+        command,
+        processes=processes,
+        environment=os.environ,
+        metrics_host=settings.host,
+        metrics_port=settings.metrics_port,
+    )
 
 
 def _tls(config: RouterConfig, certificate: Path | None) -> Tls | None:

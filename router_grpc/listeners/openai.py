@@ -31,11 +31,21 @@ _log = logging.getLogger(__name__)
 class OpenAIFront:
     """Serves on one port; ``is_ready`` says what ``/health`` says. ``intake`` bounds the bodies of all listeners."""
 
-    def __init__(self, desk: FrontDesk, *, intake: Intake, is_ready: Callable[[], bool], host: str, port: int) -> None:
+    def __init__(
+        self,
+        desk: FrontDesk,
+        *,
+        intake: Intake,
+        is_ready: Callable[[], bool],
+        host: str,
+        port: int,
+        is_shared: bool = False,
+    ) -> None:
         self._desk = desk
         self._intake = intake
         self._is_ready = is_ready
         self._address = host, port
+        self._is_shared = is_shared
         self._upstream: Upstream | None = None
         self._runner: web.AppRunner | None = None
         self._open = 0
@@ -52,7 +62,7 @@ class OpenAIFront:
         await self._runner.setup()
         host, port = self._address
         try:
-            await web.TCPSite(self._runner, host, port, backlog=BACKLOG).start()
+            await web.TCPSite(self._runner, host, port, backlog=BACKLOG, reuse_port=self._is_shared or None).start()
         except OSError as error:
             raise InvalidConfigError(f"listeners.openai.port: cannot listen on {host}:{port}: {error}") from error
         self.port = self._runner.addresses[0][1]

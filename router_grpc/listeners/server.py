@@ -28,8 +28,11 @@ LIVENESS = "liveness"
 NAMES_OF_READINESS = (READINESS, SERVICE_NAME, PICKER_NAME, "inference-extension", "")
 """Whom the health service answers alike; the last but one is what probes of endpoint pickers ask for."""
 
-PICKER_FIELD = "extProc.port"
-"""The port that speaks TLS where there are certificates, and that the fast transport serves where there is one."""
+PICKER_FIELD, OWN_PICKER_FIELD = "extProc.port", "extProc.port and those behind it"
+"""Ports that speak TLS where there are certificates, and that the fast transport serves where there is one.
+
+The second is that of one process among several.
+"""
 
 MAX_MESSAGE_BYTES = MAX_PROMPT_BYTES + 256 * 1024
 MAX_CONCURRENT_CALLS = 16_384
@@ -39,7 +42,8 @@ MAX_CONCURRENT_CALLS = 16_384
 class GrpcServer:
     """Serves on every port of ``ports``, by the field of the resource that names it; ready once told so.
 
-    The gRPC API's port has everything, in plain text. With ``fast``, the endpoint picker's port is that server's alone,
+    Shared ports are listened on by other processes as well: each connection is one's. The gRPC API's port has
+    everything, in plain text. With ``fast``, the endpoint picker's port is that server's alone,
     TLS included; without it, that port has the same as the other, with TLS where there are ``certificates``.
     """
 
@@ -52,13 +56,14 @@ class GrpcServer:
         ports: Mapping[str, int],
         certificates: Certificates | None = None,
         fast: FastServer | None = None,
+        is_shared: bool = False,
     ) -> None:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(is_shared)),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -74,6 +79,7 @@ class GrpcServer:
         self._host, self._wanted = host, dict(ports)
         self._certificates = certificates
         self._fast = fast
+        self._is_shared = is_shared
         self._retired = False
         self.is_ready = False
         self.ports: dict[str, int] = {}
@@ -95,10 +101,11 @@ class GrpcServer:
         await self._server.start()
 
     async def _listen(self, field: str, port: int) -> int:
-        if field == PICKER_FIELD and self._fast is not None:
-            return await self._fast.listen(self._host, port)
+        of_picker = field in {PICKER_FIELD, OWN_PICKER_FIELD}
+        if of_picker and self._fast is not None:
+            return await self._fast.listen(self._host, port, reuse_port=self._is_shared)
         address = f"{self._host}:{port}"
-        if field == PICKER_FIELD and self._certificates is not None:
+        if of_picker and self._certificates is not None:
             return self._server.add_secure_port(address, self._certificates.credentials())
         return self._server.add_insecure_port(address)
 
