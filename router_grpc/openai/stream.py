@@ -17,6 +17,9 @@ from router_grpc.openai.tallies import Tally
 GIVEN_UP = frozenset({"abort", "error"})
 """Ends of an answer that its engine gave up."""
 
+_NO_END = (b'"finish_reason":null', b'"finish_reason": null')
+_NO_USAGE = (b'"usage":null', b'"usage": null')
+
 PLAIN = frozenset({"role", "content", "token_ids"})
 """What a delta may carry that another engine can be given back as text."""
 
@@ -42,6 +45,7 @@ class StreamAnswer:
         self._owed = ""
         self._head: dict[str, Any] = {}
         self._is_later = self._has_role = self._has_content = self._is_odd = False
+        self._is_several = generation.content.get("n") not in (None, 1)
         self._slice_tokens: int | None = None
         self._finish: str | None = None
         self._held: dict[str, Any] | None = None
@@ -121,8 +125,8 @@ class StreamAnswer:
         if self._error:
             return PartEnd.BROKEN
         limit = self._generation.max_tokens
-        if self._finish is None and not self._done:
-            if limit is None or self._tally.produced < limit:
+        if not self._done and (self._finish is None or self._is_several):
+            if self._is_several or limit is None or self._tally.produced < limit:
                 return PartEnd.BROKEN
             self._held = self._choice_event("length")  # the engine died between the last token and saying so
             return PartEnd.WHOLE
@@ -157,6 +161,9 @@ class StreamAnswer:
         """What the client gets of an event now; one that is no part of an answer goes on as it is."""
         if self._error:
             return b""
+        if self._is_plain and self._has_content and not self._is_later and _says_a_token_alone(event):
+            self._tally.events += 1
+            return event
         data = data_of(event)
         if data == DONE:
             self._done = event
@@ -253,3 +260,9 @@ class StreamAnswer:
         choice: dict[str, Any] = {"index": 0, **({"delta": {}} if is_chat else {"text": ""}), "finish_reason": finish}
         kind = "chat.completion.chunk" if is_chat else "text_completion"
         return {"object": kind, **self._head, "choices": [choice]}
+
+
+def _says_a_token_alone(event: bytes) -> bool:
+    """Whether an event is surely one of a token, by its bytes: quotes within a text are not bare."""
+    has_usage = b'"usage"' in event and not any(one in event for one in _NO_USAGE)
+    return any(one in event for one in _NO_END) and not has_usage and b'"error"' not in event

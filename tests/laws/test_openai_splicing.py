@@ -133,3 +133,34 @@ def test_an_undisturbed_stream_is_passed_on_byte_for_byte_where_parts_are_not_wa
     assert answer.end_part(broke=False) is PartEnd.WHOLE
     assert got + answer.close() == stream
     assert asked.part(answer.produced, excluded=frozenset()).body == asked.body
+
+
+def test_of_several_answers_the_end_of_one_is_not_the_end() -> None:
+    asked = intent(CHAT, n=2)
+    for breaks in (True, False):
+        answer = asked.answer(EVENT_STREAM)
+        answer.begin_part(None)
+        stream = b"".join(events_of(CHAT, body_of(CHAT)))
+        sent = stream.removesuffix(b"data: [DONE]\n\n") if breaks else stream
+        got = answer.feed(sent)
+        assert answer.end_part(broke=breaks) is (PartEnd.BROKEN if breaks else PartEnd.WHOLE)
+        assert got + (b"" if breaks else answer.close()) == sent
+
+
+def test_quotes_within_a_text_are_no_end_no_usage_and_no_error() -> None:
+    words = (
+        '"finish_reason":"stop"',
+        ' "usage":{"completion_tokens":9}',
+        ' "error":{}',
+        " \\",
+        "\n\n",
+        " data: [DONE]",
+    )
+    body = body_of(CHAT, stream_options={"include_usage": True})
+    stream = b"".join(events_of(CHAT, body, words))
+    asked = intent_of("POST", CHAT, {}, json.dumps(body).encode(), OpenAISpec())
+    answer = asked.answer(EVENT_STREAM)
+    answer.begin_part(None)
+    assert answer.feed(stream) + answer.close() == stream
+    assert answer.end_part(broke=False) is PartEnd.WHOLE
+    assert answer.part.output_tokens == len(words)
