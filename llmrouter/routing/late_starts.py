@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FLOOR_S = 0.05
 """What is shorter is late for nobody."""
 
-WINDOW = 32
-LEAST_SAMPLES = 16
+WINDOW = 16
+LEAST_SAMPLES = 8
 LASTS_S = 120.0
 LEAST_INSTANCES = 3
 SPREADS = 4.0
