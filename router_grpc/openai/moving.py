@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Request
+from llmrouter.domain import Request, Role
 from router_grpc.costing import own_seconds
 from router_grpc.openai.journey import Cause
 
@@ -63,13 +63,16 @@ class Watch:
         return [
             one
             for one in self.world.ready()
-            if self.model in one.models and one.instance_id not in out and one.instance_id != self.placed.instance_id
+            if self.model in one.models
+            and one.role is not Role.PREFILL
+            and one.instance_id not in out
+            and one.instance_id != self.placed.instance_id
         ]
 
     def _is_late(self, waited_s: float) -> bool:
         after_s = self.journey.rules.redispatch_after_seconds
-        if not after_s or self.journey.has_been_late:
-            return False
+        if not after_s or self.journey.has_been_late or self.placed.prefill_instance_id:
+            return False  # a prompt that is computed elsewhere is late there
         entry = self.world.open_requests.get(self.placed.request_id)
         foretold_s = entry.cost.first_token_s if entry is not None and entry.cost is not None else 0.0
         return waited_s > max(after_s, LATE_RATIO * foretold_s)

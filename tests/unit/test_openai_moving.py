@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.router_world import MODEL, Bench, config_of
+from support.router_world import MODEL, PROFILE, Bench, config_of
 
 from llmrouter.listener_specs import OpenAISpec
 from router_grpc.openai.answers import PassedAnswer
@@ -98,6 +98,24 @@ async def test_a_foretold_wait_is_not_late() -> None:
     assert watch.look() is None
     bench.clock.now_s += 2.0
     assert watch.look() is Cause.LATE
+
+
+async def test_a_request_in_two_stages_moves_only_where_another_instance_decodes() -> None:
+    roles = (("Prefill", ("p1:1", "p2:1")), ("Decode", ("d1:1", "d2:1")))
+    pools = [
+        {"name": role.lower(), "role": role, "endpoints": list(endpoints), "profile": {"name": PROFILE}}
+        for role, endpoints in roles
+    ]
+    bench = Bench(config_of(pools=pools))
+    watch, answer = await placed(bench, LATE, prompt_tokens=2_000)
+    assert answer.prefill_instance_id
+    bench.clock.now_s += 100.0
+    assert watch.look() is None  # whoever computes the prompt is late
+    every = bench.instances.instances
+    bench.instances.instances = tuple(one for one in every if one.instance_id != answer.instance_id)
+    assert [watch.look() for _ in range(UNREADY_LOOKS)][-1] is Cause.DRAINED
+    bench.instances.instances = tuple(one for one in every if one.pool == "prefill")
+    assert [watch.look() for _ in range(5)] == [None] * 5
 
 
 def test_what_goes_on_after_a_failure_and_why_not() -> None:
