@@ -44,6 +44,9 @@ class OpenAISpec(Resource):
         return self
 
 
+LAST_PORT = 65_535
+
+
 class ListenersSpec(Resource):
     """Ports that the routers listen on."""
 
@@ -61,6 +64,13 @@ class ListenersSpec(Resource):
         if self.openai is not None:
             given["openai.port"] = self.openai.port
         return given
+
+    def has_free_behind_picker(self, processes: int) -> bool:
+        """Whether each of several processes may have a port of its own behind that of the endpoint picker."""
+        if processes <= 1 or self.ext_proc is None:
+            return True
+        first, last = self.ext_proc.port + 1, self.ext_proc.port + processes
+        return last <= LAST_PORT and not any(first <= port <= last for port in self.ports.values())
 
     @model_validator(mode="after")
     def _once_each(self) -> Self:

@@ -237,6 +237,7 @@ class RouterSpec(Resource):
     """How the router pods run."""
 
     replicas: int = Field(default=2, ge=0, le=256)
+    processes: int = Field(default=1, ge=1, le=16)
     image: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     resources: ResourcesSpec = ResourcesSpec()
     node_selector: LabelMap = Field(default_factory=dict, max_length=16)
@@ -315,6 +316,12 @@ class LLMRouterSpec(Resource):
                 raise ValueError(f"pools[{pool.name}].models names {unknown[0]!r}, which spec.models does not")
         if self.router.replicas > 1 and self.state.redis is None:
             raise ValueError("router.replicas above 1 needs state.redis, so that the routers count as one")
+        if self.router.processes > 1 and self.state.redis is None:
+            raise ValueError("router.processes above 1 needs state.redis, so that the processes count as one")
+        if not self.listeners.has_free_behind_picker(self.router.processes):
+            raise ValueError(
+                "router.processes: the ports behind listeners.extProc.port, one for each process, must be free"
+            )
         front = self.listeners.openai
         if front is not None and front.resume == "Tokens" and not all(pool.continues_chat for pool in self.pools):
             raise ValueError("listeners.openai.resume: Tokens needs continuesChat of every pool")

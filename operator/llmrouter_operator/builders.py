@@ -217,6 +217,10 @@ def _service(owner: Owner, spec: LLMRouterSpec) -> Object:
         ports.append(
             {"name": EXT_PROC, "port": picker.port, "targetPort": EXT_PROC, "protocol": "TCP", "appProtocol": "http2"}
         )
+    ports += [
+        {"name": name, "port": port, "targetPort": name, "protocol": "TCP", "appProtocol": "http2"}
+        for name, port in _process_ports(spec).items()
+    ]
     front = spec.listeners.openai
     if front is not None:
         ports.append(
@@ -317,9 +321,18 @@ def _container_ports(spec: LLMRouterSpec) -> list[Object]:
     ports = {"grpc": listeners.grpc_port, "metrics": listeners.metrics_port}
     if listeners.ext_proc is not None:
         ports[EXT_PROC] = listeners.ext_proc.port
+        ports |= _process_ports(spec)
     if listeners.openai is not None:
         ports[OPENAI] = listeners.openai.port
     return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()]
+
+
+def _process_ports(spec: LLMRouterSpec) -> dict[str, int]:
+    """Of an endpoint picker with several processes: the port of each one's own, by name."""
+    picker, processes = spec.listeners.ext_proc, spec.router.processes
+    if picker is None or processes == 1:
+        return {}
+    return {f"{EXT_PROC}-{number}": picker.port + 1 + number for number in range(processes)}
 
 
 def _certificate_secret(spec: LLMRouterSpec) -> str | None:
@@ -364,6 +377,8 @@ def _environment(owner: Owner, spec: LLMRouterSpec) -> list[Object]:
         "LLMROUTER_GRPC_PORT": str(spec.listeners.grpc_port),
         "LLMROUTER_METRICS_PORT": str(spec.listeners.metrics_port),
     }
+    if spec.router.processes > 1:
+        values["LLMROUTER_PROCESSES"] = str(spec.router.processes)
     values |= _listener_environment(owner, spec)
     environment: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
     pod_name = {"apiVersion": "v1", "fieldPath": "metadata.name"}

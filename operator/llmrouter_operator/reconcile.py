@@ -35,7 +35,14 @@ from llmrouter_operator.models import (
     metadata_of,
 )
 from llmrouter_operator.pickers import picker_services, referenced_pools
-from llmrouter_operator.status import build_status, gather_facts, live_pods, read_acknowledgements, transitions
+from llmrouter_operator.status import (
+    build_status,
+    gather_facts,
+    live_pods,
+    pod_of,
+    read_acknowledgements,
+    transitions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -153,7 +160,8 @@ class Reconciler:
         """Removes what routers said whose pods are gone."""
         name = Names(plan.key).acknowledgements
         said = (owned.get(Ref(CONFIG_MAP, name)) or {}).get("data") or {}
-        gone = tuple(sorted(set(said) - {metadata_of(pod)["name"] for pod in observed.pods}))
+        pods = {metadata_of(pod)["name"] for pod in observed.pods}
+        gone = tuple(sorted(key for key in said if pod_of(key, pods) is None))
         if gone:
             await self._cluster.remove_keys(CONFIG_MAP, plan.key.namespace, name, gone)
 

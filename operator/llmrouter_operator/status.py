@@ -13,7 +13,7 @@ from llmrouter_operator.mix import mix_status
 from llmrouter_operator.models import Note, metadata_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from llmrouter.config import PolicyConfig
     from llmrouter_operator.models import Object, Plan
@@ -46,7 +46,10 @@ class Acknowledgements:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What conditions are made of. ``routers_ready`` is ``None`` until the Deployment's controller has looked."""
+    """What conditions are made of. ``routers_ready`` is ``None`` until the Deployment's controller has looked.
+
+    A router pod may have several processes, each of which says what it runs: ``voices`` of them all.
+    """
 
     generation: int
     routers_desired: int
@@ -54,6 +57,12 @@ class Facts:
     rolled_out: bool
     said: Acknowledgements
     plan: Plan
+    processes: int = 1
+
+    @property
+    def voices(self) -> int:
+        """Processes of all routers that are wanted."""
+        return self.routers_desired * self.processes
 
     @property
     def acknowledged(self) -> dict[str, RouterAcknowledgement]:
@@ -85,13 +94,21 @@ def unknown(reason: str, message: str) -> Verdict:
     return Verdict("Unknown", reason, message)
 
 
-def read_acknowledgements(config_map: Object | None, live: Iterable[str]) -> Acknowledgements:
+def pod_of(key: str, pods: Collection[str]) -> str | None:
+    """The pod that wrote a key: of its name or, one process among several, of that and a number; ``None`` if gone."""
+    pod, _, number = key.rpartition("-")
+    if key in pods:
+        return key
+    return pod if number.isdecimal() and pod in pods else None
+
+
+def read_acknowledgements(config_map: Object | None, live: Collection[str]) -> Acknowledgements:
     """Reads the keys of live routers; what is not an acknowledgement of that router is counted and left out."""
     data = (config_map or {}).get("data") or {}
     said: dict[str, RouterAcknowledgement] = {}
     malformed = 0
-    for name in live:
-        if name not in data:
+    for name in sorted(data):
+        if pod_of(name, live) is None:
             continue
         try:
             acknowledgement = RouterAcknowledgement.model_validate_json(data[name])
@@ -126,6 +143,7 @@ def gather_facts(router: Object, plan: Plan, deployment: Object | None, said: Ac
     return Facts(
         generation=metadata_of(router)["generation"],
         routers_desired=desired,
+        processes=1 if plan.spec is None else plan.spec.router.processes,
         routers_ready=None if seen is None else status.get("readyReplicas", 0),
         rolled_out=current and all(count == desired for count in counts),
         said=said,
@@ -150,7 +168,7 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
             "name": policy.name,
             "type": policy.type,
             "digest": f"sha256:{policy.digest[:DIGEST_CHARACTERS]}",
-            "acknowledged": f"{len(facts.acknowledged)}/{facts.routers_desired}",
+            "acknowledged": f"{len(facts.acknowledged)}/{facts.voices}",
             "lastKnownGood": plan.choice is None or plan.choice.last_known_good,
         }
     counts = _instances(facts)
@@ -286,7 +304,7 @@ def policy_ready(facts: Facts) -> Verdict:
     late = sorted(set(said) - set(facts.acknowledged))
     if late:
         return unknown("Adopting", f"not yet on the current configuration: {_some(late)}")
-    return true("Acknowledged", f"{len(said)}/{facts.routers_desired} routers run {choice.config.name}")
+    return true("Acknowledged", f"{len(said)}/{facts.voices} routers run {choice.config.name}")
 
 
 def predictor_ready(facts: Facts) -> Verdict:
@@ -313,7 +331,7 @@ def length_drift(facts: Facts) -> Verdict:
     steady = [name for name, one in said.items() if one.length_drift is False]
     if not steady:
         return unknown("NotAcknowledged", "no router has said")
-    return false("LengthsSteady", f"{len(steady)}/{facts.routers_desired} routers say so")
+    return false("LengthsSteady", f"{len(steady)}/{facts.voices} routers say so")
 
 
 def state_backend_ready(facts: Facts) -> Verdict:
@@ -381,7 +399,7 @@ def _all_say(
     agree = {name: message for name, (holds, _, message) in answers.items() if holds}
     if not agree:
         return unknown("NotAcknowledged", "no router has said")
-    return true(good, _with_remarks(f"{len(agree)}/{facts.routers_desired} routers say so", agree.values()))
+    return true(good, _with_remarks(f"{len(agree)}/{facts.voices} routers say so", agree.values()))
 
 
 def _with_remarks(text: str, remarks: Iterable[str]) -> str:

@@ -126,6 +126,25 @@ BAD_ROUTERS = [
     Case("an unknown engine mode", inline(mode="Magic"), "mode", 'supported values: "Chunked", "PrefillFirst"'),
     Case("replicas without redis", router(router={"replicas": 2}), "router.replicas", "above 1 needs state.redis"),
     Case("the default replicas without redis", router(router=None), "router.replicas", "above 1 needs state.redis"),
+    Case(
+        "processes without redis", router(router={"replicas": 1, "processes": 2}), "router.processes", "above 1 needs"
+    ),
+    Case(
+        "no processes", router(router={"replicas": 1, "processes": 0}), "router.processes", "greater than or equal to 1"
+    ),
+    Case(
+        "too many processes", router(router={"replicas": 1, "processes": 17}), "processes", "less than or equal to 16"
+    ),
+    Case(
+        "a port of a process that is taken",
+        router(
+            router={"replicas": 1, "processes": 4},
+            state={"redis": {"address": "redis:6379"}},
+            listeners={"extProc": {"port": 9086}},
+        ),
+        "router.processes",
+        "must be free",
+    ),
     Case("negative replicas", router(router={"replicas": -1}), "spec.router.replicas", "greater than or equal to 0"),
     Case("too many replicas", router(router={"replicas": 257}), "spec.router.replicas", "less than or equal to 256"),
     Case(
@@ -383,6 +402,11 @@ BAD_POLICIES = [
 GOOD_ROUTERS: list[Spec] = [
     router(),
     router(router={"replicas": 0}),
+    router(
+        router={"replicas": 1, "processes": 4},
+        state={"redis": {"address": "redis:6379"}},
+        listeners={"extProc": {"port": 9002}},
+    ),
     router(router=None, state={"redis": {"address": "[::1]:6379", "passwordSecretRef": {"name": "s", "key": "k"}}}),
     pool(models=["llama"]),
     pool(endpoints=None, selector={"matchLabels": {"example.com/app": "x", "tier": ""}}),

@@ -184,6 +184,19 @@ def test_the_endpoint_picker_has_a_port_and_makes_its_own_certificate() -> None:
     assert container(**declared)["readinessProbe"]["grpc"]["port"] == 9000
 
 
+def test_several_processes_have_a_port_each_behind_the_one_that_they_share() -> None:
+    declared = {
+        "listeners": {"extProc": {}},
+        "router": {"replicas": 1, "processes": 2},
+        "state": {"redis": {"address": "redis:6379"}},
+    }
+    names, service = ports(**declared)
+    assert names == ["grpc=9000", "metrics=9090", "ext-proc=9002", "ext-proc-0=9003", "ext-proc-1=9004"]
+    assert [service[f"ext-proc-{number}"]["port"] for number in range(2)] == [9003, 9004]
+    assert values(**declared)["LLMROUTER_PROCESSES"] == "2"
+    assert "LLMROUTER_PROCESSES" not in values()
+
+
 def test_plain_text_names_no_certificate() -> None:
     said = values(listeners={"extProc": {"secureServing": False}})
     assert said["LLMROUTER_EXT_PROC_PORT"] == "9002"

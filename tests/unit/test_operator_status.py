@@ -18,6 +18,7 @@ from llmrouter_operator.status import (
     build_status,
     gather_facts,
     live_pods,
+    pod_of,
     read_acknowledgements,
     transitions,
 )
@@ -268,6 +269,15 @@ def test_malformed_acknowledgements_are_counted() -> None:
 
     assert list(read.by_router) == ["a"]
     assert read.malformed == 3
+
+
+def test_each_process_of_a_pod_says_what_it_runs() -> None:
+    data = {name: canonical_json(said(name)).decode() for name in ("pod-a-0", "pod-a-1", "pod-gone-0", "pod-b")}
+    read = read_acknowledgements({"data": data}, ["pod-a", "pod-b"])
+    assert list(read.by_router) == ["pod-a-0", "pod-a-1", "pod-b"]
+    found = [pod_of(key, {"pod-a", "pod-b"}) for key in ("pod-a-15", "pod-b", "pod-a-x", "pod-c-0", "pod")]
+    assert found == ["pod-a", "pod-b", None, None, None]
+    assert facts(routers_desired=2, processes=3).voices == 6
 
 
 def test_the_deployment_is_believed_once_its_controller_has_looked() -> None:
