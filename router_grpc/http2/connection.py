@@ -56,6 +56,7 @@ class Connection:
         self._is_gone = self.is_over = False
         self.reason = ""
         self._idle_frames = Meter(self.limits.idle_frames, now_s)
+        self._settings = Meter(self.limits.settings, now_s)
         self._resets = Meter(self.limits.resets, now_s)
         self._now_s = self._began_s = self._heard_s = self._used_s = now_s
         self._asked_s: float | None = None
@@ -135,10 +136,13 @@ class Connection:
 
     def _on_seldom(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Unknown frames are let go, and a client's GOAWAY: it is of streams that a server opens."""
-        self._count_idle()
         if kind == wire.SETTINGS:
+            if not self._settings.allows(self._now_s):
+                raise PeerError(Code.ENHANCE_YOUR_CALM, "too many settings")
             self._on_settings(flags, stream_id, payload)
-        elif kind == wire.PING:
+            return
+        self._count_idle()
+        if kind == wire.PING:
             self._on_ping(flags, stream_id, payload)
         elif kind == wire.PUSH_PROMISE:
             raise PeerError(Code.PROTOCOL_ERROR, "a client pushes nothing")

@@ -27,7 +27,8 @@ class Limits:
         header_frames: frames of one header block.
         message_bytes: of a gRPC message.
         unsent_bytes: waiting to be sent on a stream; above it the peer is granted nothing more on that stream.
-        idle_frames: frames that carry nothing: pings, settings, priorities, empty data, unknown ones.
+        idle_frames: frames that carry nothing: pings, priorities, empty data, unknown ones.
+        settings: frames that change every stream's window.
         resets: streams that the peer gives up before it has said everything.
         preface_s: within which a client begins.
         keepalive_s: of silence, after which the peer is asked whether it is there.
@@ -44,6 +45,7 @@ class Limits:
     message_bytes: int = 16 * MIB + 256 * KIB
     unsent_bytes: int = 256 * KIB
     idle_frames: Rate = Rate(burst=1_000, per_s=200)
+    settings: Rate = Rate(burst=100, per_s=10)
     resets: Rate = Rate(burst=20_000, per_s=2_000)
     preface_s: float = 10.0
     keepalive_s: float = 20.0

@@ -27,6 +27,7 @@ SMALL = Limits(
     message_bytes=5_000,
     unsent_bytes=500,
     idle_frames=Rate(20, 0.0),
+    settings=Rate(20, 0.0),
     resets=Rate(5, 0.0),
 )
 
