@@ -186,7 +186,8 @@ class StreamAnswer:
         return b""
 
     def _take_choice(self, event: bytes, said: dict[str, Any], choice: dict[str, Any]) -> bytes:
-        finish = choice.get("finish_reason")
+        said_end = choice.get("finish_reason")
+        finish = said_end if isinstance(said_end, str) else None
         if finish in GIVEN_UP:
             self._error = event
             return b""
