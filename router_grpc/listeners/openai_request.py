@@ -98,7 +98,7 @@ class Passage:
         until_s = clock() + PATIENCE_S
         while True:
             try:
-                dispatch = await self._desk.place(part.ask, is_later=bool(self._parts))
+                dispatch = await self._desk.place(part.ask, is_later=bool(self._parts), streams=self._intent.streams)
             except SaturatedError as error:
                 if not self._parts or clock() > until_s:
                     raise

@@ -26,8 +26,8 @@ class FrontDesk:
     def __init__(self, world: World, service: RouterService, reports: ReportService) -> None:
         self.world, self.service, self.reports = world, service, reports
 
-    async def place(self, ask: RouteAsk, *, is_later: bool) -> Dispatch:
-        """Reserves an instance; ``is_later`` says that there were parts before.
+    async def place(self, ask: RouteAsk, *, is_later: bool, streams: bool) -> Dispatch:
+        """Reserves an instance; ``is_later`` says that there were parts before, ``streams`` that tokens are seen.
 
         Raises:
             LLMRouterError: there is none; counted.
@@ -40,7 +40,10 @@ class FrontDesk:
             raise
         metrics.requests.labels("Routed").inc()
         metrics.route_seconds.observe(self.world.clock() - started_s)
-        return Dispatch(self, answer, is_later=is_later)
+        dispatch = Dispatch(self, answer, is_later=is_later)
+        if not streams:
+            self.world.presuming.unheard(self.world, answer.request_id)
+        return dispatch
 
     def taught(self, first: Dispatch, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """What came of an answer made in parts, as of one: its first dispatch foretold it."""

@@ -43,6 +43,11 @@ class Intent:
     goes_on: bool
     """Whether its answer may be made in parts."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether the client wants tokens as they come."""
+        return self.asked is not None and self.asked.streams
+
     def part(self, produced: Produced, *, excluded: frozenset[str]) -> Part:
         """The next part, after what there is."""
         if self.asked is None:
