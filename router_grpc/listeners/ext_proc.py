@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,14 +22,19 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class _Outlet:
-    """What a session has said since it was asked last."""
+    """What a session has said and is not written yet; what it says unasked goes out at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, desk: PickerDesk, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self._desk, self._context = desk, context
         self._messages: list[bytes] = []
+        self._writing = asyncio.Lock()
         self.ended: tuple[Status, str] | None = None
+        self.is_listening = True
 
     def send(self, message: bytes) -> None:
         self._messages.append(message)
+        if self.is_listening:
+            self._desk.keep(self.write())
 
     def finish(self, status: Status, detail: str) -> None:
         self.ended = (status, detail)
@@ -36,9 +42,13 @@ class _Outlet:
     def resumed(self) -> None:
         """Nothing: the next message is read when the pick is over."""
 
-    def take(self) -> list[bytes]:
-        taken, self._messages = self._messages, []
-        return taken
+    async def write(self) -> None:
+        """Writes all of it, in its order."""
+        async with self._writing:
+            while self._messages:
+                taken, self._messages = self._messages, []
+                for message in taken:
+                    await self._context.write(message)
 
 
 class PickerServicer:
@@ -52,20 +62,19 @@ class PickerServicer:
         method = grpc.stream_stream_rpc_method_handler(self.process)
         return grpc.method_handlers_generic_handler(PICKER_NAME, {METHOD: method})
 
-    async def process(
-        self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> AsyncIterator[bytes]:
+    async def process(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """See ext_proc.proto."""
-        outlet = _Outlet()
+        outlet = _Outlet(self._desk, context)
         session = self._desk.open(outlet)
         try:
             async for message in messages:
+                outlet.is_listening = False
                 session.receive(message)
                 await session.picked()
-                for answer in outlet.take():
-                    yield answer
+                await outlet.write()
                 if outlet.ended is not None:
                     break
+                outlet.is_listening = True
             session.half_closed()
         finally:
             session.broken()

@@ -17,6 +17,7 @@ from support.router_world import config_of, live_router, until
 from router_grpc.certificates import Tls
 from router_grpc.listeners.ext_proc import METHOD, PICKER_NAME
 from router_grpc.listeners.server import LIVENESS, NAMES_OF_READINESS
+from router_grpc.picker.exchange import BODY_S
 from router_grpc.v1 import ext_proc_pb2 as pb
 from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
 
@@ -49,10 +50,13 @@ class Served:
     def in_flight(self) -> int:
         return len(self.live.router.app.world.open_requests)
 
-    async def nothing_left(self) -> None:
-        await until(lambda: not self.in_flight, what="reservations released")
+    def cancel(self) -> None:
         for call in self.calls:
             call.cancel()
+
+    async def nothing_left(self) -> None:
+        await until(lambda: not self.in_flight, what="reservations released")
+        self.cancel()
         desk = self.live.router.app.desk
         await until(lambda: not desk._open, what="sessions over")
         await until(lambda: not desk.intake.bytes, what="bodies let go")
@@ -229,6 +233,68 @@ async def test_a_body_that_is_too_long_is_answered_413(served: Served) -> None:
         await stream.write(request_body(bytes(1024 * 1024), ends=False))
     answer = await stream.read()
     assert answer.immediate_response.status.code == 413
+    await served.nothing_left()
+
+
+async def test_a_body_that_never_ends_is_answered_408(served: Served) -> None:
+    stream = served.stream()
+    await stream.write(request_headers())
+    await stream.write(request_body(b"{", ends=False))
+    desk = served.live.router.app.desk
+    await until(lambda: desk.intake.bytes == 1, what="the body has begun")
+    for session in desk._open:
+        desk._open[session] -= BODY_S
+    desk.sweep()
+    assert (await stream.read()).immediate_response.status.code == 408
+    await served.nothing_left()
+
+
+@pytest.fixture(params=["fast", "grpc"])
+async def full(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Served, Any, Any]]:
+    """A router whose two places are taken, by streams, and one more stream whose request is held."""
+    limits = {**STAY, "maxInFlightPerInstance": 1}
+    async with serving(is_fast=request.param == "fast", limits=limits) as found:
+        taken = [found.stream() for _ in range(2)]
+        for stream in taken:
+            await picked(stream, chat())
+        held = found.stream()
+        await held.write(request_headers())
+        await held.write(request_body(chat()))
+        await until(lambda: found.live.router.app.service.held == 1, what="held")
+        yield found, taken[0], held
+
+
+async def test_a_request_that_is_held_is_answered_when_there_is_room(full: tuple[Served, Any, Any]) -> None:
+    served, taken, held = full
+    taken.cancel()
+    assert (await held.read()).WhichOneof("response") == "request_headers"
+    await held.read()
+    assert await answered(held, b"{}") == [b"{}"]
+    served.cancel()
+    await served.nothing_left()
+
+
+async def test_a_request_that_is_held_leaves_the_line_with_its_stream(full: tuple[Served, Any, Any]) -> None:
+    served, _, held = full
+    held.cancel()
+    await until(lambda: not served.live.router.app.service.held, what="it has left the line")
+    assert served.in_flight == 2
+    served.cancel()
+    await served.nothing_left()
+
+
+async def test_what_comes_while_a_request_is_held_waits(full: tuple[Served, Any, Any]) -> None:
+    """The end of the stream is what comes here: it is heard after the answer, and the place is given back."""
+    served, taken, held = full
+    await held.done_writing()
+    await asyncio.sleep(0.05)
+    assert served.live.router.app.service.held == 1
+    taken.cancel()
+    kinds = [(await held.read()).WhichOneof("response") for _ in range(2)]
+    assert kinds == ["request_headers", "request_body"]
+    assert await held.read() is EOF
+    assert await held.code() is grpc.StatusCode.OK
+    served.cancel()
     await served.nothing_left()
 
 
