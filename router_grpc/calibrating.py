@@ -131,10 +131,11 @@ class Calibrating:
             return  # taken over from another router: what was before is not known
         self._pool(instance)
         view = replica.view(instance, now_s=now_s)
+        computed = max(1, reservation.prompt_tokens - reservation.cached_tokens)
         self._intervals.dispatched(
             reservation.request_id,
             instance,
-            prompt_tokens=max(1, reservation.prompt_tokens - reservation.cached_tokens),
+            prompt_tokens=0 if reservation.prefill_instance_id else computed,
             alone=view.total.requests <= 1 and not view.foreign.requests,
             now_s=now_s,
         )

@@ -23,8 +23,7 @@ def needs_prefill(reservation: Reservation) -> bool:
 def dispatched(world: World, request: Request, entry: OpenRequest, chosen: Instance, prefill: Instance | None) -> None:
     """A request goes to ``chosen``; ``prefill`` computes its prompt where that is another one.
 
-    A prompt that is handed over is in the prefix cache of both. Step times are learned of whole requests alone: how
-    long the handing over takes is nobody's step.
+    A prompt that is handed over is in the prefix cache of both.
     """
     now_s = world.clock()
     world.outliers.dispatched(chosen.instance_id, request.request_id, now_s=now_s)
@@ -34,8 +33,7 @@ def dispatched(world: World, request: Request, entry: OpenRequest, chosen: Insta
         world.metrics.prompts.labels((prefill or chosen).role.value).inc()
     if entry.prefix is None:
         entry.prefix = _cached(world, request, chosen, prefill)
-    if prefill is None and not entry.reservation.prefill_instance_id:
-        world.calibrating.dispatched(entry.reservation, chosen, world.replica, now_s=now_s)
+    world.calibrating.dispatched(entry.reservation, chosen, world.replica, now_s=now_s)
 
 
 def _cached(world: World, request: Request, chosen: Instance, prefill: Instance | None) -> Use | None:

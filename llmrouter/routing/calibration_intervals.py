@@ -8,6 +8,7 @@ with C context tokens, and that computed P prompt tokens of others in m prefill 
 
 A request that met an idle instance tells of prefill alone: its first token comes after ``b_p + g1·p`` (and what the way
 takes, which is not known apart). Requests that waited behind others are not used so: what they waited for is not known.
+One whose prompt another instance computes tells of its decoding alone, from its first token on.
 
 B is the ledger's requests less those without a first token, C the ledger's context less their prompts. Prompts of this
 router's own requests count when their first token is reported; those of other routers by how much the queued prompt
@@ -87,7 +88,7 @@ class _Watch:
         self.sequences = self.context = 0.0
         self.foreign = False
         self.sequences_s = self.context_s = self.foreign_s = 0.0
-        self.requests = self.prompts = 0
+        self.requests = self.prompted = self.prompts = 0
         self.waiting = self.queued = 0
         self.others_queued: int | None = None
         self.prefilled = _Prefilled()
@@ -101,7 +102,7 @@ class _Watch:
         if self.others_queued is not None and others < self.others_queued:
             self.add_prompt(self.others_queued - others, now_s)
         self.others_queued = others
-        queued = self.waiting + others * self.requests / max(self.prompts, 1)
+        queued = self.waiting + others * self.prompted / max(self.prompts, 1)
         sequences = max(1.0, load.requests - queued)
         context = max(0.0, float(load.context_tokens - load.queued_prefill_tokens))
         passed_s = max(0.0, now_s - self.at_s)
@@ -155,7 +156,10 @@ class Intervals:
         return len(self._requests)
 
     def dispatched(self, request_id: str, instance: Instance, *, prompt_tokens: int, alone: bool, now_s: float) -> None:
-        """This router placed a request; ``alone``: on an instance without any other. A repeated answer adds nothing."""
+        """This router placed a request; ``alone``: on an instance without any other. A repeated answer adds nothing.
+
+        ``prompt_tokens`` are those that the instance computes; 0 where another one does.
+        """
         known = self._requests.get(request_id)
         if known is not None and known.on.instance.instance_id == instance.instance_id:
             return
@@ -166,6 +170,7 @@ class Intervals:
         if watch is None or watch.instance.profile != instance.profile:
             watch = self._watches[instance.instance_id] = _Watch(instance, now_s)
         watch.requests += 1
+        watch.prompted += prompt_tokens > 0
         watch.prompts += prompt_tokens
         watch.waiting += 1
         watch.queued += prompt_tokens
@@ -196,6 +201,7 @@ class Intervals:
             self._observe(watch, request.mark, tokens, now_s)
         self._stop_waiting(request)
         watch.requests -= 1
+        watch.prompted -= request.prompt_tokens > 0
         watch.prompts -= request.prompt_tokens
         instance_id = watch.instance.instance_id
         if watch.requests == 0 and self._watches.get(instance_id) is watch:
@@ -225,6 +231,8 @@ class Intervals:
     def _first_token(self, request: _Watched, now_s: float) -> None:
         watch = request.on
         self._stop_waiting(request)
+        if not request.prompt_tokens:
+            return
         watch.add_prompt(request.prompt_tokens, now_s)
         profile = watch.instance.profile
         steps, tokens = prefill_terms(profile, request.prompt_tokens)

@@ -66,6 +66,30 @@ def test_a_gap_is_its_steps_with_the_mean_load() -> None:
     assert one.context_tokens == pytest.approx(100 * 30_000, rel=0.05)
 
 
+@pytest.mark.parametrize("profile", [H100_MIX, PAPER_V100], ids=["chunked", "prefill first"])
+def test_a_prompt_that_is_computed_elsewhere_is_none_of_the_instances_steps(profile: EngineProfile) -> None:
+    seen = Seen(profile, load=Load(10, 20_000, 0))
+    seen.dispatch("a", 0, alone=True)
+    seen.wait(3.0)
+    seen.tokens("a", 1)
+    seen.dispatch("b", 0)
+    seen.wait(0.5)
+    seen.tokens("b", 1)
+    seen.load = Load(11, 24_000, 300)  # a whole request of another router, whose prompt waits
+    seen.wait(0.5)
+    seen.load = Load(11, 24_000, 300)
+    seen.wait(1.0)
+    seen.tokens("a", 101)
+    (one,) = seen.observations
+    assert one.seconds == pytest.approx(2.0)
+    assert one.steps == pytest.approx(100)
+    assert one.prefill_tokens == 0
+    assert 9.0 < one.sequences / 100 < 11.0
+    seen.end("a", 101)
+    seen.end("b", 5)
+    assert len(seen.intervals) == 0
+
+
 def test_prompts_of_others_count_and_the_requests_own_does_not() -> None:
     seen = Seen(load=Load(3, 10_000, 0))
     seen.dispatch("a", 4_000)

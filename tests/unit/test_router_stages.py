@@ -342,3 +342,21 @@ async def test_what_a_dispatch_takes_is_foretold_with_the_way_of_its_prompt() ->
     waits_s = 4 * LONG * bench.instances.current()[0].profile.prefill_s_per_token
     assert behind.first_token_s - alone.first_token_s > 0.5 * waits_s
     assert behind.seconds - behind.first_token_s == pytest.approx(alone.seconds - alone.first_token_s, rel=0.3)
+
+
+async def test_decode_steps_are_learned_of_those_that_decode_and_nothing_of_their_prompts() -> None:
+    bench = bench_of(pool("prefill", "Prefill", "p1:1"), pool("decode", "Decode", "d1:1"))
+    calibrating = bench.world.calibrating
+    await bench.route("r", prompt_tokens=LONG)
+    for wait, report in ((20, ReportKind.FIRST_TOKEN), (12, ReportKind.PROGRESS)):
+        for _ in range(wait):
+            bench.clock.now_s += 0.1
+            bench.world.replica.replace(await bench.world.ledger.loads(), now_s=bench.clock())
+            calibrating.refreshed(bench.world.replica, now_s=bench.clock())
+        await bench.report("r", report, output_tokens=61 if report is ReportKind.PROGRESS else 1)
+    learned = {name: calibrating.of(name) for name in ("prefill", "decode")}
+    assert learned["prefill"] is None
+    assert learned["decode"] is not None
+    assert learned["decode"].observations == 1
+    await bench.report("r", output_tokens=70)
+    assert len(calibrating) == 0
