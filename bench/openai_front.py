@@ -1,11 +1,12 @@
 """What the OpenAI front does for requests, and what it costs: simulated engines in processes of their own, a router
 from a file, clients over HTTP.
 
-Three questions, a row each: ``hang`` – one of four engines stops for some seconds, again and again: what the wait for a
-first token is with and without ``redispatchAfterSeconds``; ``calm`` – the same load undisturbed: whether moving does
-harm; ``slices`` – long and short answers mixed: what ``sliceTokens`` does to waits and times. Engines have no prefix
-cache here: a slice computes its whole prompt again, so that what slices cost is an upper bound. ``events`` is the CPU
-time of one event of a stream within the front, without a network: passed on, and written anew.
+Questions, some rows each. ``hang``: one of four engines stops for some seconds, again and again; what the wait for a
+first token is with and without ``redispatchAfterSeconds``. ``calm``: the same load undisturbed; whether moving does
+harm. ``slices``: long and short answers mixed; what ``sliceTokens`` does to waits and times. Engines have no prefix
+cache here: a slice computes its whole prompt again, so that what slices cost is an upper bound. ``cost``: CPU seconds
+of the router in three modes, what it does beside (scrapes, heartbeats) among them. ``events``: CPU time of one event of
+a stream within the front, without a network, passed on and written anew.
 """
 
 from __future__ import annotations
@@ -142,6 +143,12 @@ async def ask(session: aiohttp.ClientSession, url: str, one: Ask, begun_s: float
     return (first_s, time.monotonic() - sent_s) if whole and first_s is not None else None
 
 
+def cpu_of(process: subprocess.Popen[bytes]) -> float:
+    """CPU seconds that a process has taken."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def hang(process: subprocess.Popen[bytes]) -> None:
     """Stops a process and lets it go on, for as long as this runs."""
     while True:
@@ -177,17 +184,20 @@ async def play(asks: list[Ask], openai: dict[str, Any], *, speed: float, hangs: 
             started = [
                 stack.enter_context(running(*engine, "--speed", str(speed), "--port", str(port))) for port in engines
             ]
-            stack.enter_context(running(str(Path(sys.executable).parent / "llmrouter"), "serve", "--config", str(path)))
+            command = (str(Path(sys.executable).parent / "llmrouter"), "serve", "--config", str(path))
+            router = stack.enter_context(running(*command))
             await asyncio.gather(*(ready(f"http://127.0.0.1:{port}/health") for port in (*engines, front)))
             hanging = asyncio.create_task(hang(started[0])) if hangs else None
-            begun_s = time.monotonic()
+            begun_s, cpu_s = time.monotonic(), cpu_of(router)
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20) as session:
                 done = await asyncio.gather(*(ask(session, url, one, begun_s) for one in asks))
             if hanging is not None:
                 hanging.cancel()
+            cpu_s = cpu_of(router) - cpu_s
             counts = await counted(metrics, ("llmrouter_resumes_total", "llmrouter_slices_total"))
-    return {**summary(done), "counts": counts}
+    tokens = sum(one.tokens for one in asks)
+    return {**summary(done), "tokens": tokens, "router_cpu_s": round(cpu_s, 2), "counts": counts}
 
 
 def summary(done: list[tuple[float, float] | None]) -> Row:
@@ -228,6 +238,7 @@ def event_cost() -> Row:
 QUESTIONS: dict[str, tuple[bool, list[dict[str, Any]]]] = {
     "hang": (True, [{"redispatchAfterSeconds": 0}, {"redispatchAfterSeconds": 1}]),
     "calm": (False, [{"redispatchAfterSeconds": 0}, {"redispatchAfterSeconds": 1}]),
+    "cost": (False, [{"resume": "BeforeFirstToken"}, {"resume": "Tokens"}, {"resume": "Tokens", "sliceTokens": 64}]),
     "slices": (False, [{"sliceTokens": size, "resume": "Tokens"} for size in (0, 64, 256)]),
 }
 

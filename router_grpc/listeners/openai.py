@@ -90,18 +90,19 @@ class OpenAIFront:
             raise NoInstanceError("the front is not started")
         rules = self._rules()
         self._enter(rules)
-        body = bytearray()
+        kept: list[bytes] = []
         try:
-            await self._read(request, body)
+            await self._read(request, kept)
+            kept[:] = [b"".join(kept)]
             if not request.raw_path.startswith("/"):
                 raise InvalidRequestError("path: must begin with /")
             headers: dict[str, str] = {}
             for name, value in request.headers.items():
                 headers.setdefault(name.lower(), value)
-            intent = intent_of(request.method, request.raw_path, headers, bytes(body), rules)
+            intent = intent_of(request.method, request.raw_path, headers, kept[0], rules)
             return await Passage(self._desk, self._upstream, request, intent=intent, rules=rules).run()
         finally:
-            self._intake.give(len(body))
+            self._intake.give(sum(map(len, kept)))
             self._open -= 1
             self._desk.world.metrics.front.open_requests.set(self._open)
 
@@ -115,15 +116,17 @@ class OpenAIFront:
         self._open += 1
         self._desk.world.metrics.front.open_requests.set(self._open)
 
-    async def _read(self, request: web.Request, body: bytearray) -> None:
+    async def _read(self, request: web.Request, kept: list[bytes]) -> None:
         """The request's whole body; what is kept of it is the caller's to give back."""
+        size = 0
         try:
             async with asyncio.timeout(BODY_S):
                 async for chunk in request.content.iter_any():
-                    if len(body) + len(chunk) > MAX_BODY_BYTES:
+                    size += len(chunk)
+                    if size > MAX_BODY_BYTES:
                         raise TooLargeError(f"body: more than {MAX_BODY_BYTES} bytes")
                     self._intake.take(len(chunk))
-                    body += chunk
+                    kept.append(chunk)
         except TimeoutError:
             raise SlowBodyError(f"body: not whole after {BODY_S:g} s") from None
 
