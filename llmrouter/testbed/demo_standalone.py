@@ -22,7 +22,7 @@ from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
 from llmrouter.testbed.comparison import MODEL, SWITCH, Facts, Timing, summary
 from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
 from llmrouter.testbed.demo_target import manifest
-from llmrouter.testbed.envoy import Front, configuration, is_ready, start_envoy
+from llmrouter.testbed.envoy import Front, configuration, pickers_known, start_envoy
 from llmrouter.testbed.live_view import LiveView
 from router_grpc.v1 import router_pb2 as messages
 from router_grpc.v1.router_pb2_grpc import RouterStub
@@ -100,11 +100,11 @@ def start_standalone(folder: Path, stack: ExitStack) -> Standalone:
 
 def start_front(running: Standalone, stack: ExitStack) -> str:
     """Starts an Envoy before the router; returns where it listens, once it knows the router; ``stack`` ends it."""
-    port, probe_port = free_port(), free_port()
-    front = Front((running.picker,), port, free_port(), picker_tls=True, probe_port=probe_port, show_instance=True)
+    port, admin_port = free_port(), free_port()
+    front = Front((running.picker,), port, admin_port, picker_tls=True, show_instance=True)
     envoy = start_envoy(running.folder / "logs", configuration(front))
     stack.callback(envoy.stop)
-    envoy.ready(lambda: is_ready(probe_port), within_s=START_TIMEOUT_S)
+    envoy.ready(lambda: pickers_known(admin_port) == 1, within_s=START_TIMEOUT_S)
     return f"127.0.0.1:{port}"
 
 

@@ -17,6 +17,7 @@ from llmrouter.resources import GROUP
 from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
 from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import poll, run
+from llmrouter.testbed.comparison import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -133,14 +134,17 @@ class DemoTarget:
             raise PartFailedError(f"{error}; {_conditions(self.status())}; {self._unready_pods()}") from error
 
     def wait_front(self, *, within_s: float = READY_TIMEOUT_S) -> None:
-        """Returns once the front can ask a router."""
+        """Returns once a request through the front comes back from an engine."""
+        models = f"/api/v1/namespaces/{self.namespace}/services/{RELEASE}-front:http/proxy/v1/models"
 
-        def ready() -> bool:
-            status = self.get("deployment", f"{RELEASE}-front").get("status") or {}
-            return bool(status.get("readyReplicas"))
+        def answers() -> bool:
+            try:
+                return MODEL in self.kubectl("get", "--raw", models)
+            except ClusterError:  # not yet: asking again is what the caller does
+                return False
 
         try:
-            poll(ready, within_s=within_s, what="Envoy ready", every_s=0.5)
+            poll(answers, within_s=within_s, what="an answer through Envoy", every_s=0.5)
         except PartFailedError as error:
             raise PartFailedError(f"{error}; {self._unready_pods()}") from error
 

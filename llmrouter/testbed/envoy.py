@@ -105,7 +105,7 @@ def envoy_command(config: Path) -> list[str]:
 
 
 def is_ready(probe_port: int) -> bool:
-    """Whether the Envoy of this machine whose ``probe_port`` this is can ask a router."""
+    """Whether the Envoy of this machine whose ``probe_port`` this is listens, and does not drain."""
     return _get(probe_port, "/ready")[0] == HTTPStatus.OK
 
 
