@@ -7,11 +7,15 @@ other policies of this module keep nothing. Policies that are one formula are in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, overload
+
+import numpy as np
 
 from llmrouter.domain import BatchHold, Candidate, Decision, Hold, NoCandidate, Placement, Room
 from llmrouter.routing.batching import hold_for_batch
+from llmrouter.routing.columns import MANY, Columns
 from llmrouter.routing.features import feature_rows, features_of, profile_features, weights_of
 from llmrouter.routing.inflight import fits, kv_bound
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
@@ -19,9 +23,8 @@ from llmrouter.routing.rules import FORMULAS, Rule
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from llmrouter.domain import InstanceView, ObjectiveWeights, PoolSnapshot, Request
@@ -108,18 +111,30 @@ class RoomyPolicy:
     load_sensitive = True
     rule: Rule | None = None
     batch_hold = _NO_BATCH_HOLD
+    _columns: Columns | None = None
+    """Where the policy can score many instances at once."""
 
     def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         self.room_of = room_rule
 
     def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
         """Filters, orders and names the candidates."""
-        eligible, roomy = self._with_room(request, snapshot.views)
+        many = self._columns if len(snapshot.views) >= MANY else None
+        roomy: Sequence[InstanceView]
+        if many is None:
+            eligible, roomy = self._with_room(request, snapshot.views)
+        else:
+            many.follow(snapshot.views)
+            eligible, places_P = many.roomy(request)
+            roomy = _Picked(snapshot.views, places_P)
         if not eligible:
             return NoCandidate(f"no ready instance serves model {request.model!r}")
-        if not roomy:
+        if not len(roomy):
             return Hold(f"none of {eligible} instances has room")
-        ranked = self._rank(request, roomy, rng)
+        if many is None:
+            ranked = self._rank(request, roomy, rng)
+        else:
+            ranked = ordered_columns(self._scores(many.rows(request, places_P)), roomy, rng)
         if self.batch_hold.size > 1 and (hold := self._waits(request, snapshot, ranked[0][1], roomy)) is not None:
             return hold
         candidates = tuple(
@@ -156,6 +171,10 @@ class RoomyPolicy:
         """The views in order, the best first; ``MAX_CANDIDATES`` of them are enough."""
         raise NotImplementedError
 
+    def _scores(self, rows_PF: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores (P,) of feature rows (P, F), where the policy has ``_columns``: what ``_rank`` orders by."""
+        raise NotImplementedError
+
     def _waits(
         self, request: Request, snapshot: PoolSnapshot, best: InstanceView, roomy: Sequence[InstanceView]
     ) -> Hold | None:
@@ -166,6 +185,37 @@ class RoomyPolicy:
     def _reason(self, candidates: Sequence[Candidate], eligible: int, roomy: int) -> str:
         best = candidates[0]
         return f"{self.name}: {best.instance_id} scored {best.score:.4g}; {roomy} of {eligible} instances have room"
+
+
+class _Picked(Sequence["InstanceView"]):
+    """Some of the views of a snapshot."""
+
+    def __init__(self, views: Sequence[InstanceView], places_P: NDArray[np.intp]) -> None:
+        self._views, self._places_P = views, places_P
+
+    def __len__(self) -> int:
+        return len(self._places_P)
+
+    @overload
+    def __getitem__(self, at: int) -> InstanceView: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[InstanceView]: ...
+
+    def __getitem__(self, at: int | slice) -> InstanceView | Sequence[InstanceView]:
+        if isinstance(at, slice):
+            return _Picked(self._views, self._places_P[at])
+        return self._views[self._places_P.item(at)]
+
+
+def ordered_columns(scores_P: NDArray[np.float64], views: Sequence[InstanceView], rng: random.Random) -> Ranked:
+    """``ordered`` of scores as an array: the same views in the same order, after the same draws."""
+    wrong = len(scores_P) - int(np.count_nonzero(np.isfinite(scores_P)))
+    if wrong:
+        raise NonFiniteScoreError(f"{wrong} of {len(scores_P)} scores are not finite")
+    drawn_P = np.array([rng.random() for _ in range(len(scores_P))])
+    first = np.lexsort((drawn_P, scores_P))[:MAX_CANDIDATES].tolist()
+    return [(scores_P.item(place), views[place]) for place in first]
 
 
 def ordered(scores: Sequence[float], views: Sequence[InstanceView], rng: random.Random) -> Ranked:
@@ -280,7 +330,11 @@ class Scored(RoomyPolicy):
         self._scorer = scorer
         self._weights_W = weights_of(weights)
         self._tail_of = per_profile(profile_features)
+        self._columns = Columns(room_rule, self._tail_of)
 
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         scores_I = self._scorer.score(features_of(request, views, self._tail_of), self._weights_W)
         return ordered(scores_I.tolist(), views, rng)
+
+    def _scores(self, rows_PF: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._scorer.score(rows_PF.astype(np.float32), self._weights_W).astype(np.float64)
