@@ -43,7 +43,7 @@ class Handler(Protocol):
         ...
 
     def broken(self) -> None:
-        """The call ended otherwise than by ``finish``; also after that, where it was not heard."""
+        """The call ended otherwise than by ``finish``."""
         ...
 
 
@@ -136,6 +136,7 @@ class Call(Stream):
     def _end(self, block: bytes) -> None:
         if not self._is_over and not self.is_closed:
             self._is_over = True
+            self._handler = None  # which refers to the call: without it both go at once, uncollected
             self._forget()
             self.tail = block
             self.connection.sending.ready(self)
@@ -211,15 +212,15 @@ class Call(Stream):
             self._failed(error)
 
     def _refuse(self, status: Status, detail: str) -> None:
-        """Ends a call for what the peer did."""
+        """Ends a call otherwise than its handler does."""
+        handler = self._handler
         self.finish(status, detail)
-        self._break()
+        self._break(handler)
 
     def _failed(self, error: Exception) -> None:
         self._calls.failed(error)
         _log.error("a call failed", exc_info=error)
-        self.finish(Status.INTERNAL, "the router failed")
-        self._break()
+        self._refuse(Status.INTERNAL, "the router failed")
 
     def _grant(self) -> None:
         handler = self._handler
@@ -250,12 +251,12 @@ class Call(Stream):
 
     def broken(self) -> None:
         """See Stream."""
+        handler, self._handler = self._handler, None
         self._is_over = True
         self._forget()
-        self._break()
+        self._break(handler)
 
-    def _break(self) -> None:
-        handler, self._handler = self._handler, None
+    def _break(self, handler: Handler | None) -> None:
         if handler is None:
             return
         try:

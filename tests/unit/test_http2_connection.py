@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -266,7 +268,8 @@ def test_what_ends_a_stream_ends_no_other(name: str) -> None:
     peer.send(sent(peer))
     answer = peer.answers[3]
     assert (answer.reset, answer.status) == (reset, status)
-    assert [one.broke for one in peer.handlers[1:]] in ([], [1])
+    has_finished = name == "data after the end"
+    assert [one.broke for one in peer.handlers[1:]] in ([], [0 if has_finished else 1])
     assert len(peer.failures) == (1 if name == "a handler that fails" else 0)
     peer.send(data(3, b"late") + wire.window_update(3, 9) + wire.rst_stream(3, Code.CANCEL))
     peer.send(call(peer, 5, b"still there"))
@@ -494,3 +497,23 @@ def test_bytes_at_random_raise_nothing(sent: bytes) -> None:
     peer.send(sent)
     peer.connection.lost()
     assert peer.budget.bytes == 0
+
+
+@pytest.mark.parametrize("ending", ["finished", "reset", "lost"])
+def test_a_call_that_is_over_is_gone_without_a_collection(ending: str) -> None:
+    peer = Peer()
+    gc.collect()
+    gc.disable()
+    try:
+        peer.send(peer.headers(1) + data(1, message(b"a")))
+        handler = weakref.ref(peer.handlers.pop())
+        assert handler() is not None
+        if ending == "finished":
+            peer.send(data(1, b"", ends=True))
+        elif ending == "reset":
+            peer.send(wire.rst_stream(1, Code.CANCEL))
+        else:
+            peer.connection.lost()
+        assert handler() is None
+    finally:
+        gc.enable()
