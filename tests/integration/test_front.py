@@ -20,17 +20,14 @@ from support.operator_process import CHART
 from support.router_world import until
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.profiles import PROFILES
 from llmrouter.testbed import front_command
 from llmrouter.testbed.cluster.processes import Process, free_port, start
-from llmrouter.testbed.engine_server import EngineServer, EngineServerConfig
 from llmrouter.testbed.envoy import Front, bootstrap, configuration, is_ready, pickers_known, start_envoy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-ENGINE = EngineServerConfig(profile=PROFILES["llama-3.1-8b-rtx4090"], model="llama")
 PATH = "/v1/completions"
 TOKENS = 200
 
@@ -87,14 +84,16 @@ class World:
 
         async def answers() -> bool:
             assert self.envoy.alive, self.envoy.log.read_text()[-2000:]
+            if admin_port and await asyncio.to_thread(pickers_known, admin_port) != len(self.routers):
+                return False
             try:
-                async with self.session.get(f"{self.url}/v1/models") as answer:
-                    answered = answer.status == 200
+                for _ in self.routers:  # each is asked in turn
+                    async with self.session.get(f"{self.url}/v1/models") as answer:
+                        if answer.status != 200:
+                            return False
             except aiohttp.ClientError:  # not listening yet
                 return False
-            if not answered or admin_port is None:
-                return answered
-            return await asyncio.to_thread(pickers_known, admin_port) == len(self.routers)
+            return True
 
         await until(answers, what="the front answers", within_s=60)
 
@@ -103,8 +102,7 @@ class World:
 async def by_commands(folder: Path) -> AsyncIterator[World]:
     """One router and a front, both by command, which share the router's file; the picker's port has TLS."""
     async with AsyncExitStack() as stack:
-        server = await _engine(stack)
-        config, _ = router_file(folder, [f"127.0.0.1:{server.port}"], secure=True)
+        config, _ = router_file(folder, [engine(folder, stack)], secure=True)
         router = command(folder, "serve", "--config", str(config))
         stack.callback(router.stop)
         port = free_port()
@@ -121,9 +119,8 @@ async def by_commands(folder: Path) -> AsyncIterator[World]:
 async def before_two(folder: Path, **fields: Any) -> AsyncIterator[World]:  # noqa: ANN401 - of Front
     """Two routers, which know nothing of each other, behind one Envoy."""
     async with AsyncExitStack() as stack:
-        engines = [await _engine(stack) for _ in range(2)]
-        named = [f"127.0.0.1:{one.port}" for one in engines]
-        files = [router_file(folder, named, secure=False) for _ in range(2)]
+        engines = [engine(folder, stack) for _ in range(2)]
+        files = [router_file(folder, engines, secure=False) for _ in range(2)]
         routers = tuple(command(folder, "serve", "--config", str(path)) for path, _ in files)
         for router in routers:
             stack.callback(router.stop)
@@ -138,11 +135,12 @@ async def before_two(folder: Path, **fields: Any) -> AsyncIterator[World]:  # no
         yield world
 
 
-async def _engine(stack: AsyncExitStack) -> EngineServer:
-    server = EngineServer(ENGINE)
-    await server.start("127.0.0.1", 0)
-    stack.push_async_callback(server.close)
-    return server
+def engine(folder: Path, stack: AsyncExitStack) -> str:
+    """Starts a simulated engine; returns its endpoint."""
+    port = free_port()
+    words = ("engine", "--profile", "llama-3.1-8b-rtx4090", "--model", "llama", "--port", str(port))
+    stack.callback(command(folder, *words).stop)
+    return f"127.0.0.1:{port}"
 
 
 async def test_an_openai_request_goes_through_two_commands_and_one_file(tmp_path: Path) -> None:
@@ -195,8 +193,11 @@ async def test_without_a_router_nothing_is_sent_anywhere_not_even_where_a_client
         async with world.session.get(world.url + "/v1/models") as answer:
             assert answer.status == 503
         async with AsyncExitStack() as stack:
-            engine = await _engine(stack)
-            forged = {"x-gateway-destination-endpoint": f"127.0.0.1:{engine.port}"}
+            endpoint = engine(tmp_path, stack)
+            await until(
+                lambda: _now(lambda: _listens(int(endpoint.rpartition(":")[2]))), what="it listens", within_s=30
+            )
+            forged = {"x-gateway-destination-endpoint": endpoint}
             status, body = await world.post(json=completion(), headers=forged)
         assert (status, json.loads(body)["error"]["code"]) == (503, "NoRouter")
 
