@@ -229,6 +229,13 @@ def test_the_front_finds_the_routers_of_another_namespace_one_by_one() -> None:
     assert "llmrouter-front-routers.chats.svc" in files_of_front("frontend.envoy.router.namespace=chats")["envoy.yaml"]
 
 
+def test_each_process_of_a_router_is_asked_at_a_port_of_its_own() -> None:
+    written = files_of_front("frontend.envoy.router.processes=3", "frontend.envoy.router.port=9100")
+    pickers = yaml.safe_load(written["envoy.yaml"])["static_resources"]["clusters"][0]["load_assignment"]["endpoints"]
+    addresses = [one["endpoint"]["address"]["socket_address"] for one in pickers[0]["lb_endpoints"]]
+    assert [one["port_value"] for one in addresses] == [9101, 9102, 9103]
+
+
 def test_other_files_bring_other_pods_of_the_front() -> None:
     def annotation(*settings: str) -> str:
         annotations = front_of(render_chart(*FRONT, *settings))["spec"]["template"]["metadata"]["annotations"]

@@ -74,6 +74,16 @@ capabilities:
 {{- define "llmrouter.frontFiles" -}}
 {{- $front := .Values.frontend.envoy -}}
 {{- $namespace := $front.router.namespace | default .Release.Namespace -}}
+{{- /* Each process of a router pod has a port behind the one that they share: Envoy's few connections stay where they are. */ -}}
+{{- $first := int $front.router.port -}}
+{{- $ports := list $first -}}
+{{- if gt (int $front.router.processes) 1 }}
+{{- $ports = untilStep (add1 $first | int) (add1 $first | add $front.router.processes | int) 1 }}
+{{- end }}
+{{- $pickers := list -}}
+{{- range $ports }}
+{{- $pickers = append $pickers (printf "{endpoint: {address: {socket_address: {address: %s-routers.%s.svc, port_value: %d}}}}" (include "llmrouter.front" $) $namespace .) }}
+{{- end }}
 {{- $wanted := dict
   "client TLS" (ne $front.tls.secretName "")
   "access log" $front.accessLog
@@ -86,7 +96,7 @@ capabilities:
   "PORT" "8080"
   "ADMIN_PORT" "9901"
   "PROBE_PORT" "9902"
-  "PICKERS" (printf "{endpoint: {address: {socket_address: {address: %s-routers.%s.svc, port_value: %d}}}}" (include "llmrouter.front" .) $namespace (int $front.router.port))
+  "PICKERS" (join ", " $pickers)
   "TLS_FILE" "/etc/llmrouter-front/tls.yaml"
   "TLS_FOLDER" "/etc/llmrouter-front-tls"
   "IDLE_S" (int $front.timeouts.idleSeconds | toString)
