@@ -6,6 +6,7 @@ where the events that went on ended. Identity, role, usage and end are those of 
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +18,7 @@ from router_grpc.openai.tallies import Tally
 GIVEN_UP = frozenset({"abort", "error"})
 """Ends of an answer that its engine gave up."""
 
+_LAST_USAGE = re.compile(rb',\s*"usage":\s*(?:null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})(?=\s*\}\r?\n)')
 _NO_END = (b'"finish_reason":null', b'"finish_reason": null')
 _NO_USAGE = (b'"usage":null', b'"usage": null')
 
@@ -27,8 +29,8 @@ PLAIN = frozenset({"role", "content", "token_ids"})
 class StreamAnswer:
     """See the module's docstring, and ``Answer``.
 
-    Where ``is_plain``, events go on as they came while one instance makes them all; else they are written anew, without
-    the usage that the client did not ask for.
+    While one instance makes them all, events go on as they came; but where not ``is_plain``, without the usage that the
+    client did not ask for. Those of later ones are written anew.
     """
 
     sends_at_once = True
@@ -205,8 +207,9 @@ class StreamAnswer:
             return b""
         if self._is_plain and not self._is_later:
             return event
-        written = self._written(said)
-        return event_of(written) if carries or finish or not self._is_later else b""
+        if not self._is_later and not self._generation.wants_usage_always and (cut := _without_usage(event)):
+            return cut
+        return event_of(self._written(said))
 
     def _note(self, choice: dict[str, Any]) -> None:
         """Keeps what the choice adds to the text, without white space that is there already; ``choice`` is changed."""
@@ -228,7 +231,7 @@ class StreamAnswer:
             self._token_ids += ids
         elif text:
             self._token_ids = None
-        if delta is not choice and any(value for key, value in delta.items() if key not in PLAIN):
+        if delta is not choice and not delta.keys() <= PLAIN and any(delta[key] for key in delta.keys() - PLAIN):
             self._is_odd = True
 
     def _without_owed(self, text: str) -> str:
@@ -241,7 +244,9 @@ class StreamAnswer:
         if self._generation.kind is Kind.COMPLETION:
             return bool(choice.get("text")) or not choice.get("finish_reason")
         delta = choice.get("delta")
-        return isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")
+        if not isinstance(delta, dict):
+            return False
+        return bool(delta.get("content")) or any(value for key, value in delta.items() if key != "role")
 
     def _written(self, said: dict[str, Any]) -> dict[str, Any]:
         """The event as it is said of the whole answer."""
@@ -261,6 +266,12 @@ class StreamAnswer:
         choice: dict[str, Any] = {"index": 0, **({"delta": {}} if is_chat else {"text": ""}), "finish_reason": finish}
         kind = "chat.completion.chunk" if is_chat else "text_completion"
         return {"object": kind, **self._head, "choices": [choice]}
+
+
+def _without_usage(event: bytes) -> bytes:
+    """The event without the usage that stands last in it; empty where none does."""
+    cut, times = _LAST_USAGE.subn(b"", event)
+    return cut if times == 1 else b""
 
 
 def _says_a_token_alone(event: bytes) -> bool:
