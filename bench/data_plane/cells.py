@@ -60,19 +60,19 @@ class Cell:
     candidates: tuple[Candidate, ...]
 
 
-PICKERS = (FIXED, PEER, FAST, GRPC, BLIND)
+EQUAL = (FIXED, PEER, FAST)
+PICKERS = (*EQUAL, GRPC, BLIND)
 CELLS = (
-    Cell("a", "200-token prompts, {size:g} requests/s", "open", "short", 500, (*PICKERS, *PROXIES)),
+    Cell("a", "200-token prompts, {size:g} requests/s", "open", "short", 500, (*EQUAL, BLIND, *PROXIES)),
     Cell("b32", "200-token prompts, {size:g} connections, closed", "saturate", "short", 32, (*PICKERS, *PROXIES)),
-    Cell("b128", "200-token prompts, {size:g} connections, closed", "saturate", "short", 128, (*PICKERS, *PROXIES)),
+    Cell("b128", "200-token prompts, {size:g} connections, closed", "saturate", "short", 128, (*EQUAL, *PROXIES)),
     Cell("t32", "TLS to the picker, {size:g} connections, closed", "saturate", "short", 32, OVER_TLS),
-    Cell("c", "100,000-token prompts, {size:g} requests/s", "open", "long", 20, PICKERS),
-    Cell("c8", "100,000-token prompts, {size:g} connections, closed", "saturate", "long", 8, PICKERS),
+    Cell("c", "100,000-token prompts, {size:g} requests/s", "open", "long", 20, (*EQUAL, GRPC)),
+    Cell("c8", "100,000-token prompts, {size:g} connections, closed", "saturate", "long", 8, EQUAL),
     Cell("d", "{size:g} streams of 200 chunks, 10 ms apart", "streams", "streams", 32, PICKERS),
     Cell("e64", "64 instances, {size:g} connections, closed", "saturate", "short", 32, _many(64)),
-    Cell("e64r", "64 instances, {size:g} requests/s", "open", "short", 300, _many(64)),
     Cell("e512", "512 instances, {size:g} connections, closed", "saturate", "short", 32, _many(512)),
-    Cell("e512r", "512 instances, {size:g} requests/s", "open", "short", 300, _many(512)),
+    Cell("e512r", "512 instances, {size:g} requests/s", "open", "short", 100, _many(512)),
 )
 
 
