@@ -242,6 +242,8 @@ def _ledger(
 
     def on_change(degraded: bool) -> None:  # noqa: FBT001 - the ledger's callback
         metrics.state_backend_up.set(0 if degraded else 1)
+        level, said = (logging.WARNING, "gone: own counts decide") if degraded else (logging.INFO, "back")
+        _log.log(level, "shared state is %s", said)
         changes.tell()
 
     shared = RedisLedger(settings.router_id, redis, settings.ledger_namespace, REDIS_TIMEOUT_S)
