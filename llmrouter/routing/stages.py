@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Candidate, Hold, NoCandidate, Placement, Role
+from llmrouter.routing.columns import MANY, Columns
 from llmrouter.routing.features import feature_row, feature_rows, profile_features
 from llmrouter.routing.inflight import has_room
+from llmrouter.routing.marginal_cost import marginal_cost_columns
 from llmrouter.routing.policies import MAX_CANDIDATES, RoomyPolicy
 from llmrouter.routing.rooms import per_profile
 from llmrouter.routing.rules import IMPOSED_ALONE, OWN_ALONE, PROMPT, QUEUED, marginal_cost_row, own_latency
@@ -65,11 +67,6 @@ def row_of(request: Request, view: InstanceView) -> tuple[float, ...]:
     return feature_row(request, view.total, _tail_of(view), cached)
 
 
-def rows_of(request: Request, views: Sequence[InstanceView]) -> list[tuple[float, ...]]:
-    """``row_of`` each."""
-    return feature_rows(request, views, _tail_of)
-
-
 def decode_row(request: Request, view: InstanceView) -> tuple[float, ...]:
     """Features of an instance for a request whose prompt comes computed."""
     return feature_row(request, view.total, _tail_of(view), request.prompt_tokens)
@@ -106,16 +103,16 @@ def crossing_s(here: Instance, there: Instance, rules: StageRules) -> float:
 
 
 class Prefills:
-    """Instances that may compute a prompt, at least one, and in how many seconds each would have.
+    """Instances that may compute a prompt, at least one, and in how many ``seconds`` each would have.
 
     Beyond a destination's own locality and those that do not say theirs, only the first of all can be the nearest.
     """
 
-    def __init__(self, prompt: Request, views: Sequence[InstanceView], rules: StageRules, rng: random.Random) -> None:
+    def __init__(
+        self, seconds: Sequence[float], views: Sequence[InstanceView], rules: StageRules, rng: random.Random
+    ) -> None:
         self._rules = rules
-        ranked = [
-            (own_latency(row), rng.random(), view) for row, view in zip(rows_of(prompt, views), views, strict=True)
-        ]
+        ranked = [(one, rng.random(), view) for one, view in zip(seconds, views, strict=True)]
         ranked.sort(key=lambda one: one[:2])
         self._first = ranked[0]
         self._best: dict[str, tuple[float, float, InstanceView]] = {}
@@ -169,6 +166,7 @@ class Staged:
     ) -> None:
         self.name = policy.name
         self.room_of = policy.room_of
+        self._columns = Columns(policy.room_of, _tail_of)
         self.names_only_roomy = isinstance(policy, RoomyPolicy)
         self._policy, self._decode = policy, decode or policy
         self._rules = rules or StageRules()
@@ -195,19 +193,34 @@ class Staged:
     def _plan(
         self, request: Request, prefills: Sequence[InstanceView], others: Sequence[InstanceView], rng: random.Random
     ) -> _Plan:
-        prompt, tokens = prompt_of(request), request.prompt_tokens
-        roomy = [
-            one
-            for one in prefills
-            if has_room(one.total, self.room_of(one), prompt_tokens=tokens, predicted_output_tokens=0.0)
-        ]
-        plan = _Plan(prompt, [], [], Prefills(prompt, roomy, self._rules, rng) if roomy else None)
+        prompt = prompt_of(request)
+        seconds, roomy = self._ranked(prompt, prefills)
+        plan = _Plan(prompt, [], [], Prefills(seconds, roomy, self._rules, rng) if roomy else None)
         for view in others:
             if self._is_whole(prompt, view, plan.prefills):
                 plan.whole.append(view)
             elif plan.prefills is not None:
                 plan.staged.append(view)
         return plan
+
+    def _ranked(
+        self, prompt: Request, prefills: Sequence[InstanceView]
+    ) -> tuple[Sequence[float], Sequence[InstanceView]]:
+        """``prefill_s`` of the instances that have room for a prompt, and those; of many all at once."""
+        if len(prefills) >= MANY:
+            self._columns.follow(prefills)
+            places_P = self._columns.roomy(prompt)[1]
+            if not len(places_P):
+                return (), ()
+            seconds_P = marginal_cost_columns(self._columns.rows(prompt, places_P), OWN_ALONE)
+            return seconds_P.tolist(), [prefills[place] for place in places_P.tolist()]
+        tokens = prompt.prompt_tokens
+        roomy = [
+            one
+            for one in prefills
+            if has_room(one.total, self.room_of(one), prompt_tokens=tokens, predicted_output_tokens=0.0)
+        ]
+        return [own_latency(row) for row in feature_rows(prompt, roomy, _tail_of)], roomy
 
     def _is_whole(self, prompt: Request, view: InstanceView, prefills: Prefills | None) -> bool:
         """Whether an instance computes the prompt itself."""
@@ -244,7 +257,8 @@ class Staged:
 
     def _with_prefills(self, decision: Placement, plan: _Plan) -> list[Candidate]:
         """The policy's candidates, each with the instance that computes the prompt, if that is another one."""
-        staged = {one.instance.instance_id: one for one in plan.staged}
+        named = {one.instance_id for one in decision.candidates}
+        staged = {name: one for one in plan.staged if (name := one.instance.instance_id) in named}
         return [
             self._with_prefill(plan.prompt, one, view, plan.prefills)
             if (view := staged.get(one.instance_id)) is not None and plan.prefills is not None

@@ -11,7 +11,9 @@ from support.pools import request, snapshot, view
 
 from llmrouter.domain import Candidate, Hold, Load, NoCandidate, ObjectiveWeights, Placement, Role
 from llmrouter.profiles import PROFILES
+from llmrouter.routing import stages
 from llmrouter.routing.catalogue import make_policy
+from llmrouter.routing.columns import MANY
 from llmrouter.routing.guard import Guard
 from llmrouter.routing.guard_shares import is_eligible
 from llmrouter.routing.rooms import kv_gate, request_bound
@@ -210,7 +212,7 @@ def test_the_nearest_of_many_is_that_of_a_search_through_all() -> None:
             for n in range(draw.randrange(1, 9))
         ]
         there = decode("d", locality=draw.choice(["", "a", "b", "z"]))
-        near, found = Prefills(PROMPT, views, rules, draw).nearest(there)
+        near, found = Prefills([prefill_s(PROMPT, one) for one in views], views, rules, draw).nearest(there)
         each = {
             one.instance.instance_id: prefill_s(PROMPT, one)
             + (
@@ -222,6 +224,24 @@ def test_the_nearest_of_many_is_that_of_a_search_through_all() -> None:
         }
         assert near == pytest.approx(min(each.values()))
         assert each[found.instance.instance_id] == pytest.approx(near)
+
+
+def test_of_many_the_same_are_chosen_as_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(7)
+    for policy in (by_cost(), by_count()):
+        for _ in range(30):
+            views = [prefill(f"p{n}", draw.randrange(60_000), locality=draw.choice("abc")) for n in range(MANY + 9)]
+            views[3] = of(Role.PREFILL, "p3", Load(10_000, 10**9, 1))
+            views += [decode(f"d{n}", draw.randrange(30), locality=draw.choice("abc")) for n in range(5)]
+            asked = with_hits(
+                request(prompt_tokens=draw.randrange(256, 9_000)), {f"p{draw.randrange(40)}": 200, "d1": 100}
+            )
+            at_once = decided(policy, asked, *views)
+            with monkeypatch.context() as patch:
+                patch.setattr(stages, "MANY", 10_000)
+                assert decided(policy, asked, *views) == at_once
+    full = [of(Role.PREFILL, f"p{n}", Load(10_000, 10**9, 1)) for n in range(MANY)]
+    assert isinstance(decided(by_cost(), LONG, *full, decode("d")), Hold)
 
 
 def test_ties_are_broken_at_random() -> None:
