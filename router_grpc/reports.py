@@ -58,6 +58,8 @@ class Report:
     """Of a failure: whether the instance is to blame, and not the request."""
     is_part: bool = False
     """Whether the answer has more parts, of other reservations: no part's length or time is the answer's."""
+    is_late: bool = False
+    """Of a cancellation: whether the first token was waited for too long, so that it is at least so late."""
 
 
 class ReportService:
@@ -161,6 +163,8 @@ class ReportService:
 
     async def _end(self, report: Report) -> bool:
         entry = self._world.open_requests.get(report.request_id)
+        if report.is_late and entry is not None:
+            self._note_start(entry, self._world.clock())
         self._world.calibrating.ended(report.request_id, report.output_tokens, now_s=self._world.clock())
         released = await self._world.release(report.request_id)
         if released is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import LLMRouterError
+from router_grpc.openai.journey import MOVES, Cause
 from router_grpc.reports import MAX_REASON_LENGTH, Report, ReportKind
 
 if TYPE_CHECKING:
@@ -90,9 +91,13 @@ class Dispatch:
         )
 
     async def failed(self, error: InstanceFailedError) -> None:
-        """The part failed at its instance."""
-        reason = str(error)[:MAX_REASON_LENGTH]
-        await self._end(Report(self.answer.request_id, ReportKind.FAILED, reason=reason, is_fault=error.is_fault))
+        """The part failed at its instance, or is to be elsewhere."""
+        request_id, reason = self.answer.request_id, str(error)[:MAX_REASON_LENGTH]
+        if error.cause in MOVES:
+            is_late = error.cause is Cause.LATE
+            await self._end(Report(request_id, ReportKind.CANCELLED, reason=reason, is_late=is_late))
+        else:
+            await self._end(Report(request_id, ReportKind.FAILED, reason=reason, is_fault=error.is_fault))
 
     async def cancelled(self, reason: str) -> None:
         """Nobody wants the part any more."""
