@@ -54,15 +54,17 @@ class Front:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a test's files lie, and the transport that Envoy asks its router over."""
+    """Where a test's files lie, the transport that Envoy asks its router over, and Envoy's modes: see ``Front``."""
 
     folder: Path
     is_fast: bool
+    as_gateways_do: bool
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "grpc"])
+@pytest.fixture(params=[(True, True), (False, True), (True, False)], ids=["fast", "grpc", "front"])
 def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
-    return Place(tmp_path, is_fast=request.param)
+    is_fast, as_gateways_do = request.param
+    return Place(tmp_path, is_fast=is_fast, as_gateways_do=as_gateways_do)
 
 
 @asynccontextmanager
@@ -70,7 +72,6 @@ async def front(
     place: Place,
     *,
     engines: int = 2,
-    as_gateways_do: bool = True,
     **parts: Any,  # noqa: ANN401 - fields of the resource
 ) -> AsyncIterator[Front]:
     async with AsyncExitStack() as stack:
@@ -85,7 +86,7 @@ async def front(
         port = free_port()
         picker = f"127.0.0.1:{live.router.app.listener.ports['extProc.port']}"
         ports = {"port": port, "admin_port": free_port()}
-        envoy = start_envoy(place.folder, bootstrap(picker=picker, as_gateways_do=as_gateways_do, **ports))
+        envoy = start_envoy(place.folder, bootstrap(picker=picker, as_gateways_do=place.as_gateways_do, **ports))
         stack.callback(envoy.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         found = Front(f"http://127.0.0.1:{port}", session, live, servers)
@@ -203,11 +204,10 @@ def observing(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of the 
     return {"listeners": {"extProc": {"port": 9002, **fields}}, "limits": {"scrapeIntervalSeconds": 0.2}}
 
 
-@pytest.mark.parametrize("modes", ["as gateways do", "as the front does"])
-async def test_envoy_goes_on_alone_where_answers_are_not_seen(place: Place, modes: str) -> None:
+async def test_envoy_goes_on_alone_where_answers_are_not_seen(place: Place) -> None:
     """A stream, a whole answer and a forwarded path pass; nothing is reported, and nothing stays reserved."""
     nothing = observing(responseObservation="None")
-    async with front(place, as_gateways_do=modes == "as gateways do", **nothing) as gateway:
+    async with front(place, **nothing) as gateway:
         for asked in (chat(stream=True, max_tokens=40), chat(max_tokens=40)):
             status, body, _ = await gateway.post(json=asked)
             assert status == 200
