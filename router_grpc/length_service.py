@@ -64,10 +64,10 @@ MODEL_BUDGET_S = 0.05
 
 CONSTANT = "constant"
 
-LEARN_EVERY_S, MAX_TO_LEARN = 0.005, 4_096
+LEARN_EVERY_S, MAX_TO_LEARN = 0.02, 4_096
 """Answers are learned one by one, with time for others between; so many may wait for it."""
 
-LEARNED_PER_S, LEARNED_BURST = 50.0, 1_000.0
+LEARNED_PER_S, LEARNED_BURST = 20.0, 1_000.0
 """Answers that are learned from, at most: laws need no more, and learning takes time from foretelling."""
 
 _NO_TIME_BYTES_PER_TOKEN = 4
