@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.routing.presumed import Engine, Expectation, LifeRatio, Surplus, expectation, over
+from router_grpc.staging import counted_in_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,9 +42,13 @@ class _Presumed:
 
 
 class Presuming:
-    """Of one router; methods belong to the event loop."""
+    """Of one router; methods belong to the event loop.
+
+    ``has_stages`` says whether some instances compute prompts for others.
+    """
 
     def __init__(self) -> None:
+        self.has_stages = False
         self._presumed: dict[str, _Presumed] = {}
         self._surplus: dict[str, Surplus] = {}
         self._life = LifeRatio()
@@ -130,7 +135,7 @@ class Presuming:
         return Engine(
             held=signal.running + signal.waiting,
             surplus=0 if surplus is None else surplus.requests,
-            counted=world.replica.load_of(instance_id).requests,
+            counted=counted_in_engine(world, instance_id),
         )
 
     async def _end(self, world: World, request_id: str) -> None:

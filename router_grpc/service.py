@@ -83,6 +83,7 @@ class RouterService:
         self._runtime = runtime
         self._world.prefixes.enabled = runtime.config.policy.prefix_affinity.enabled
         self._world.outliers.follow(runtime.outliers)
+        self._world.presuming.has_stages = runtime.config.has_stages
         self._world.slow_start.slow_start_s = runtime.config.outliers.slow_start_seconds
         self._world.lengths.use(runtime.lengths)
         self.reorder()

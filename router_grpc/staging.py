@@ -42,6 +42,18 @@ def _cached(world: World, request: Request, chosen: Instance, prefill: Instance 
     return world.prefixes.sent(request, prefill or chosen, world.metrics.prefixes)
 
 
+def counted_in_engine(world: World, instance_id: str) -> int:
+    """Requests counted on an instance whose engine has heard of them: not of one whose prompt another still computes.
+
+    Of other routers' requests as many are taken to be so, in proportion, as of this one's.
+    """
+    counted = world.replica.load_of(instance_id).requests
+    if not world.presuming.has_stages:
+        return counted
+    own = [needs_prefill(one) for one in world.open_requests.reservations() if one.instance_id == instance_id]
+    return counted - round(counted * sum(own) / len(own)) if own else counted
+
+
 def instances_of(reservation: Reservation, *, at_work: bool = False) -> tuple[str, ...]:
     """The instances of a request, in the order that it passes them; ``at_work`` those that it has not left yet.
 

@@ -12,6 +12,7 @@ from llmrouter.routing.slow_start import SlowStart
 from router_grpc.calibrating import Calibrating
 from router_grpc.prefixing import Prefixing
 from router_grpc.presuming import Presuming
+from router_grpc.staging import counted_in_engine
 from router_grpc.unbroken import Unbroken
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class World:
 
     def heard(self, instance: Instance, signal: EngineSignal) -> None:
         """An engine reports."""
-        counted = self.replica.load_of(instance.instance_id).requests
+        counted = counted_in_engine(self, instance.instance_id)
         self.presuming.note_signal(instance.instance_id, signal, counted=counted)
         self.replica.note_signal(instance, signal)
 

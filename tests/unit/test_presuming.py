@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.router_world import Bench, config_of
+from support.router_world import PROFILE, Bench, config_of
 
 from llmrouter.domain import EngineSignal
 from llmrouter.routing.presumed import SLACK_S
@@ -126,3 +126,27 @@ async def test_nothing_of_it_is_left_where_the_pick_was_none() -> None:
     bench = one_router()
     bench.world.presuming.left(bench.world, "")
     assert len(bench.world.presuming) == 0
+
+
+async def test_an_engine_has_not_heard_of_a_request_whose_prompt_another_one_computes() -> None:
+    pools = [
+        {"name": role.lower(), "role": role, "endpoints": [f"{role[0].lower()}:1"], "profile": {"name": PROFILE}}
+        for role in ("Prefill", "Decode")
+    ]
+    bench = Bench(config_of(pools=pools, limits={"maxInFlightPerInstance": 64}))
+    decode = next(one for one in bench.instances.instances if one.pool == "decode")
+    for name in "abcd":
+        await bench.route(name, prompt_tokens=20_000)
+        bench.world.presuming.left(bench.world, name)
+    for _ in range(SCRAPES + 1):
+        await step(bench, 0.01)
+        bench.world.heard(decode, EngineSignal(bench.clock.now_s, 0, 0, 0.0))
+    await step(bench, 0.01)
+    assert len(bench.world.open_requests) == 4
+    await step(bench, life_s(bench, "d"))
+    for _ in range(SCRAPES + 1):
+        await step(bench, 0.01)
+        bench.world.heard(decode, EngineSignal(bench.clock.now_s, 0, 0, 0.0))
+    await step(bench, 0.01)
+    assert len(bench.world.open_requests) == 0
+    assert await bench.world.ledger.loads() == {}
