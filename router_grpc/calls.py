@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmrouter.domain import Role
 from llmrouter.errors import InvalidRequestError
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from llmrouter.domain import Instance
     from llmrouter.lengths.distribution import LengthDistribution
@@ -146,12 +147,18 @@ def allows(subset: frozenset[str] | None, endpoint: str) -> bool:
     return host in subset or host.strip("[]") in subset
 
 
-def excluded_of(ask: RouteAsk, instances: Iterable[Instance]) -> frozenset[str]:
-    """Instances that must not serve a request: those that the client excludes, and those outside its subset."""
+def excluded_of(ask: RouteAsk, instances: Sequence[Instance]) -> frozenset[str]:
+    """Instances that must not serve a request: those that the client excludes, and those outside its subset.
+
+    A subset is of destinations: one that names no instance of role Prefill says nothing of who computes the prompt.
+    """
     if ask.subset is None:
         return ask.excluded_instance_ids
-    outside = (one.instance_id for one in instances if not allows(ask.subset, one.endpoint))
-    return ask.excluded_instance_ids | frozenset(outside)
+    outside = [one for one in instances if not allows(ask.subset, one.endpoint)]
+    if any(one.role is Role.PREFILL for one in outside):
+        names_prefills = any(one.role is Role.PREFILL and allows(ask.subset, one.endpoint) for one in instances)
+        outside = [one for one in outside if names_prefills or one.role is not Role.PREFILL]
+    return ask.excluded_instance_ids | frozenset(one.instance_id for one in outside)
 
 
 def length_request(ask: RouteAsk) -> LengthRequest:

@@ -360,3 +360,18 @@ async def test_decode_steps_are_learned_of_those_that_decode_and_nothing_of_thei
     assert learned["decode"].observations == 1
     await bench.report("r", output_tokens=70)
     assert len(calibrating) == 0
+
+
+@pytest.mark.parametrize(
+    ("subset", "prefills"),
+    [({"d1:1"}, {"p1:1", "p2:1"}), ({"d1:1", "p2:1"}, {"p2:1"}), ({"d1:1", "p1"}, {"p1:1"})],
+)
+async def test_a_subset_of_destinations_alone_says_nothing_of_who_computes_the_prompt(
+    subset: set[str], prefills: set[str]
+) -> None:
+    bench = bench_of(PREFILL, DECODE)
+    answers = [await bench.route(f"r{n}", prompt_tokens=LONG, subset=frozenset(subset)) for n in range(4)]
+    assert {one.endpoint for one in answers} == {"d1:1"}
+    assert {one.prefill_endpoint for one in answers} == prefills
+    with pytest.raises(NoInstanceError):
+        await bench.route("r", prompt_tokens=LONG, subset=frozenset({"p1:1"}))
