@@ -45,6 +45,7 @@ from router_grpc.v1 import ext_proc_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MOST_BODY_BYTES = 60_000
 TRANSPORTS = ("fast", "grpc")
 CHOICE = {"index": 0, "delta": {"content": " word"}}
 EVENT = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [CHOICE]}
@@ -337,6 +338,8 @@ def main() -> int:
     parser.add_argument("--serve", choices=TRANSPORTS, help=argparse.SUPPRESS)
     parser.add_argument("--certificate", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 1 <= options.body <= MOST_BODY_BYTES:
+        parser.error(f"--body must be 1 to {MOST_BODY_BYTES}: the gateway here waits for no windows")
     if options.serve:
         uvloop.run(serve(options.serve, options.certificate, options.profile))
         return 0
