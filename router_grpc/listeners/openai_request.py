@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from llmrouter.errors import LLMRouterError, SaturatedError
+from llmrouter.errors import LLMRouterError, NoInstanceError, SaturatedError
 from router_grpc.forwarding import least_loaded
 from router_grpc.listeners.openai_upstream import OWN, next_chunk, passed_on
 from router_grpc.openai.answers import PartEnd
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 """How long a request that had a place waits for its next one, where there is no room."""
 
-BAD_GATEWAY, GATEWAY_TIMEOUT, FAILED = 502, 504, 500
+BAD_GATEWAY, GATEWAY_TIMEOUT, FAILED, CLIENT_LEFT = 502, 504, 500, 499
 AT_ONCE_BYTES = 32 * 1024
 """A connection that has less to send takes more at once: aiohttp waits from twice as much on."""
 
@@ -67,20 +67,25 @@ class Passage:
         """Serves the request; the client's answer, also where it is an error."""
         metrics = self._desk.world.metrics.front
         try:
-            response = await self._run()
-        except (ClientLeftError, asyncio.CancelledError):
+            return await self._run()
+        except ClientLeftError:
+            metrics.requests.labels("Left").inc()
+            return self._sent or web.Response(status=CLIENT_LEFT)  # for nobody
+        except asyncio.CancelledError:
             metrics.requests.labels("Left").inc()
             raise
-        return response
 
     async def _run(self) -> web.StreamResponse:
         if self._intent.asked is None:
             return await self._forward()
         while True:
-            produced = Produced() if self._answer is None else self._answer.produced
-            part = self._intent.part(produced, excluded=frozenset(self._journey.excluded))
+            part = self._next_part()
             try:
                 dispatch = await self._place(part)
+            except NoInstanceError as error:
+                if self._journey.forgives():
+                    continue
+                return await self._refuse(error)
             except LLMRouterError as error:
                 return await self._refuse(error)
             try:
@@ -93,6 +98,10 @@ class Passage:
                     return refusal
             finally:
                 await dispatch.cancelled("the client left, or the router failed")
+
+    def _next_part(self) -> Part:
+        produced = Produced() if self._answer is None else self._answer.produced
+        return self._intent.part(produced, excluded=frozenset(self._journey.excluded))
 
     async def _place(self, part: Part) -> Dispatch:
         """A dispatch of the part; a request that had a place before waits for the next one for a while."""

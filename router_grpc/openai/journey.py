@@ -73,6 +73,7 @@ class Journey:
     excluded: set[str] = field(default_factory=set)
     resumes: int = 0
     has_been_late: bool = False
+    last_instance_id: str = ""
     last: InstanceFailedError | None = None
     """The failure after which it went on: what its client is told where there is no place to go on at."""
 
@@ -95,9 +96,16 @@ class Journey:
             return "part of the answer has been sent"
         return f"an answer with {why} cannot go on elsewhere" if (why := answer.why_whole) else ""
 
+    def forgives(self) -> bool:
+        """Nothing else is ready: whether one that failed the request before the last one did may have it again."""
+        before = self.excluded - {self.last_instance_id}
+        self.excluded -= before
+        return bool(before)
+
     def goes_on(self, instance_id: str, error: InstanceFailedError) -> None:
         """The request leaves an instance for another."""
         self.excluded.add(instance_id)
+        self.last_instance_id = instance_id
         self.resumes += 1
         self.has_been_late = self.has_been_late or error.cause is Cause.LATE
         self.last = error

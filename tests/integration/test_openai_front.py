@@ -152,6 +152,14 @@ async def test_two_deaths_are_survived_and_a_third_is_told_in_the_stream() -> No
         await one.empty()
 
 
+async def test_an_instance_that_failed_before_the_last_one_did_may_have_the_request_again() -> None:
+    deaths = [Script(bytes_before_death=900), Script(bytes_before_death=700)]
+    async with front(deaths, deaths) as one:
+        assert text_of(await one.streamed(CHAT)) == TEXT
+        assert sorted(len(engine.bodies) for engine in one.engines) == [1, 2]
+        await one.empty()
+
+
 async def test_where_all_instances_are_dead_the_client_is_told_so() -> None:
     for script, expected in ((Script(dies_before_head=True), 502), (Script(status=503), 503)):
         async with front([script] * 3, [script] * 3) as one:
