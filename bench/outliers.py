@@ -96,6 +96,14 @@ class Pool:
             self.replaced(self.open.pop(request_id)[0], None)
         self.step(name)
 
+    def waiting(self) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for reservation, sent_s, first_s in self.open.values():
+            if not reservation.prefilled:
+                late = lateness(took_s=self.now_s - sent_s, foretold_s=first_s)
+                found.setdefault(reservation.instance_id, []).append(late)
+        return found
+
     def replaced(self, old: Reservation, new: Reservation | None) -> None:
         load = self.loads[old.instance_id].minus(contribution(old))
         if new is not None:
@@ -123,8 +131,9 @@ def play(
             pool.at(pool.now_s + pool.rng.expovariate(rate * len(pool.instances)), "arrival")
         elif what == "judge":
             pool.in_flight.append(len(pool.open))
+            waiting = pool.waiting()
             for place, one in enumerate(judges):
-                found = one.judge(now_s=pool.now_s, instances=len(pool.instances))
+                found = one.judge(waiting, now_s=pool.now_s, instances=len(pool.instances))
                 ejections += [(pool.now_s, place, name) for name in found]
                 for name in found if not acts else ():
                     one.keep_only({other for other in pool.engines if other != name})  # judged anew: nothing acts
@@ -197,7 +206,7 @@ def main() -> None:
     for rate in given.rate or [1.5, 4.0, 8.0, 14.0]:
         for seed in range(given.seeds):
             rows += noise(given.instances, rate, given.minutes, FACTORS, seed)
-    for times in (3.0, 10.0, 30.0):
+    for times in (3.0, 10.0, 30.0, 1e6):
         for factor in (0.0, 4.0):
             rows += [slow(given.instances, 1.5, given.minutes, times, factor, seed) for seed in range(given.seeds)]
     given.out.parent.mkdir(parents=True, exist_ok=True)

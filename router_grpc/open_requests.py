@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llmrouter.domain import Request, Reservation
     from llmrouter.planning.mix import Dispatched
     from llmrouter.routing.prefixes import Use
@@ -44,6 +46,7 @@ class OpenRequest:
     stream_id: int | None = None
     claimed: bool = False
     has_first_token: bool = False
+    tells_start: bool = False
     foretold: Foretold | None = None
     dispatched: Dispatched | None = None
     charge: Charge | None = None
@@ -73,11 +76,16 @@ class OpenRequests:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._open
 
-    def attended(self, request_id: str, *, stream_id: int) -> None:
-        """A stream answers for an open request from its dispatch on."""
+    def attended(self, request_id: str, *, stream_id: int, tells_start: bool = False) -> None:
+        """A stream answers for an open request from its dispatch on, and may tell its first token when it comes."""
         entry = self._open.get(request_id)
         if entry is not None:
+            entry.tells_start = tells_start
             self._attend(request_id, entry, stream_id)
+
+    def without_start(self) -> Iterator[OpenRequest]:
+        """Those whose first tokens have not come, and would be told at once."""
+        return (one for one in self._open.values() if one.tells_start and not one.has_first_token)
 
     def reservations(self) -> list[Reservation]:
         """Those of all open requests."""

@@ -202,16 +202,19 @@ class ReportService:
 
     def judge(self) -> None:
         """Leaves out instances whose first tokens come far later than the others'; to be called every second."""
-        world = self._world
-        for instance_id in world.outliers.judge(now_s=world.clock(), instances=len(world.instances.current())):
+        world, now_s = self._world, self._world.clock()
+        waiting: dict[str, list[float]] = {}
+        for entry in world.open_requests.without_start():
+            late = _lateness(entry, now_s)
+            if late is not None:
+                waiting.setdefault(entry.reservation.instance_id, []).append(late)
+        for instance_id in world.outliers.judge(waiting, now_s=now_s, instances=len(world.instances.current())):
             self._left_out(instance_id)
 
     def _note_start(self, entry: OpenRequest, now_s: float) -> None:
-        """A first token: of a request that an instance computes alone, and of which something was foretold."""
-        cost, reservation = entry.cost, entry.reservation
-        if cost is None or reservation.prefill_instance_id:
+        late, reservation = _lateness(entry, now_s), entry.reservation
+        if late is None:
             return
-        late = lateness(took_s=now_s - cost.dispatched_at_s, foretold_s=cost.first_token_s)
         if self._world.outliers.started(reservation.instance_id, reservation.request_id, late, now_s=now_s):
             self._left_out(reservation.instance_id)
 
@@ -236,6 +239,17 @@ class ReportService:
                     entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens
                 )
             note_finish(self._world, entry, report.output_tokens)
+
+
+def _lateness(entry: OpenRequest, now_s: float) -> float | None:
+    """How late a first token is that comes now, or has not come.
+
+    ``None`` where another instance computes the prompt, or nothing was foretold.
+    """
+    cost = entry.cost
+    if cost is None or entry.reservation.prefill_instance_id:
+        return None
+    return lateness(took_s=now_s - cost.dispatched_at_s, foretold_s=cost.first_token_s)
 
 
 def check_report(report: Report) -> None:

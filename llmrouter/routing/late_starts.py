@@ -6,6 +6,9 @@ own. It is an outlier where that is beyond the median of all such instances by l
 spread (1.4826 times the median absolute deviation): where all are late, none is. Fewer than ``LEAST_INSTANCES`` are
 not judged.
 
+First tokens that have not come count too, where they are later than twice what makes an outlier: an instance that
+answers nothing is not to be waited for.
+
 Medians, because a few long waits are ordinary; logarithms, because what is foretold is wrong by factors.
 """
 
@@ -17,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
 
 FLOOR_S = 0.05
 """What is shorter is late for nobody."""
@@ -59,11 +62,15 @@ class LateStarts:
         for gone in self._samples.keys() - set(instance_ids):
             del self._samples[gone]
 
-    def medians(self, *, now_s: float) -> dict[str, float]:
-        """How late each instance is; those without enough samples are left out."""
+    def medians(self, waiting: Mapping[str, Sequence[float]], *, now_s: float) -> dict[str, float]:
+        """How late each instance is; those without enough samples are left out.
+
+        ``waiting`` are first tokens that have not come and are as late as this already, by instance id.
+        """
         found = {}
-        for name, samples in self._samples.items():
-            recent = [late for at_s, late in samples if 0.0 <= now_s - at_s <= LASTS_S]
+        for name in self._samples.keys() | waiting.keys():
+            recent = [late for at_s, late in self._samples.get(name, ()) if 0.0 <= now_s - at_s <= LASTS_S]
+            recent = [*recent, *waiting.get(name, ())][-WINDOW:]
             if len(recent) >= LEAST_SAMPLES:
                 found[name] = median(recent)
         return found

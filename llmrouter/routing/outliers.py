@@ -13,19 +13,24 @@ Time is a parameter; a clock that went back ends what it would prolong.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmrouter.routing.late_starts import LateStarts, bound
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 LONGEST_EJECTION_S = 300.0
 MOST_DOUBLINGS = 16
 PROBE_S = 10.0
 """How long a trial may take before another one is made."""
+
+
+NOBODY_WAITS: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
 class Why(StrEnum):
@@ -106,14 +111,18 @@ class Outliers:
         is_late = self._bound is not None and late > self._bound
         return is_trial and is_late and self._eject(instance_id, Why.LATE, now_s)
 
-    def judge(self, *, now_s: float, instances: int) -> list[str]:
+    def judge(
+        self, waiting: Mapping[str, Sequence[float]] = NOBODY_WAITS, *, now_s: float, instances: int
+    ) -> list[str]:
         """Ejects those of so many instances that are far later than the others, the latest first; returns them.
 
-        To be called about once a second.
+        To be called about once a second. ``waiting`` says how late first tokens are that have not come, by instance id.
         """
         if not self._rules.ttft_factor:
             return []
-        medians = self._late.medians(now_s=now_s)
+        least = math.inf if self._bound is None else self._bound + math.log(2.0)
+        overdue = {name: [one for one in late if one > least] for name, late in waiting.items()}
+        medians = self._late.medians(overdue, now_s=now_s)
         self._bound = limit = bound(medians.values(), self._rules.ttft_factor)
         if limit is None:
             return []

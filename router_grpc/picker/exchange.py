@@ -173,6 +173,11 @@ class Exchange:
         """Of the reservation that stands for this request; empty where there is none (any more)."""
         return self._request_id
 
+    @property
+    def streams(self) -> bool:
+        """Whether its answer was asked for as a stream."""
+        return self._streams
+
     def receive(self, message: pb.ProcessingRequest) -> list[Effect]:
         """What the next message leads to.
 

@@ -234,7 +234,8 @@ class PickerSession:
             return self._exchange.refused(error)
         self._desk.routed.inc()
         world.metrics.route_seconds.observe(world.clock() - started_s)
-        world.open_requests.attended(answer.request_id, stream_id=self._stream_id)
+        tells_start = self._exchange.streams
+        world.open_requests.attended(answer.request_id, stream_id=self._stream_id, tells_start=tells_start)
         return self._exchange.picked(answer.endpoint, answer.request_id, answer.prefill_endpoint)
 
     def _take_waiting(self) -> None:

@@ -174,6 +174,24 @@ class TestLateFirstTokens:
         assert spread > 5.0
         assert bound([0.0, 9.0], 4.0) is None
 
+    def test_one_that_answers_nothing_is_late_too(self) -> None:
+        outliers = Outliers(RULES)
+        for name in ALL:
+            starting(outliers, 1.0, name)
+        waits = {"a": [lateness(took_s=20.0, foretold_s=1.0)] * WINDOW}
+        assert outliers.judge(waits, now_s=0.0, instances=len(ALL)) == [], "nothing is known to compare it with yet"
+        little = {"a": [lateness(took_s=5.0, foretold_s=1.0)] * WINDOW}
+        assert outliers.judge(little, now_s=1.0, instances=len(ALL)) == [], "it may come any moment"
+        assert outliers.judge(waits, now_s=1.0, instances=len(ALL)) == ["a"]
+
+    def test_where_all_wait_none_is(self) -> None:
+        outliers = Outliers(RULES)
+        for name in ALL:
+            starting(outliers, 1.0, name)
+        judged(outliers)
+        waits = {name: [lateness(took_s=20.0 + place, foretold_s=1.0)] * WINDOW for place, name in enumerate(ALL)}
+        assert outliers.judge(waits, now_s=1.0, instances=len(ALL)) == []
+
     def test_only_its_trial_takes_it_back(self) -> None:
         outliers = late_one()
         judged(outliers)
