@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from bench.data_plane.gateway import alone, with_picker
 from bench.data_plane.usage import Usage, usage_of
 from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
 from llmrouter.testbed.cluster.processes import Process, free_port, poll, start
+from llmrouter.testbed.cluster.redis import library_path, provide_redis
 from llmrouter.testbed.envoy import start_envoy
 from router_grpc.v1 import router_pb2 as messages
 from router_grpc.v1.router_pb2_grpc import RouterStub
@@ -46,6 +48,10 @@ class Candidate:
     options: tuple[tuple[str, str], ...] = ()
     tls: bool = False
     """Whether Envoy speaks to the picker over TLS, with the certificate that the picker makes for itself."""
+    processes: int = 1
+    """Of ours; several have a Redis."""
+    is_shared: bool = False
+    """Whether Envoy knows several processes by the port that they share, or each by its own."""
 
     @property
     def is_proxy(self) -> bool:
@@ -153,8 +159,8 @@ def _start(stack: Stack, programs: Programs, endpoints: list[str], folder: Path,
         stack.processes["envoy"] = start_envoy(folder, config)
     else:
         picker = _peer if candidate.kind == "peer" else _ours
-        address = picker(candidate, programs, endpoints, folder, stack)
-        config = with_picker(port=port, picker=address, admin_port=free_port(), tls=candidate.tls)
+        addresses = picker(candidate, programs, endpoints, folder, stack)
+        config = with_picker(port=port, pickers=addresses, admin_port=free_port(), tls=candidate.tls)
         stack.processes["envoy"] = start_envoy(folder, config)
 
 
@@ -170,7 +176,7 @@ def _answers(target: str) -> bool:
         return False
 
 
-def _peer(candidate: Candidate, programs: Programs, endpoints: list[str], folder: Path, stack: Stack) -> str:
+def _peer(candidate: Candidate, programs: Programs, endpoints: list[str], folder: Path, stack: Stack) -> list[str]:
     listed = folder / "endpoints.yaml"
     named = [_named_endpoint(index, one) for index, one in enumerate(endpoints)]
     listed.write_text(yaml.safe_dump({"endpoints": named}))
@@ -191,7 +197,7 @@ def _peer(candidate: Candidate, programs: Programs, endpoints: list[str], folder
     flags |= {"metrics-port": free_port(), **dict(candidate.options)}
     words = [f"--{name}={value}" for name, value in flags.items()]
     stack.processes["picker"] = start("picker", [str(programs.peer), *words, "-v", "0"], log=folder / "picker.log")
-    return f"{HOST}:{port}"
+    return [f"{HOST}:{port}"]
 
 
 def _named_endpoint(index: int, address: str) -> dict[str, str]:
@@ -223,15 +229,39 @@ def resources_of(candidate: Candidate, endpoints: list[str], ports: dict[str, in
     return [router, policy]
 
 
-def _ours(candidate: Candidate, _programs: Programs, endpoints: list[str], folder: Path, stack: Stack) -> str:
-    ports = {name: free_port() for name in ("grpc", "metrics", "extProc")}
+def _ours(candidate: Candidate, _programs: Programs, endpoints: list[str], folder: Path, stack: Stack) -> list[str]:
+    ports = {"grpc": free_port(), "metrics": free_port(), "extProc": _ports_in_a_row(1 + candidate.processes)}
+    resources = resources_of(candidate, endpoints, ports)
+    if candidate.processes > 1:
+        resources[0]["spec"]["state"] = {"redis": {"address": _redis(folder, stack)}}
+        resources[0]["spec"]["router"]["processes"] = candidate.processes
     config = folder / "router.yaml"
-    config.write_text(yaml.safe_dump_all(resources_of(candidate, endpoints, ports), sort_keys=False))
+    config.write_text(yaml.safe_dump_all(resources, sort_keys=False))
     command = [sys.executable, "-m", "llmrouter.cli", "serve", "--config", str(config)]
-    process = start("picker", command, log=folder / "picker.log")
-    stack.processes["picker"] = process
+    command += ["--processes", str(candidate.processes)]
+    stack.processes["picker"] = start("picker", command, log=folder / "picker.log")
     stack.router, stack.metrics = f"{HOST}:{ports['grpc']}", f"{HOST}:{ports['metrics']}"
-    return f"{HOST}:{ports['extProc']}"
+    alone_or_shared = candidate.processes == 1 or candidate.is_shared
+    behind = [0] if alone_or_shared else range(1, 1 + candidate.processes)
+    return [f"{HOST}:{ports['extProc'] + offset}" for offset in behind]
+
+
+def _ports_in_a_row(count: int) -> int:
+    """The first of so many ports that nobody listens on at this moment."""
+    while True:
+        first = free_port()
+        with ExitStack() as probes, suppress(OSError):  # one is taken, or there is none so high: others are tried
+            for offset in range(count):
+                probes.enter_context(socket.socket()).bind((HOST, first + offset))
+            return first
+
+
+def _redis(folder: Path, stack: Stack) -> str:
+    program, port = provide_redis(), free_port()
+    words = ["--bind", HOST, "--port", str(port), "--dir", str(folder), "--save", "", "--appendonly", "no"]
+    environment = {**os.environ, "LD_LIBRARY_PATH": library_path(program)}
+    stack.processes["redis"] = start("redis", [program, *words], log=folder / "redis.log", env=environment)
+    return f"{HOST}:{port}"
 
 
 def _proxy(candidate: Candidate, programs: Programs, endpoints: list[str], folder: Path, port: int) -> Process:

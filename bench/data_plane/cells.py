@@ -36,6 +36,10 @@ OVER_TLS = (
     Candidate("llm-d, TLS", "peer", tls=True),
     Candidate("ours, Fast, TLS", "ours", options=(("transport", "Fast"),), tls=True),
 )
+TWO = (
+    Candidate("ours, Fast, 2 processes, one port", "ours", options=FAST.options, processes=2, is_shared=True),
+    Candidate("ours, Fast, 2 processes, a port each", "ours", options=FAST.options, processes=2),
+)
 
 
 def _many(instances: int) -> tuple[Candidate, ...]:
@@ -61,15 +65,15 @@ class Cell:
 
 
 EQUAL = (FIXED, PEER, FAST)
-PICKERS = (*EQUAL, GRPC, BLIND)
 CELLS = (
-    Cell("a", "200-token prompts, {size:g} requests/s", "open", "short", 500, (*EQUAL, BLIND, *PROXIES)),
-    Cell("b32", "200-token prompts, {size:g} connections, closed", "saturate", "short", 32, (*PICKERS, *PROXIES)),
+    Cell("a", "200-token prompts, {size:g} requests/s", "open", "short", 500, (*EQUAL, *PROXIES)),
+    Cell("b32", "200-token prompts, {size:g} connections, closed", "saturate", "short", 32, (*EQUAL, GRPC, *PROXIES)),
     Cell("b128", "200-token prompts, {size:g} connections, closed", "saturate", "short", 128, (*EQUAL, *PROXIES)),
     Cell("t32", "TLS to the picker, {size:g} connections, closed", "saturate", "short", 32, OVER_TLS),
+    Cell("p32", "several processes, {size:g} connections, closed", "saturate", "short", 32, (FAST, *TWO)),
     Cell("c", "100,000-token prompts, {size:g} requests/s", "open", "long", 20, (*EQUAL, GRPC)),
     Cell("c8", "100,000-token prompts, {size:g} connections, closed", "saturate", "long", 8, EQUAL),
-    Cell("d", "{size:g} streams of 200 chunks, 10 ms apart", "streams", "streams", 32, PICKERS),
+    Cell("d", "{size:g} streams of 200 chunks, 10 ms apart", "streams", "streams", 32, (*EQUAL, GRPC, BLIND)),
     Cell("e64", "64 instances, {size:g} connections, closed", "saturate", "short", 32, _many(64)),
     Cell("e512", "512 instances, {size:g} connections, closed", "saturate", "short", 32, _many(512)),
     Cell("e512r", "512 instances, {size:g} requests/s", "open", "short", 100, _many(512)),

@@ -12,10 +12,12 @@ BOUNDS = {"max_connections": 100_000, "max_requests": 100_000, "heap_bytes": 4 *
 _PICKER, _INSTANCES = "picker", "instances"
 
 
-def with_picker(*, port: int, picker: str, admin_port: int, tls: bool) -> dict[str, Any]:
-    """Everything goes where the picker says. Nobody asks for the picker's health: a peer may say it on another port."""
-    config = bootstrap(port=port, picker=picker, admin_port=admin_port, picker_tls=tls, **BOUNDS)
-    _cluster(config, _PICKER).pop("health_checks", None)
+def with_picker(*, port: int, pickers: list[str], admin_port: int, tls: bool) -> dict[str, Any]:
+    """Everything goes where a picker says. Nobody asks for pickers' health: a peer may say it on another port."""
+    config = bootstrap(port=port, picker=pickers[0], admin_port=admin_port, picker_tls=tls, **BOUNDS)
+    cluster = _cluster(config, _PICKER)
+    cluster.pop("health_checks", None)
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [_endpoint(one) for one in pickers]}]
     return config
 
 

@@ -139,7 +139,7 @@ def test_a_soak_accounts_for_every_end() -> None:
 
 def test_the_fixed_route_is_the_same_gateway_without_a_picker() -> None:
     fixed = alone(port=1, admin_port=2, endpoints=["127.0.0.1:3", "127.0.0.1:4"])
-    asking = with_picker(port=1, picker="127.0.0.1:5", admin_port=2, tls=False)
+    asking = with_picker(port=1, pickers=["127.0.0.1:5", "127.0.0.1:6"], admin_port=2, tls=False)
     managers = [
         one["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
         for one in (fixed, asking)
@@ -151,4 +151,6 @@ def test_the_fixed_route_is_the_same_gateway_without_a_picker() -> None:
     assert managers[0]["request_timeout"] == managers[1]["request_timeout"]
     (instances,) = fixed["static_resources"]["clusters"]
     assert len(instances["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 2
+    pickers = asking["static_resources"]["clusters"][0]
+    assert len(pickers["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 2
     assert math.isfinite(instances["circuit_breakers"]["thresholds"][0]["max_requests"])
