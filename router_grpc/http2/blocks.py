@@ -7,6 +7,7 @@ they say is remembered.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -23,6 +24,9 @@ NO_TABLE = b"\x20"
 
 REMEMBERED_BYTES = 2048
 """Longer blocks are not remembered."""
+
+_MANY_SIZES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}")
+"""More updates of a table's size than there may be before a block's headers; each takes a while."""
 
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """What stands for itself in a gRPC message of an error."""
@@ -77,6 +81,8 @@ _remembered = lru_cache(maxsize=512)(_alone)
 
 
 def _decoded(decoder: Decoder, block: bytes) -> dict[bytes, bytes]:
+    if _MANY_SIZES.match(block):
+        raise PeerError(Code.COMPRESSION_ERROR, "a header block that sets the size of the table again and again")
     try:
         pairs: Iterable[tuple[bytes, bytes]] = decoder.decode(block, raw=True)
     except OversizedHeaderListError:

@@ -40,7 +40,7 @@ class Limits:
     streams: int = 8192
     stream_window_bytes: int = 256 * KIB
     connection_window_bytes: int = 4 * MIB
-    header_bytes: int = 64 * KIB
+    header_bytes: int = 16 * KIB
     header_frames: int = 64
     message_bytes: int = 16 * MIB + 256 * KIB
     unsent_bytes: int = 256 * KIB

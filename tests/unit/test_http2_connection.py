@@ -191,6 +191,10 @@ BAD = {
         wire.frame(wire.HEADERS, wire.END_HEADERS, 1, b"\xff\xff\xff"),
         Code.COMPRESSION_ERROR,
     ),
+    "a table that changes its size for ever": (
+        wire.frame(wire.HEADERS, wire.END_HEADERS, 1, b"\x20\x3f\xe1\x1f\x20" * 300),
+        Code.COMPRESSION_ERROR,
+    ),
     "priority that is cut": (
         wire.frame(wire.HEADERS, wire.END_HEADERS | wire.WITH_PRIORITY, 1, b"\0"),
         Code.FRAME_SIZE_ERROR,
