@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import struct
 from contextlib import asynccontextmanager, suppress
@@ -341,3 +342,42 @@ def test_a_drain_waits_for_streams_and_tells_those_who_come(run: Loops) -> None:
             await listener.nothing_left()
 
     run(test())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_streams_do_nothing_is_left(run: Loops, seed: int) -> None:
+    """Each goes as far as chance will have it: it ends, is reset, or goes down with its connection."""
+
+    async def test() -> None:
+        rng = random.Random(seed)
+        async with listening() as listener:
+            for _ in range(4):
+                raw = await Raw.to(listener)
+                steps: dict[int, int] = {}
+                fresh = iter(range(1, 121, 2))
+                while rng.random() > 0.002:
+                    stream_id = next(fresh, 0) if not steps or rng.random() < 0.3 else rng.choice(list(steps))
+                    if not stream_id:
+                        break
+                    step = steps.pop(stream_id, 0)
+                    await raw.say(said(raw, stream_id, step))
+                    if step + 1 == len(SAID) or rng.random() < 0.1:
+                        await raw.say(wire.rst_stream(stream_id, Code.CANCEL))
+                    else:
+                        steps[stream_id] = step + 1
+                if rng.random() < 0.5:
+                    raw.writer.transport.abort()
+                raw.close()
+            await listener.nothing_left()
+            assert sum(one.requests for one in (await listener.bench.world.ledger.loads()).values()) == 0
+
+    run(test())
+
+
+SAID = (whole(request_headers()), whole(request_body(chat())), whole(response_headers()),
+        whole(response_body(b"{", ends=False)), whole(response_body(b"}", ends=True)))  # fmt: skip
+
+
+def said(raw: Raw, stream_id: int, step: int) -> bytes:
+    begins = raw.headers(stream_id) if step == 0 else b""
+    return begins + data(stream_id, SAID[step], ends=step == len(SAID) - 1)
