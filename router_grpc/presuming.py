@@ -83,14 +83,14 @@ class Presuming:
         cost, tokens = entry.cost, entry.reservation.predicted_output_tokens
         if cost is None:
             return expectation(
-                dispatched_at_s=world.clock(), first_token_s=0.0, life_s=UNKNOWN_LIFE_S, output_tokens=tokens
+                dispatched_at_s=world.clock(), first_token_s=0.0, life_s=UNKNOWN_LIFE_S, expected_tokens=tokens
             )
         ratio = self._life.value
         return expectation(
             dispatched_at_s=cost.dispatched_at_s,
             first_token_s=ratio * cost.first_token_s,
             life_s=ratio * cost.seconds,
-            output_tokens=tokens,
+            expected_tokens=tokens,
         )
 
     def note_signal(self, instance_id: str, signal: EngineSignal, *, counted: int) -> None:

@@ -46,7 +46,7 @@ class Expectation:
     dispatched_at_s: float
     first_token_s: float
     life_s: float
-    output_tokens: float
+    expected_tokens: float
 
     def elapsed_s(self, now_s: float) -> float:
         """Since the dispatch; a clock that went back counts as none."""
@@ -61,7 +61,7 @@ class Expectation:
         decode_s = max(self.life_s - self.first_token_s, SHORTEST_LIFE_S)
         share = (self.elapsed_s(now_s) - self.first_token_s) / decode_s
         step = min(max(int(share * STEPS), 0), STEPS - 1)
-        return int(self.output_tokens * step / STEPS)
+        return int(self.expected_tokens * step / STEPS)
 
     def overdue(self, now_s: float) -> float:
         """Lives that have passed."""
@@ -72,10 +72,10 @@ class Expectation:
         return self.elapsed_s(now_s) > MOST_LIVES * self.life_s + SLACK_S
 
 
-def expectation(*, dispatched_at_s: float, first_token_s: float, life_s: float, output_tokens: float) -> Expectation:
+def expectation(*, dispatched_at_s: float, first_token_s: float, life_s: float, expected_tokens: float) -> Expectation:
     """An expectation within its bounds."""
     life_s = min(max(life_s, SHORTEST_LIFE_S), LONGEST_LIFE_S)
-    return Expectation(dispatched_at_s, min(max(first_token_s, 0.0), life_s), life_s, max(0.0, output_tokens))
+    return Expectation(dispatched_at_s, min(max(first_token_s, 0.0), life_s), life_s, max(0.0, expected_tokens))
 
 
 class LifeRatio:

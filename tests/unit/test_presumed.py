@@ -24,7 +24,7 @@ from llmrouter.routing.presumed import (
 
 
 def foretold(at_s: float = 0.0, life_s: float = 10.0) -> Expectation:
-    return expectation(dispatched_at_s=at_s, first_token_s=1.0, life_s=life_s, output_tokens=100)
+    return expectation(dispatched_at_s=at_s, first_token_s=1.0, life_s=life_s, expected_tokens=100)
 
 
 def named(*lives_s: float) -> list[tuple[str, Expectation]]:
@@ -47,7 +47,7 @@ class TestAnExpectation:
 
     @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
     def test_whatever_was_foretold_it_ends(self, first_s: float, life_s: float, tokens: float) -> None:
-        one = expectation(dispatched_at_s=0.0, first_token_s=first_s, life_s=life_s, output_tokens=tokens)
+        one = expectation(dispatched_at_s=0.0, first_token_s=first_s, life_s=life_s, expected_tokens=tokens)
         assert one.is_lost(MOST_LIVES * LONGEST_LIFE_S + SLACK_S + 1)
         assert 0 <= one.generated_tokens(5.0) <= max(0.0, tokens)
 
