@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -34,6 +35,8 @@ READY_S = 60.0
 HOST = "127.0.0.1"
 PROXY_LIMIT = "4096"
 PROFILE = "llama-3-8b-h100"
+
+_FALLBACK = re.compile(r"^llmrouter_length_fallbacks_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 Kind = Literal["fixed", "peer", "ours", "vllm-router", "sglang-router"]
 
@@ -115,6 +118,13 @@ class Stack:
             answer = stub.GetSnapshot(messages.GetSnapshotRequest(), timeout=10, wait_for_ready=True)
             return sum(one.in_flight_requests for one in answer.instances)
         return None
+
+    def not_foretold(self) -> int | None:
+        """Requests so far whose answer's length was not foretold by the model; ``None`` for others than ours."""
+        if not self.metrics:
+            return None
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:
+            return sum(int(float(value)) for value in _FALLBACK.findall(answer.read().decode()))
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self.processes.values():

@@ -111,6 +111,7 @@ def measure(bench: Bench, stack: Stack, cell: Cell, *, seconds: float, seed: int
     time.sleep(SETTLE_S)
     _load(bench, stack, cell, seconds=WARM_UP_S, seed=seed + 1_000)
     instances = stack.candidate.instances
+    missed = stack.not_foretold()
     before, used, began_s = bench.fleet.counts(instances), stack.usage(), time.monotonic()
     seen = _load(bench, stack, cell, seconds=seconds, seed=seed)
     took_s, usage, after = time.monotonic() - began_s, stack.usage(), bench.fleet.counts(instances)
@@ -129,6 +130,7 @@ def measure(bench: Bench, stack: Stack, cell: Cell, *, seconds: float, seed: int
                 for name in ("scrapes", "others")
             },
         },
+        "not_foretold": None if missed is None else (stack.not_foretold() or 0) - missed,
         "is_asked": stack.router is not None,
         "reserved_after": wait_free(stack, within_s=FREE_WITHIN_S),
     }

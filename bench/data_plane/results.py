@@ -82,7 +82,11 @@ def picker_of(row: Row) -> str | None:
 
 
 def figures(row: Row, fixed: Row | None) -> dict[str, float | None]:
-    """The figures that are compared: rates, latencies in ms, ``added`` ones over the fixed route, CPU, memory."""
+    """The figures that are compared: rates, latencies in ms, ``added`` ones over the fixed route, CPU, memory.
+
+    ``foretold`` is the percentage of requests whose length our model foretold, in place of which a busy router has a
+    law of the application's.
+    """
     latency = row["latency_ms"] or {}
     base = (fixed or {}).get("latency_ms") or {}
     picker = picker_of(row)
@@ -93,6 +97,8 @@ def figures(row: Row, fixed: Row | None) -> dict[str, float | None]:
         found[f"added_{name}"] = latency[name] - base[name] if known else None
     found["cpu_ms"] = cpu_ms(row, picker) if picker else None
     found["envoy_cpu_ms"] = cpu_ms(row, "envoy")
+    missed, requests = row.get("not_foretold"), row["engines"]["requests"]
+    found["foretold"] = None if missed is None or not requests else 100.0 * max(0.0, 1.0 - missed / requests)
     found["rss_mib"] = row["rss_bytes"][picker] / MIB if picker else None
     return found
 

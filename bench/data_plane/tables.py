@@ -25,6 +25,7 @@ COLUMNS = {
     "cpu_ms": "CPU ms",
     "envoy_cpu_ms": "Envoy ms",
     "rss_mib": "MiB",
+    "foretold": "foretold %",
 }
 COMPARED = ("per_s", "p50", "p99", "added_p99", "cpu_ms")
 """What is told as a ratio to the base."""
