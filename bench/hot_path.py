@@ -168,6 +168,15 @@ async def many(router: Router, gateway: Gateway, *, requests: int, concurrency: 
     await asyncio.gather(*[connection() for _ in range(concurrency)])
 
 
+async def beats(router: Router, healthy: asyncio.Event) -> None:
+    """The heartbeat of a router: a shared ledger that was too slow once is asked again."""
+    while True:
+        await router.app.world.ledger.heartbeat(5.0)
+        if not router.app.world.is_degraded():
+            healthy.set()
+        await asyncio.sleep(0.5)
+
+
 async def measured(
     gateway: Gateway,
     options: argparse.Namespace,
@@ -185,8 +194,12 @@ async def measured(
     world = router.app.world
     world.lengths.start()
     await router.app.adopt(given)
+    healthy = asyncio.Event()
+    beating = asyncio.create_task(beats(router, healthy))
     await many(router, gateway, requests=options.warm_up, concurrency=concurrency)
     await world.lengths.settled()
+    healthy.clear()
+    await healthy.wait()
     gc.collect()
     profile = cProfile.Profile() if options.profile else nullcontext()
     cpu_s, loop_s, wall_s = time.process_time(), time.thread_time(), time.perf_counter()
@@ -196,7 +209,8 @@ async def measured(
     wall_s = time.perf_counter() - wall_s
     if isinstance(profile, cProfile.Profile):
         pstats.Stats(profile).sort_stats(options.sort).print_stats(110)
-    left = len(world.open_requests)
+    left, is_degraded = len(world.open_requests), world.is_degraded()
+    beating.cancel()
     late = router.registry.get_sample_value("llmrouter_length_fallbacks_total", {"reason": "Late"}) or 0.0
     await world.lengths.close()
     await world.ledger.close()
@@ -213,6 +227,7 @@ async def measured(
         "rps": round(options.requests / wall_s, 1),
         "late_share": round(late / options.requests, 4),
         "left_open": left,
+        "degraded": is_degraded,
     }
 
 

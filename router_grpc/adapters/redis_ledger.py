@@ -18,6 +18,7 @@ from redis.exceptions import NoScriptError, RedisError
 from llmrouter.domain import Load, Reservation, Room
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError
 from router_grpc.adapters.ledger_values import MILLI, check_bids, milli_tokens, whole_tokens
+from router_grpc.adapters.redis_pipe import RedisPipe
 from router_grpc.ports import NO_CLAIMS, Bid, ReserveOutcome, ReserveResult
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class RedisLedger:
             raise InvalidConfigError(f"ledger namespace {namespace!r} must match {_NAMESPACE.pattern}")
         self.router_id = router_id
         self._client = client
+        self._pipe = RedisPipe(client)
         self._timeout_s = timeout_s
         self._prefix = f"{{llmrouter:{namespace}}}:"
         self._scripts = _scripts()
@@ -208,6 +210,7 @@ class RedisLedger:
 
     async def close(self) -> None:
         """See ``Ledger``."""
+        await self._pipe.close()
         await self._client.aclose()
 
     async def _call(self, operation: str, *args: str | int) -> Any:  # noqa: ANN401 - Redis answers in any shape
@@ -217,10 +220,12 @@ class RedisLedger:
         try:
             async with asyncio.timeout(self._timeout_s):
                 try:
-                    return await self._client.evalsha(script.sha, len(keys), *tail)
+                    return await self._pipe.execute("EVALSHA", script.sha, len(keys), *tail)
                 except NoScriptError:  # the server is new or has forgotten: EVAL runs the script and keeps it
-                    return await self._client.eval(script.source, len(keys), *tail)
+                    return await self._pipe.execute("EVAL", script.source, len(keys), *tail)
         except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                self._pipe.reset()
             raise LedgerUnavailableError(f"{operation}: {type(error).__name__}: {error}") from error
 
 
