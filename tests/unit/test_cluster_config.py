@@ -6,7 +6,14 @@ import pytest
 
 from llmrouter.testbed.cluster import certificates, machine, network, node
 from llmrouter.testbed.cluster.api import kubeconfig
-from llmrouter.testbed.cluster.containers import blobs_of, cgroup_folders, index_of, mounts_below, superseded
+from llmrouter.testbed.cluster.containers import (
+    blobs_of,
+    cgroup_folders,
+    index_of,
+    make_cgroups,
+    mounts_below,
+    superseded,
+)
 from llmrouter.testbed.cluster.control_plane import (
     Settings,
     api_server_arguments,
@@ -177,3 +184,14 @@ def test_a_definition_that_was_just_made_is_not_established(status: dict[str, ob
     assert not is_established({"status": status})
     assert not is_established({})
     assert is_established({"status": {"conditions": [{"type": "Established", "status": "True"}]}})
+
+
+def test_pods_weigh_as_much_as_the_machine_has_cores(tmp_path: Path) -> None:
+    cpu, other = tmp_path / "cpu", tmp_path / "memory"
+    cpu.mkdir()
+    (cpu / "cpu.shares").write_text("1024\n")
+
+    make_cgroups([cpu, other], cores=4)
+
+    assert (cpu / "cpu.shares").read_text() == "4096\n"
+    assert list(other.iterdir()) == []

@@ -186,7 +186,8 @@ def _start_containerd(layout: Layout, ranges: Network, progress: Progress) -> No
         for folder in (layout.images, layout.cni, layout.logs):
             folder.mkdir(parents=True, exist_ok=True)
         containers.forget_pods(layout)
-        containers.make_cgroups(containers.cgroup_folders(layout, Path("/proc/mounts").read_text()))
+        folders = containers.cgroup_folders(layout, Path("/proc/mounts").read_text())
+        containers.make_cgroups(folders, cores=os.cpu_count() or 1)
         config = layout.state / "containerd.toml"
         config.write_text(node.containerd_config(layout, snapshotter=_snapshotter(layout), plugins=machine.CNI_PLUGINS))
         (layout.cni / "10-llmrouter.conflist").write_text(json.dumps(node.cni_config(layout, ranges)))

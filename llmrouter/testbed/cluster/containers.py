@@ -16,6 +16,9 @@ from llmrouter.testbed.cluster.errors import ClusterError, PartFailedError
 from llmrouter.testbed.cluster.node import PAUSE_IMAGE, Layout
 from llmrouter.testbed.cluster.processes import poll, run
 
+_WEIGHTS = {"cpu.shares": 1024, "cpu.weight": 100}
+"""Of one program, by the file that says it: of cgroups version 1 and 2."""
+
 
 class Containerd:
     """Talks to the containerd of one layout through `ctr`."""
@@ -134,10 +137,17 @@ def cgroup_folders(layout: Layout, mounts: str) -> list[Path]:
     return [Path(mounted[1]) / layout.cgroup for mounted in words if mounted[2] in {"cgroup", "cgroup2"}]
 
 
-def make_cgroups(folders: Iterable[Path]) -> None:
-    """Makes the cgroup that every pod of ours runs under, so that they are told from other programs'."""
+def make_cgroups(folders: Iterable[Path], *, cores: int) -> None:
+    """Makes the cgroup that every pod of ours runs under, so that they are told from other programs'.
+
+    Beside other work it counts as one busy program for each core, as a node does: by default all pods together would
+    count as one.
+    """
     for folder in folders:
         folder.mkdir(exist_ok=True)
+        for name, one in _WEIGHTS.items():
+            if (folder / name).exists():
+                (folder / name).write_text(f"{one * cores}\n")
 
 
 def remove_cgroups(folders: Iterable[Path]) -> None:
