@@ -34,6 +34,11 @@ class Handler(Protocol):
         """What comes now is kept, not dealt with: no more should come."""
         ...
 
+    @property
+    def is_done(self) -> bool:
+        """All is said: that the peer ends the call by a reset, as some gateways do, is no giving up."""
+        ...
+
     def receive(self, message: bytes) -> None:
         """The next message."""
         ...
@@ -226,6 +231,11 @@ class Call(Stream):
         handler = self._handler
         if handler is not None and not handler.is_waiting and self.unsent <= self.connection.limits.unsent_bytes:
             self.connection.granting(self)
+
+    @property
+    def is_done(self) -> bool:
+        """See Stream."""
+        return self._handler is None or self._handler.is_done
 
     def sent(self) -> None:
         """See Stream."""

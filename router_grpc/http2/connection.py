@@ -250,7 +250,7 @@ class Connection:
         stream = self._streams.get(stream_id)
         if stream is None:
             return
-        if not stream.has_ended and not self._resets.allows(self._now_s):
+        if not stream.has_ended and not stream.is_done and not self._resets.allows(self._now_s):
             self.go_away("resets")  # the streams that are left are other clients'
         self._close(stream)
         stream.broken()

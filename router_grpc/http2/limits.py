@@ -29,7 +29,7 @@ class Limits:
         unsent_bytes: waiting to be sent on a stream; above it the peer is granted nothing more on that stream.
         idle_frames: frames that carry nothing: pings, priorities, empty data, unknown ones.
         settings: frames that change every stream's window.
-        resets: streams that the peer gives up before it has said everything.
+        resets: streams that the peer gives up before all is said.
         preface_s: within which a client begins.
         keepalive_s: of silence, after which the peer is asked whether it is there.
         answer_s: within which it must say so.

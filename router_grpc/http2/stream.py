@@ -46,6 +46,11 @@ class Stream:
         """The peer gave it up, or the connection is gone; nothing more is sent."""
         raise NotImplementedError
 
+    @property
+    def is_done(self) -> bool:
+        """All is said: a peer that resets it gives up nothing."""
+        raise NotImplementedError
+
     def sent(self) -> None:
         """What is unsent was looked at: some has gone out, or none could, or it is no longer to be sent."""
         raise NotImplementedError

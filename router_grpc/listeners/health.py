@@ -62,7 +62,7 @@ class HealthBoard:
 
 
 class _Check:
-    is_waiting = False
+    is_waiting = is_done = False
 
     def __init__(self, board: HealthBoard, call: Call) -> None:
         self._board, self._call = board, call

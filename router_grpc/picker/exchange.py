@@ -178,6 +178,11 @@ class Exchange:
         """Whether its answer was asked for as a stream."""
         return self._streams
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all is said: what is left of the stream is the gateway's to end."""
+        return self._phase is _Phase.OVER
+
     def receive(self, message: pb.ProcessingRequest) -> list[Effect]:
         """What the next message leads to.
 

@@ -136,6 +136,11 @@ class PickerSession:
         """Whether a pick is under way: what comes now is kept."""
         return self._pick is not None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all is said, so that the stream may end in whatever way."""
+        return self._exchange.is_over
+
     async def picked(self) -> None:
         """Returns when no pick is under way."""
         while self._pick is not None:

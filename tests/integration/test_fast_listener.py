@@ -244,6 +244,24 @@ def test_a_storm_of_resets_leaves_nothing_and_ends_in_a_goaway(run: Loops) -> No
     run(test())
 
 
+def test_requests_that_end_in_a_reset_as_envoy_does_are_no_storm(run: Loops) -> None:
+    async def test() -> None:
+        async with listening(Limits(resets=Rate(3, 0.0))) as listener:
+            raw = await Raw.to(listener)
+            for stream_id in range(1, 41, 2):
+                await raw.say(raw.headers(stream_id) + data(stream_id, ASKED))
+                await raw.until(lambda one=stream_id: one in raw.data)  # type: ignore[misc]
+                before = len(raw.data[stream_id])
+                await raw.say(data(stream_id, ANSWERED))
+                await raw.until(lambda one=stream_id, size=before: len(raw.data[one]) > size)  # type: ignore[misc]
+                await raw.say(wire.rst_stream(stream_id, Code.INTERNAL_ERROR))
+            await served(raw, 41)
+            assert raw.goaway is None
+            await listener.nothing_left()
+
+    run(test())
+
+
 @pytest.mark.parametrize("at", ["headers", "body", "answer"])
 def test_a_connection_that_breaks_gives_everything_back(run: Loops, at: str) -> None:
     async def test() -> None:

@@ -37,7 +37,7 @@ class Echo:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.got: list[bytes] = []
-        self.is_waiting = False
+        self.is_waiting = self.is_done = False
         self.broke = 0
 
     def receive(self, message: bytes) -> None:

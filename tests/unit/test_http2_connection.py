@@ -399,6 +399,15 @@ def test_resets_after_all_was_said_are_how_gateways_end_streams() -> None:
     assert peer.reasons() == []
 
 
+def test_a_stream_that_is_done_may_be_reset() -> None:
+    peer = Peer(limits=SMALL)
+    for stream_id in range(1, 99, 2):
+        peer.send(peer.headers(stream_id) + data(stream_id, message(b"a")))
+        peer.handlers[-1].is_done = True
+        peer.send(wire.rst_stream(stream_id, Code.INTERNAL_ERROR))
+    assert peer.reasons() == []
+
+
 def test_a_drain_lets_streams_end() -> None:
     peer = Peer()
     peer.send(peer.headers(1))
