@@ -228,10 +228,11 @@ class Guard:
 
         Empty where nothing is to be changed.
         """
-        spared = self._shares.spared(placement.candidates[0].instance_id, request, snapshot)
+        first, named = placement.candidates[0].instance_id, {one.instance_id for one in placement.candidates}
+        spared = self._shares.spared(first, request, snapshot, among=named)
         ids = {one.instance.instance_id for one in spared}
         chosen = [one for one in placement.candidates if one.instance_id in ids]
-        if not chosen and (roomy := self._roomy(request, spared)):
+        if not chosen and (roomy := self._roomy(request, self._shares.spared(first, request, snapshot))):
             decision = self.fallback.decide(request, _among(roomy, snapshot), rng)
             chosen = list(decision.candidates) if isinstance(decision, Placement) else []
         if not chosen:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from llmrouter.domain import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from llmrouter.domain import InstanceView, PoolSnapshot, Request
 
 WINDOW_S = 30.0
@@ -57,13 +59,16 @@ class Shares:
         share, cap = window.share(instance_id), self._cap(window, instance_id, request.model, snapshot)
         return f"{instance_id} took {share:.0%} of the tokens of the last {WINDOW_S:g} s" if share > cap else ""
 
-    def spared(self, instance_id: str, request: Request, snapshot: PoolSnapshot) -> list[InstanceView]:
-        """Eligible instances that are within their caps and less full than this one."""
+    def spared(
+        self, instance_id: str, request: Request, snapshot: PoolSnapshot, among: Collection[str] | None = None
+    ) -> list[InstanceView]:
+        """Eligible instances that are within their caps and less full than this one; ``among`` some, by id."""
         window = self._windows[request.model]
         full = next(fullness(one) for one in snapshot.views if one.instance.instance_id == instance_id)
+        views = snapshot.views
         return [
             one
-            for one in snapshot.views
+            for one in (views if among is None else [view for view in views if view.instance.instance_id in among])
             if is_eligible(one, request)
             and fullness(one) < full
             and window.share(name := one.instance.instance_id) <= self._cap(window, name, request.model, snapshot)
