@@ -1,12 +1,10 @@
 """What the OpenAI front does for requests, and what it costs: simulated engines in processes of their own, a router
 from a file, clients over HTTP.
 
-Questions, some rows each. ``hang``: one of four engines stops for some seconds, again and again; what the wait for a
-first token is with and without ``redispatchAfterSeconds``. ``calm``: the same load undisturbed; whether moving does
-harm. ``slices``: long and short answers mixed; what ``sliceTokens`` does to waits and times. Engines have no prefix
-cache here: a slice computes its whole prompt again, so that what slices cost is an upper bound. ``cost``: CPU seconds
-of the router in three modes, what it does beside (scrapes, heartbeats) among them. ``events``: CPU time of one event of
-a stream within the front, without a network, passed on and written anew.
+Questions, some rows each. ``slices``: long and short answers mixed; what ``sliceTokens`` does to waits and times.
+Engines have no prefix cache here: a slice computes its whole prompt again, so that what slices cost is an upper bound.
+``cost``: CPU seconds of the router in two modes, what it does beside (scrapes, heartbeats) among them. ``events``: CPU
+time of one event of a stream within the front, without a network, passed on and as mode ``Tokens`` has it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import json
 import os
 import random
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -41,7 +38,6 @@ PROFILE = "llama-3.1-8b-rtx4090"
 ENGINES = 4
 MEDIAN_TOKENS, SIGMA = 60, 1.0
 PROMPT_CHARACTERS = (800, 6_000)
-HANG_S, PAUSE_S = 6.0, 6.0
 CONFIG = """
 apiVersion: llmrouter.dev/v1alpha1
 kind: RoutingPolicy
@@ -102,7 +98,6 @@ def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
 
@@ -149,15 +144,6 @@ def cpu_of(process: subprocess.Popen[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def hang(process: subprocess.Popen[bytes]) -> None:
-    """Stops a process and lets it go on, for as long as this runs."""
-    while True:
-        await asyncio.sleep(PAUSE_S)
-        process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(HANG_S)
-        process.send_signal(signal.SIGCONT)
-
-
 async def counted(port: int, names: tuple[str, ...]) -> dict[str, float]:
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
         lines = (await response.text()).splitlines()
@@ -168,7 +154,7 @@ async def counted(port: int, names: tuple[str, ...]) -> dict[str, float]:
     }
 
 
-async def play(asks: list[Ask], openai: dict[str, Any], *, speed: float, hangs: bool) -> Row:
+async def play(asks: list[Ask], openai: dict[str, Any], *, speed: float) -> Row:
     """One run of everything."""
     ports = [free_port() for _ in range(ENGINES + 3)]
     engines, (grpc, metrics, front) = ports[:ENGINES], ports[ENGINES:]
@@ -181,19 +167,15 @@ async def play(asks: list[Ask], openai: dict[str, Any], *, speed: float, hangs: 
         path.write_text(text)
         engine = [sys.executable, "-m", "llmrouter.testbed.engine_server", "--profile", PROFILE, "--model", "m"]
         with ExitStack() as stack:
-            started = [
-                stack.enter_context(running(*engine, "--speed", str(speed), "--port", str(port))) for port in engines
-            ]
+            for port in engines:
+                stack.enter_context(running(*engine, "--speed", str(speed), "--port", str(port)))
             command = (str(Path(sys.executable).parent / "llmrouter"), "serve", "--config", str(path))
             router = stack.enter_context(running(*command))
             await asyncio.gather(*(ready(f"http://127.0.0.1:{port}/health") for port in (*engines, front)))
-            hanging = asyncio.create_task(hang(started[0])) if hangs else None
             begun_s, cpu_s = time.monotonic(), cpu_of(router)
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20) as session:
                 done = await asyncio.gather(*(ask(session, url, one, begun_s) for one in asks))
-            if hanging is not None:
-                hanging.cancel()
             cpu_s = cpu_of(router) - cpu_s
             counts = await counted(metrics, ("llmrouter_resumes_total", "llmrouter_slices_total"))
     tokens = sum(one.tokens for one in asks)
@@ -214,7 +196,7 @@ def event_cost() -> Row:
     row: Row = {}
     for name, rules in (
         ("passed on", OpenAISpec(resume="BeforeFirstToken")),
-        ("written anew", OpenAISpec(resume="Tokens")),
+        ("in parts", OpenAISpec(resume="Tokens")),
     ):
         body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
         asked = intent_of("POST", "/v1/chat/completions", {}, json.dumps(body).encode(), rules)
@@ -225,7 +207,7 @@ def event_cost() -> Row:
             "model": "llama-3.1-8b",
             "choices": [{"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None}],
         }  # fmt: skip
-        if name == "written anew":
+        if name == "in parts":
             said["usage"] = {"prompt_tokens": 100, "total_tokens": 200, "completion_tokens": 100}
         event = b"data: " + json.dumps(said, separators=(",", ":")).encode() + b"\n\n"
         count, began_s = 50_000, time.process_time()
@@ -235,11 +217,9 @@ def event_cost() -> Row:
     return row
 
 
-QUESTIONS: dict[str, tuple[bool, list[dict[str, Any]]]] = {
-    "hang": (True, [{"redispatchAfterSeconds": 0}, {"redispatchAfterSeconds": 1}]),
-    "calm": (False, [{"redispatchAfterSeconds": 0}, {"redispatchAfterSeconds": 1}]),
-    "cost": (False, [{"resume": "BeforeFirstToken"}, {"resume": "Tokens"}, {"resume": "Tokens", "sliceTokens": 64}]),
-    "slices": (False, [{"sliceTokens": size, "resume": "Tokens"} for size in (0, 64, 256)]),
+QUESTIONS: dict[str, list[dict[str, Any]]] = {
+    "cost": [{"resume": "BeforeFirstToken"}, {"resume": "Tokens"}],
+    "slices": [{"sliceTokens": size, "resume": "Tokens"} for size in (0, 64, 256)],
 }
 
 
@@ -259,11 +239,10 @@ def main() -> None:
         if question == "events":
             rows.append({"question": question, "cpu_us": event_cost()})
             continue
-        hangs, variants = QUESTIONS[question]
         for seed in range(options.seeds):
             asks = asks_of(options.rate, options.seconds, seed)
-            for openai in variants:
-                row = asyncio.run(play(asks, openai, speed=options.speed, hangs=hangs))
+            for openai in QUESTIONS[question]:
+                row = asyncio.run(play(asks, openai, speed=options.speed))
                 rows.append({"question": question, "seed": seed, "openai": openai, **row})
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     command = shlex.join([Path(sys.executable).name, "-m", "bench.openai_front", *sys.argv[1:]])
