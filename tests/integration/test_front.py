@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 import yaml
+from support.certificates import link_secret
 from support.operator_process import CHART
 from support.router_world import until
 
@@ -239,6 +241,35 @@ async def test_what_is_under_way_ends_before_a_pod_does(tmp_path: Path) -> None:
         assert stream.done()
         status, body = await stream
         assert (status, body.count(b"data: ")) == (200, 701)
+
+
+async def test_clients_may_speak_tls_and_a_renewed_certificate_needs_no_restart(tmp_path: Path) -> None:
+    secret, tls_file = tmp_path / "secret", tmp_path / "tls.yaml"
+    secret.mkdir()
+    link_secret(secret, "first", names=["front"])
+    tls_file.write_text((CHART / "files" / "tls.yaml").read_text().replace("${TLS_FOLDER}", str(secret)))
+    front = Front(("127.0.0.1:1",), free_port(), free_port(), tls_file=str(tls_file))
+    envoy = start_envoy(tmp_path, configuration(front))
+    try:
+        await asyncio.to_thread(envoy.ready, lambda: _listens(front.port), within_s=30)
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("127.0.0.1", front.port))
+
+        first = await asyncio.to_thread(shown)
+        assert first.strip() == (secret / "tls.crt").read_text().strip()
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        async with aiohttp.ClientSession() as session:
+            url = f"https://127.0.0.1:{front.port}{PATH}"
+            async with session.post(url, json=completion(), ssl=trusting) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (503, "NoRouter")
+        link_secret(secret, "second", names=["front"])
+        renewed = (secret / "tls.crt").read_text().strip()
+        assert renewed != first.strip()
+        await until(lambda: _now(lambda: shown().strip() == renewed), what="the renewed certificate", within_s=20)
+    finally:
+        envoy.stop()
 
 
 @pytest.mark.parametrize(
