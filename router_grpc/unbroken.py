@@ -54,6 +54,17 @@ class Unbroken:
         return task
 
 
+def at_once(step: Coroutine[Any, Any, T]) -> T:
+    """The result of a step that waits for nothing; raises RuntimeError where it does wait."""
+    try:
+        step.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    step.close()
+    raise RuntimeError("a step that was to wait for nothing does wait")
+
+
 async def _finish(task: asyncio.Task[T], abandoned: Callable[[T], Awaitable[None]] | None) -> None:
     try:
         result = await task

@@ -36,6 +36,7 @@ from router_grpc.picker.observation import Observed, observed_by
 from router_grpc.picker.replies import CHUNK_BYTES
 from router_grpc.picker.rewrap import RESPONSE_BODY, piece_of, sent_on
 from router_grpc.status import Status
+from router_grpc.unbroken import at_once
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -304,7 +305,9 @@ class PickerSession:
 
     def _tell(self, report: Report) -> None:
         self._told.append(report)
-        if self._telling is None:
+        if self._desk.world.ledger.is_immediate:
+            at_once(self._tell_all())
+        elif self._telling is None:
             self._telling = self._desk.keep(self._tell_all())
 
     async def _tell_all(self) -> None:

@@ -22,7 +22,7 @@ from router_grpc.adapters.engine_metrics import MAX_SCRAPE_BYTES, UNREACHABLE_AF
 from router_grpc.adapters.file_source import FileSource, compile_file
 from router_grpc.adapters.instances import InstanceDirectory, endpoint_of
 from router_grpc.replica import FOREIGN_WINDOW, SIGNAL_LIFETIME_S, LoadReplica
-from router_grpc.unbroken import Unbroken, end_tasks
+from router_grpc.unbroken import Unbroken, at_once, end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -397,3 +397,15 @@ async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> No
     await end_tasks([task])
     assert swallowed.is_set()
     assert task.cancelled()
+
+
+def test_a_step_that_waits_for_nothing_is_run_at_once_and_one_that_waits_is_refused() -> None:
+    async def answer() -> int:
+        return 7
+
+    async def wait() -> None:
+        await asyncio.sleep(0)
+
+    assert at_once(answer()) == 7
+    with pytest.raises(RuntimeError, match="does wait"):
+        at_once(wait())
