@@ -82,7 +82,11 @@ class TrivialReports:
 def trivial_desk() -> PickerDesk:
     nothing = SimpleNamespace(attended=lambda *_, **__: None, unheard=lambda *_: None, left=lambda *_: None)
     world: Any = SimpleNamespace(
-        metrics=RouterMetrics(CollectorRegistry()), clock=time.monotonic, presuming=nothing, open_requests=nothing
+        metrics=RouterMetrics(CollectorRegistry()),
+        clock=time.monotonic,
+        presuming=nothing,
+        open_requests=nothing,
+        ledger=SimpleNamespace(is_immediate=True),
     )
     service: Any = TrivialService()
     reports: Any = TrivialReports()
