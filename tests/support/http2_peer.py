@@ -11,17 +11,31 @@ from llmrouter.errors import SaturatedError
 from router_grpc.http2 import frames as wire
 from router_grpc.http2.calls import PREFIX, Calls
 from router_grpc.http2.connection import Connection
+from router_grpc.http2.limits import Limits, Rate
 from router_grpc.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from router_grpc.http2.calls import Call, Handler
-    from router_grpc.http2.limits import Limits
 
 PATH = "/service/Method"
 WIDE = wire.settings({wire.INITIAL_WINDOW_SIZE: 2**30}) + wire.window_update(0, 2**30)
 """A peer that takes everything."""
+
+SMALL = Limits(
+    streams=4,
+    stream_window_bytes=1_000,
+    connection_window_bytes=100_000,
+    header_bytes=2_000,
+    header_frames=4,
+    message_bytes=5_000,
+    unsent_bytes=500,
+    idle_frames=Rate(20, 0.0),
+    settings=Rate(20, 0.0),
+    resets=Rate(5, 0.0),
+)
+"""Bounds that a test reaches."""
 
 
 class Frame(NamedTuple):
@@ -191,3 +205,8 @@ def data(stream_id: int, body: bytes, *, ends: bool = False) -> bytes:
         wire.frame(wire.DATA, wire.END_STREAM if ends and place == len(parts) else 0, stream_id, part)
         for place, part in enumerate(parts, start=1)
     )
+
+
+def call(peer: Peer, stream_id: int, *messages: bytes) -> bytes:
+    """A whole call: its headers, its messages, its end."""
+    return peer.headers(stream_id) + data(stream_id, b"".join(map(message, messages)), ends=True)
