@@ -49,12 +49,19 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         metrics_port=ports[1],
         ext_proc_port=_port(environment, *EXT_PROC) if environment.get("LLMROUTER_EXT_PROC_PORT") else None,
         openai_port=_port(environment, *OPENAI) if environment.get("LLMROUTER_OPENAI_PORT") else None,
-        ext_proc_is_fast=environment.get("LLMROUTER_EXT_PROC_TRANSPORT", "Fast") == "Fast",
+        ext_proc_is_fast=_is_fast(environment),
         tls=_tls(environment),
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
         tokenizers=Path(TOKENIZERS_FOLDER),
         place=place,
     )
+
+
+def _is_fast(environment: Mapping[str, str]) -> bool:
+    transport = environment.get("LLMROUTER_EXT_PROC_TRANSPORT", "Fast")
+    if transport not in {"Fast", "Grpc"}:
+        raise InvalidConfigError(f"LLMROUTER_EXT_PROC_TRANSPORT: {transport!r} is neither Fast nor Grpc")
+    return transport == "Fast"
 
 
 def _tls(environment: Mapping[str, str]) -> Tls | None:

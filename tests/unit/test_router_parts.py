@@ -372,6 +372,8 @@ def test_the_environment_says_ports_and_the_ledgers_namespace() -> None:
     for port in ("x", "0", "65536"):
         with pytest.raises(InvalidConfigError, match="LLMROUTER_GRPC_PORT"):
             settings_from({**COMPLETE, "LLMROUTER_GRPC_PORT": port})
+    with pytest.raises(InvalidConfigError, match="LLMROUTER_EXT_PROC_TRANSPORT: 'fast'"):
+        settings_from({**COMPLETE, "LLMROUTER_EXT_PROC_TRANSPORT": "fast"})
 
 
 def test_metrics_have_the_products_prefix() -> None:
