@@ -6,18 +6,17 @@ import asyncio
 import gc
 import logging
 import signal
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import start_http_server
 from threadpoolctl import threadpool_limits
 
-from llmrouter.errors import InvalidConfigError
+from router_grpc.metrics_port import serving_metrics
 from router_grpc.processes import told_metrics
 from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from router_grpc.composition import Router
     from router_grpc.processes import Place
@@ -67,25 +66,11 @@ async def run_until_stopped(
 @asynccontextmanager
 async def _told(router: Router, host: str, port: int, place: Place | None) -> AsyncIterator[None]:
     if place is None:
-        with _metrics_server(router, host, port):
+        with serving_metrics(router.registry, host, port):
             yield
     else:
         async with told_metrics(router.registry, place):
             yield
-
-
-@contextmanager
-def _metrics_server(router: Router, host: str, port: int) -> Iterator[None]:
-    try:
-        server, thread = start_http_server(port, addr=host, registry=router.registry)
-    except OSError as error:
-        raise InvalidConfigError(f"listeners.metricsPort: cannot listen on {host}:{port}: {error}") from error
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 async def _first_of(*steps: Coroutine[Any, Any, Any]) -> None:

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from llmrouter.errors import InvalidConfigError
+from router_grpc.metrics_port import serving_metrics
 from router_grpc.processes import FOLDER, NUMBER, Place
 
 if TYPE_CHECKING:
@@ -146,11 +146,6 @@ async def supervise(
         children = [Child(Place(number, Path(folder)), command, environment) for number in range(processes)]
         registry = CollectorRegistry()
         registry.register(ProcessesMetrics(children))
-        try:
-            server, thread = start_http_server(metrics_port, addr=metrics_host, registry=registry)
-        except OSError as error:
-            problem = f"listeners.metricsPort: cannot listen on {metrics_host}:{metrics_port}: {error}"
-            raise InvalidConfigError(problem) from error
 
         def stop_all() -> None:
             stop.set()
@@ -159,13 +154,11 @@ async def supervise(
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop_all)
-        _log.info("processes begin", extra={"processes": processes, "pid": os.getpid()})
-        lives = [asyncio.create_task(child.live()) for child in children]
-        done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            stop_all()
-        statuses = await asyncio.gather(*lives)
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        with serving_metrics(registry, metrics_host, metrics_port):
+            _log.info("processes begin", extra={"processes": processes, "pid": os.getpid()})
+            lives = [asyncio.create_task(child.live()) for child in children]
+            done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+            if not stop.is_set():
+                stop_all()
+            statuses = await asyncio.gather(*lives)
     return max((one.result() for one in done), default=0) or max(statuses)
