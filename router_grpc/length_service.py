@@ -31,6 +31,7 @@ from llmrouter.quick import quick
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_allowance import Allowance
 from router_grpc.length_watch import LengthWatch
+from router_grpc.rates import Meter, Rate
 from router_grpc.worker import BatchWorker, NotInTimeError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ CONSTANT = "constant"
 LEARN_EVERY_S, MAX_TO_LEARN = 0.02, 4_096
 """Answers are learned one by one, with time for others between; so many may wait for it."""
 
-LEARNED_PER_S, LEARNED_BURST = 20.0, 1_000.0
+LEARNED = Rate(burst=1_000.0, per_s=20.0)
 """Answers that are learned from, at most: laws need no more, and learning takes time from foretelling."""
 
 _NO_TIME_BYTES_PER_TOKEN = 4
@@ -161,7 +162,7 @@ class LengthService:
         self._metrics = metrics.lengths
         self.watch = LengthWatch(metrics, DriftWatch())
         self._plan = LengthPlan()
-        self._allowance, self._allowed_at_s = LEARNED_BURST, clock()
+        self._learned = Meter(LEARNED, clock())
         self._answers: dict[str, int] = {}
         self._lateness = Lateness(budget_s=MODEL_BUDGET_S, clock=clock)
         self._worker: BatchWorker[_Asked, Foretold] = BatchWorker(self._answer_alone, name="lengths")
@@ -227,7 +228,7 @@ class LengthService:
         """Has the answer's length learned, soon; ``prompt_tokens`` is what the engine counted."""
         learn = self._learn if self._plan.learns else self._watch_alone
         step = partial(learn, foretold, output_tokens=output_tokens, prompt_tokens=prompt_tokens)
-        if len(self._to_learn) >= MAX_TO_LEARN or not self._may_learn():
+        if len(self._to_learn) >= MAX_TO_LEARN or not self._learned.allows(self._clock()):
             self._metrics.learning_dropped.inc()
             return
         self._to_learn.append(step)
@@ -268,16 +269,6 @@ class LengthService:
                 self._time.took(self._clock() - started_s, late=False)
         if self._to_learn:
             self._learn_later()
-
-    def _may_learn(self) -> bool:
-        now_s = self._clock()
-        passed_s = max(0.0, now_s - self._allowed_at_s)
-        self._allowance = min(LEARNED_BURST, self._allowance + LEARNED_PER_S * passed_s)
-        self._allowed_at_s = now_s
-        if self._allowance < 1.0:
-            return False
-        self._allowance -= 1.0
-        return True
 
     def _locked(self, step: Callable[[], T]) -> T:
         """A step that has the learner to itself."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from router_grpc.http2 import frames as wire
 from router_grpc.http2.blocks import BlockReader, TooLongError
 from router_grpc.http2.frames import Code, PeerError
-from router_grpc.http2.limits import Limits, Meter
+from router_grpc.http2.limits import Limits
 from router_grpc.http2.sending import Sending
+from router_grpc.rates import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

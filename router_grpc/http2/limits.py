@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from router_grpc.rates import Rate
+
 KIB, MIB = 1024, 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """``burst`` at once, ``per_s`` in the long run."""
-
-    burst: float
-    per_s: float
+IDLE_FRAMES, SETTINGS, RESETS = Rate(1_000, 200), Rate(100, 10), Rate(20_000, 2_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +39,11 @@ class Limits:
     header_frames: int = 64
     message_bytes: int = 16 * MIB + 256 * KIB
     unsent_bytes: int = 256 * KIB
-    idle_frames: Rate = Rate(burst=1_000, per_s=200)
-    settings: Rate = Rate(burst=100, per_s=10)
-    resets: Rate = Rate(burst=20_000, per_s=2_000)
+    idle_frames: Rate = IDLE_FRAMES
+    settings: Rate = SETTINGS
+    resets: Rate = RESETS
     preface_s: float = 10.0
     keepalive_s: float = 20.0
     answer_s: float = 10.0
     idle_s: float = 900.0
     close_s: float = 5.0
-
-
-class Meter:
-    """Counts against a rate."""
-
-    __slots__ = ("_at_s", "_left", "_rate")
-
-    def __init__(self, rate: Rate, now_s: float) -> None:
-        self._rate, self._left, self._at_s = rate, rate.burst, now_s
-
-    def allows(self, now_s: float) -> bool:
-        """Counts one; says whether it is within the rate."""
-        self._left = min(self._rate.burst, self._left + (now_s - self._at_s) * self._rate.per_s)
-        self._at_s = now_s
-        self._left -= 1.0
-        return self._left >= 0.0

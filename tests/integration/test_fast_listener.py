@@ -19,10 +19,11 @@ from support.router_world import Bench, config_of, until
 
 from router_grpc.http2 import frames as wire
 from router_grpc.http2.frames import Code
-from router_grpc.http2.limits import Limits, Rate
+from router_grpc.http2.limits import Limits
 from router_grpc.listeners.ext_proc import METHOD, PICKER_NAME
 from router_grpc.listeners.fast import FastServer
 from router_grpc.picker.session import PickerDesk
+from router_grpc.rates import Rate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine

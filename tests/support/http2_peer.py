@@ -11,7 +11,8 @@ from llmrouter.errors import SaturatedError
 from router_grpc.http2 import frames as wire
 from router_grpc.http2.calls import PREFIX, Calls
 from router_grpc.http2.connection import Connection
-from router_grpc.http2.limits import Limits, Rate
+from router_grpc.http2.limits import Limits
+from router_grpc.rates import Rate
 from router_grpc.status import Status
 
 if TYPE_CHECKING:

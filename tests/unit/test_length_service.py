@@ -22,7 +22,7 @@ from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.length_service import (
     AT_ONCE_BYTES,
-    LEARNED_BURST,
+    LEARNED,
     MAX_READ_BYTES,
     MODEL_BUDGET_S,
     QUICK_IN_A_ROW,
@@ -306,7 +306,7 @@ async def test_learning_that_falls_behind_is_dropped_and_counted(served: Served)
     await asyncio.sleep(0)
     for _ in range(2_000):
         served.service.finished(foretold, output_tokens=5, prompt_tokens=None)
-    assert served.count("length_learning_dropped_total") == 2_000 - LEARNED_BURST
+    assert served.count("length_learning_dropped_total") == 2_000 - LEARNED.burst
     served.model.gate.set()
     assert (await waiting).law.source == foretold.law.source
 
