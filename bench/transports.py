@@ -59,7 +59,7 @@ class TrivialService:
 
     runtime = None
 
-    async def route(self, _ask: object) -> RouteAnswer:
+    async def route(self, _ask: object, **_named: object) -> RouteAnswer:
         return RouteAnswer(
             request_id="0123456789abcdef", instance_id="a", endpoint="10.0.0.1:8000", fallbacks=(),
             predicted_output_tokens=1.0, policy="Trivial", policy_digest="", reason="", held_s=0.0, degraded=False,

@@ -93,13 +93,13 @@ class Presuming:
             expected_tokens=tokens,
         )
 
-    def note_signal(self, instance_id: str, signal: EngineSignal, *, counted: int) -> None:
-        """An engine reports; so many requests are counted on it."""
+    def note_signal(self, world: World, instance_id: str, signal: EngineSignal) -> None:
+        """An engine reports."""
         if signal.running is None or signal.waiting is None:
             self._surplus.pop(instance_id, None)
         elif self._presumed:
             surplus = self._surplus.setdefault(instance_id, Surplus())
-            surplus.note(counted=counted, in_engine=signal.running + signal.waiting)
+            surplus.note(counted=counted_in_engine(world, instance_id), in_engine=signal.running + signal.waiting)
 
     async def step(self, world: World, kick: Callable[[], None]) -> None:
         """Writes what is presumed now, and takes out of the ledger what is presumed over."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MAX_REPORTED_TOKENS = 10_000_000
 MAX_REASON_LENGTH = 256
+PROGRESS_TOKENS = 64
+"""A listener tells progress after so many tokens: more often it would cost more than it is worth."""
+
 REVISED_FROM = 0.5
 """Share of its expected tokens from which on an answer's length is foretold anew at every report of progress."""
 

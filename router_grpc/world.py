@@ -12,7 +12,6 @@ from llmrouter.routing.slow_start import SlowStart
 from router_grpc.calibrating import Calibrating
 from router_grpc.prefixing import Prefixing
 from router_grpc.presuming import Presuming
-from router_grpc.staging import counted_in_engine
 from router_grpc.unbroken import Unbroken
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ class World:
 
     def heard(self, instance: Instance, signal: EngineSignal) -> None:
         """An engine reports."""
-        counted = counted_in_engine(self, instance.instance_id)
-        self.presuming.note_signal(instance.instance_id, signal, counted=counted)
+        self.presuming.note_signal(self, instance.instance_id, signal)
         self.replica.note_signal(instance, signal)
 
     async def release(self, request_id: str) -> Reservation | None:

@@ -8,6 +8,7 @@ import grpc
 
 from llmrouter.errors import InvalidRequestError, LLMRouterError, NoInstanceError
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
+from router_grpc.counted import counted_route
 from router_grpc.listeners.converters import (
     instance_state,
     report_of,
@@ -42,20 +43,16 @@ class RouterServicer(pb_grpc.RouterServicer):
         self, request: pb.RouteRequest, context: grpc.aio.ServicerContext[pb.RouteRequest, pb.RouteResponse]
     ) -> pb.RouteResponse:
         """See router.proto."""
-        started_s = self._world.clock()
         left_s = context.time_remaining()
-        deadline_s = None if left_s is None else started_s + max(0.0, left_s - DEADLINE_MARGIN_S)
+        deadline_s = None if left_s is None else self._world.clock() + max(0.0, left_s - DEADLINE_MARGIN_S)
         try:
-            answer = await self._service.route(route_ask(request), deadline_s=deadline_s)
+            answer = await counted_route(self._world, self._service, route_ask(request), deadline_s=deadline_s)
         except LLMRouterError as error:
-            self._world.metrics.requests.labels(error.reason).inc()
             await context.abort(status_of(error), str(error), trailing_metadata=trailers_of(error))
             raise  # abort has raised already
         except Exception:
             self._world.metrics.requests.labels("Error").inc()
             raise  # grpc logs it and answers UNKNOWN
-        self._world.metrics.requests.labels("Routed").inc()
-        self._world.metrics.route_seconds.observe(self._world.clock() - started_s)
         return route_response(answer)
 
     async def Report(  # noqa: N802 - the name is gRPC's

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from llmrouter.errors import LLMRouterError, NoInstanceError, SaturatedError
-from router_grpc.forwarding import least_loaded
+from router_grpc.counted import counted_forward
 from router_grpc.listeners.openai_upstream import OWN, next_chunk, passed_on
 from router_grpc.openai.answers import PartEnd
 from router_grpc.openai.generation import Produced
@@ -232,10 +232,8 @@ class Passage:
 
     async def _forward(self) -> web.StreamResponse:
         """A request that makes no tokens: to any instance, once."""
-        metrics = self._desk.world.metrics
         try:
-            endpoint = least_loaded(self._desk.world, None)
-            metrics.requests.labels("Forwarded").inc()
+            endpoint = counted_forward(self._desk.world, None)
             response = await self._upstream.send(
                 self._request.method,
                 endpoint,
@@ -250,10 +248,7 @@ class Passage:
                 while chunk := await next_chunk(response, watch=None, stall_s=self._journey.rules.stall_seconds):
                     await self._write(chunk)
             return await self._close()
-        except InstanceFailedError as error:
-            return await self._refuse(error)
         except LLMRouterError as error:
-            metrics.requests.labels(error.reason).inc()
             return await self._refuse(error)
 
     async def _write(self, data: bytes, *, also_empty: bool = False) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmrouter.errors import LLMRouterError
+from router_grpc.counted import counted_route
 from router_grpc.openai.journey import MOVES, Cause
-from router_grpc.reports import MAX_REASON_LENGTH, Report, ReportKind
+from router_grpc.reports import MAX_REASON_LENGTH, PROGRESS_TOKENS, Report, ReportKind
 
 if TYPE_CHECKING:
     from router_grpc.calls import RouteAnswer, RouteAsk
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from router_grpc.reports import ReportService
     from router_grpc.service import RouterService
     from router_grpc.world import World
-
-PROGRESS_TOKENS = 64
-"""Progress is told after so many tokens: more often it would cost more than it is worth."""
 
 
 class FrontDesk:
@@ -33,14 +30,7 @@ class FrontDesk:
         Raises:
             LLMRouterError: there is none; counted.
         """
-        metrics, started_s = self.world.metrics, self.world.clock()
-        try:
-            answer = await self.service.route(ask)
-        except LLMRouterError as error:
-            metrics.requests.labels(error.reason).inc()
-            raise
-        metrics.requests.labels("Routed").inc()
-        metrics.route_seconds.observe(self.world.clock() - started_s)
+        answer = await counted_route(self.world, self.service, ask)
         dispatch = Dispatch(self, answer, is_later=is_later)
         if not streams:
             self.world.presuming.unheard(self.world, answer.request_id)

@@ -37,7 +37,7 @@ from router_grpc.picker.replies import (
 )
 from router_grpc.picker.rewrap import REQUEST, RESPONSE
 from router_grpc.picker.usage import AnswerScan
-from router_grpc.reports import MAX_REPORTED_TOKENS, Report, ReportKind
+from router_grpc.reports import MAX_REPORTED_TOKENS, PROGRESS_TOKENS, Report, ReportKind
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ MAX_HEADERS = 1_000
 MAX_HEADERS_BYTES = 256 * 1024
 BODY_S = 300.0
 """A body that is not whole after so long is given up: see ``Exchange.overdue``."""
-
-PROGRESS_EVENTS = 64
-"""Progress is told after so many tokens: more often it would cost more than it is worth."""
 
 FAILED_FROM, FAULT_FROM = 400, 500
 """Statuses of an answer that is none, and of one that its engine is to blame for."""
@@ -370,7 +367,7 @@ class Exchange:
         if scan.has_begun and not self._told_first and not self._has_failed:
             self._told_first = True
             yield from self._tell(ReportKind.FIRST_TOKEN)
-        elif scan.events >= self._told_events + PROGRESS_EVENTS:
+        elif scan.events >= self._told_events + PROGRESS_TOKENS:
             self._told_events = scan.events
             yield from self._tell(ReportKind.PROGRESS, output_tokens=min(scan.events, MAX_REPORTED_TOKENS))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from google.protobuf.message import DecodeError
 
 from llmrouter.errors import LLMRouterError
-from router_grpc.forwarding import least_loaded
+from router_grpc.counted import counted_forward, counted_route
 from router_grpc.picker.exchange import (
     BODY_S,
     Exchange,
@@ -72,7 +72,6 @@ class PickerDesk:
 
     def __init__(self, world: World, service: RouterService, reports: ReportService) -> None:
         self.world, self.service, self.reports = world, service, reports
-        self.routed = world.metrics.requests.labels("Routed")
         self.intake = Intake()
         self._observed: tuple[Runtime | None, Observed] = (None, Observed())
         self._open: dict[PickerSession, float] = {}
@@ -232,14 +231,10 @@ class PickerSession:
 
     async def _place(self, effect: Pick) -> Sequence[Effect]:
         world = self._desk.world
-        started_s = world.clock()
         try:
-            answer = await self._desk.service.route(effect.ask)
+            answer = await counted_route(world, self._desk.service, effect.ask)
         except LLMRouterError as error:
-            world.metrics.requests.labels(error.reason).inc()
             return self._exchange.refused(error)
-        self._desk.routed.inc()
-        world.metrics.route_seconds.observe(world.clock() - started_s)
         tells_start = self._exchange.streams
         world.open_requests.attended(answer.request_id, stream_id=self._stream_id, tells_start=tells_start)
         return self._exchange.picked(answer.endpoint, answer.request_id, answer.prefill_endpoint)
@@ -253,13 +248,10 @@ class PickerSession:
                 self._take(message)
 
     def _forward(self, effect: Forward) -> Sequence[Effect]:
-        world = self._desk.world
         try:
-            endpoint = least_loaded(world, effect.subset)
+            endpoint = counted_forward(self._desk.world, effect.subset)
         except LLMRouterError as error:
-            world.metrics.requests.labels(error.reason).inc()
             return self._exchange.refused(error)
-        world.metrics.requests.labels("Forwarded").inc()
         return self._exchange.picked(endpoint, "")
 
     def _failed(self, error: Exception) -> None:

@@ -8,8 +8,9 @@ from support.router_world import MODEL, Bench, config_of
 from llmrouter.errors import NoInstanceError
 from router_grpc.calls import RouteAsk
 from router_grpc.openai.answers import PartUsage
-from router_grpc.openai.dispatch import PROGRESS_TOKENS, Dispatch, FrontDesk
+from router_grpc.openai.dispatch import Dispatch, FrontDesk
 from router_grpc.openai.journey import Cause, EngineAnswer, InstanceFailedError
+from router_grpc.reports import PROGRESS_TOKENS
 
 ASK = RouteAsk(model=MODEL, prompt_tokens=100)
 HISTOGRAMS = ("llmrouter_request_ttft_seconds_count", "llmrouter_request_e2e_seconds_count")

@@ -21,7 +21,6 @@ from llmrouter.errors import LedgerUnavailableError, LLMRouterError, NoInstanceE
 from router_grpc.calls import UnknownModelError
 from router_grpc.picker import headers as names
 from router_grpc.picker.exchange import (
-    PROGRESS_EVENTS,
     Exchange,
     Forward,
     Pick,
@@ -31,7 +30,7 @@ from router_grpc.picker.exchange import (
     Tell,
 )
 from router_grpc.picker.replies import CHUNK_BYTES
-from router_grpc.reports import ReportKind
+from router_grpc.reports import PROGRESS_TOKENS, ReportKind
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -240,16 +239,16 @@ class TestAnAnswer:
         exchange = answering(stream=True)
         exchange.receive(response_headers(content_type="text/event-stream"))
         happened: list[tuple[ReportKind, int | None]] = []
-        for _ in range(2 * PROGRESS_EVENTS):
+        for _ in range(2 * PROGRESS_TOKENS):
             effects = exchange.receive(response_body(b'data: {"choices": [{"text": "a"}]}\n\n'))
             assert isinstance(effects[0], Send), "a chunk never waits for a report"
             happened += told(effects)
         happened += told(exchange.receive(response_body(b"data: [DONE]\n\n", ends=True)))
         assert happened == [
             (ReportKind.FIRST_TOKEN, None),
-            (ReportKind.PROGRESS, PROGRESS_EVENTS),
-            (ReportKind.PROGRESS, 2 * PROGRESS_EVENTS),
-            (ReportKind.FINISHED, 2 * PROGRESS_EVENTS),
+            (ReportKind.PROGRESS, PROGRESS_TOKENS),
+            (ReportKind.PROGRESS, 2 * PROGRESS_TOKENS),
+            (ReportKind.FINISHED, 2 * PROGRESS_TOKENS),
         ]
 
     def test_usage_goes_with_the_end(self) -> None:
