@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
+from llmrouter.decision_log_spec import DecisionLogSpec, ExplorationSpec
 from llmrouter.domain import BatchHold, EngineMode, EngineProfile, ObjectiveWeights, Preferences
 from llmrouter.errors import InvalidConfigError
 from llmrouter.feature_set import LENGTH_FEATURE_VERSION
@@ -80,6 +81,7 @@ class PolicyConfig(Resource):
     queue: QueueSpec = QueueSpec()
     guard: GuardSpec = GuardSpec()
     prefix_affinity: PrefixAffinitySpec = PrefixAffinitySpec()
+    exploration: ExplorationSpec = ExplorationSpec()
 
     @property
     def digest(self) -> str:
@@ -179,6 +181,7 @@ class RouterConfig(Resource):
     limits: LimitsSpec = LimitsSpec()
     outliers: OutliersSpec = OutliersSpec()
     prefill_decode: PrefillDecodeSpec = PrefillDecodeSpec()
+    decision_log: DecisionLogSpec = DecisionLogSpec()
     log_level: str = "INFO"
 
     @property
@@ -204,6 +207,7 @@ def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | No
         queue=spec.queue,
         guard=spec.guard,
         prefix_affinity=spec.prefix_affinity,
+        exploration=spec.exploration,
     )
 
 
@@ -245,6 +249,7 @@ def compile_router(
         limits=spec.limits,
         outliers=spec.outliers,
         prefill_decode=spec.prefill_decode,
+        decision_log=spec.decision_log,
         log_level=spec.router.log_level,
     )
 

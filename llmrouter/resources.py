@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from llmrouter.decision_log_spec import DecisionLogSpec, ExplorationSpec
 from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.listener_specs import ListenersSpec
 from llmrouter.resource_types import (
@@ -295,6 +296,7 @@ class LLMRouterSpec(Resource):
     limits: LimitsSpec = LimitsSpec()
     outliers: OutliersSpec = OutliersSpec()
     prefill_decode: PrefillDecodeSpec = PrefillDecodeSpec()
+    decision_log: DecisionLogSpec = DecisionLogSpec()
 
     @model_validator(mode="after")
     def _both_stages(self) -> Self:
@@ -458,6 +460,7 @@ class RoutingPolicySpec(Resource):
     queue: QueueSpec = QueueSpec()
     guard: GuardSpec = GuardSpec()
     prefix_affinity: PrefixAffinitySpec = PrefixAffinitySpec()
+    exploration: ExplorationSpec = ExplorationSpec()
 
     @model_validator(mode="after")
     def _model_for_onnx(self) -> Self:

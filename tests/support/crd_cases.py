@@ -270,6 +270,20 @@ BAD_ROUTERS = [
         "must be 0 or at least 1.5",
     ),
     Case("a start slower than 600 s", router(outliers={"slowStartSeconds": 601}), "slowStartSeconds", "equal to 600"),
+    Case("more decisions than all", router(decisionLog={"fraction": 1.5}), "decisionLog.fraction", "equal to 1"),
+    Case("a log to nowhere", router(decisionLog={"sink": "Printer"}), "decisionLog.sink", "supported values"),
+    Case("a store without a url", router(decisionLog={"sink": "ObjectStore"}), "decisionLog", "url must be set"),
+    Case("a url for nothing", router(decisionLog={"url": "s3://a/b"}), "decisionLog", "url must be set"),
+    Case(
+        "a url with a query",
+        router(decisionLog={"sink": "ObjectStore", "url": "s3://a/b?key=x"}),
+        "decisionLog.url",
+        "should match",
+    ),
+    Case("a secret for a line", router(decisionLog={"secretRef": {"name": "s"}}), "decisionLog", "alone"),
+    Case("a volume for a store", router(decisionLog={"claimName": "c"}), "decisionLog", "sink File alone"),
+    Case("a log of few bytes", router(decisionLog={"maxBytes": 1}), "maxBytes", "greater than or equal to 65536"),
+    Case("records of nobody", router(decisionLog={"maxCandidates": 0}), "maxCandidates", "equal to 1"),
     Case("two listeners on a port", router(listeners={"extProc": {"port": 9000}}), "listeners", "must differ"),
     Case(
         "two fronts on a port",
@@ -390,6 +404,7 @@ BAD_POLICIES = [
     Case(
         "affinity in part", {"type": "Random", "prefixAffinity": {"enabled": 0.5}}, "prefixAffinity.enabled", "boolean"
     ),
+    Case("exploring all day", {"type": "Random", "exploration": {"fraction": 0.5}}, "fraction", "equal to 0.2"),
     Case("more than all", {"type": "Random", "guard": {"maxClampedFraction": 2}}, "maxClampedFraction", "equal to 1"),
     Case(
         "no time to decide",
@@ -402,6 +417,8 @@ BAD_POLICIES = [
 GOOD_ROUTERS: list[Spec] = [
     router(),
     router(router={"replicas": 0}),
+    router(decisionLog={"fraction": 0.01, "sink": "File", "claimName": "decisions", "maxBytes": 10_000_000}),
+    router(decisionLog={"sink": "ObjectStore", "url": "s3://bucket/folder", "secretRef": {"name": "s"}}),
     router(
         router={"replicas": 1, "processes": 4},
         state={"redis": {"address": "redis:6379"}},
@@ -443,4 +460,5 @@ GOOD_POLICIES: list[Spec] = [
     {"type": "LeastKvTokens", "hold": {"room": "Kv", "kvFraction": 0.9}},
     {"type": "WorkloadImpact", "hold": {"batchSize": 1, "batchWaitSeconds": 0.5}},
     {"type": "LMetric", "prefixAffinity": {"enabled": False}},
+    {"type": "LMetric", "exploration": {"fraction": 0.05}},
 ]
