@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from prometheus_client import CollectorRegistry
 
+    from llmrouter_operator.models import ObjectKey
+
+_VALUES = {"True": 1, "False": 0, "Unknown": -1}
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -33,3 +38,21 @@ class OperatorMetrics:
         )
         self.leading = Gauge("llmrouter_operator_leading", "1 while this replica leads.", registry=registry)
         self.routers = Gauge("llmrouter_operator_llmrouters", "LLMRouters looked after.", registry=registry)
+        self._conditions = Gauge(
+            "llmrouter_operator_condition",
+            "Conditions of LLMRouters: 1 true, 0 false, -1 not known yet.",
+            ["namespace", "name", "type"],
+            registry=registry,
+        )
+        self._shown: dict[ObjectKey, set[str]] = {}
+
+    def show_conditions(self, key: ObjectKey, conditions: Iterable[Mapping[str, str]]) -> None:
+        """Shows the conditions of one LLMRouter in place of those shown before; none of them when it is gone."""
+        values = {one["type"]: _VALUES[one["status"]] for one in conditions}
+        for kind in self._shown.get(key, set()) - values.keys():
+            self._conditions.remove(*key, kind)
+        for kind, value in values.items():
+            self._conditions.labels(*key, kind).set(value)
+        self._shown[key] = set(values)
+        if not values:
+            del self._shown[key]

@@ -84,6 +84,7 @@ class Reconciler:
         """Raises ClusterError where the API server refused or did not answer; then it is to be tried again."""
         observed = await self._observe(key)
         if observed is None:
+            self._metrics.show_conditions(key, ())
             return Outcome(gone=True)
         plan = decide(observed, self._defaults)
         try:
@@ -178,6 +179,7 @@ class Reconciler:
             in_force=in_force.config if in_force else None,
             now=self._now().strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+        self._metrics.show_conditions(plan.key, new["conditions"])
         if new == old:
             return
         metadata = metadata_of(router)
