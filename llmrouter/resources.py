@@ -12,6 +12,8 @@ from pydantic import Field, StringConstraints, model_validator
 from llmrouter.decision_log_spec import DecisionLogSpec, ExplorationSpec
 from llmrouter.domain import DECODE_RESERVE_FRACTION
 from llmrouter.listener_specs import ListenersSpec
+from llmrouter.model_sources import ModelSource
+from llmrouter.rebalance_specs import PoolScaleSpec, RebalanceSpec, check_rebalance
 from llmrouter.resource_types import (
     ConfigMapKey,
     DnsLabel,
@@ -27,6 +29,7 @@ from llmrouter.resource_types import (
     Sha256,
     unique,
 )
+from llmrouter.rollout_specs import CandidateSpec
 
 GROUP = "llmrouter.dev"
 VERSION = "v1alpha1"
@@ -121,7 +124,7 @@ PoolRole = Literal["Mixed", "Prefill", "Decode"]
 """What a pool's instances do: whole requests, or one stage of them."""
 
 
-class PoolSpec(Resource):
+class PoolSpec(PoolScaleSpec):
     """Instances of one kind."""
 
     name: DnsLabel
@@ -140,22 +143,21 @@ class PoolSpec(Resource):
         given = [one for one in (self.selector, self.inference_pool_ref, self.endpoints) if one is not None]
         if len(given) != 1:
             raise ValueError("exactly one of selector, inferencePoolRef and endpoints must be set")
+        if self.scale_target_ref is not None and self.endpoints is not None:
+            raise ValueError("scaleTargetRef needs selector or inferencePoolRef: endpoints are no pods")
         return self
 
 
-class ConfigMapModelRef(Resource):
-    """A model in a ConfigMap's binaryData (or data, for the manifest)."""
-
-    name: ObjectName
-    model_key: ConfigMapKey = "model.onnx"
-    manifest_key: ConfigMapKey = "manifest.json"
-
-
-class PredictorModelSpec(Resource):
+class PredictorModelSpec(ModelSource):
     """An output-length model of one's own, as ``llmrouter predictor fit`` makes it."""
 
-    config_map: ConfigMapModelRef
     sha256: Sha256
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.sources_given != 1:
+            raise ValueError("exactly one of configMap, persistentVolumeClaim, http and oci must be set")
+        return self
 
 
 class PredictorBase(Resource):
@@ -234,6 +236,12 @@ class TokenizersSpec(Resource):
         return self
 
 
+class ModelsFolderSpec(Resource):
+    """The volume of models that router pods mount, read-only."""
+
+    persistent_volume_claim: ClaimRef
+
+
 class RouterSpec(Resource):
     """How the router pods run."""
 
@@ -244,6 +252,12 @@ class RouterSpec(Resource):
     node_selector: LabelMap = Field(default_factory=dict, max_length=16)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     tokenizers: TokenizersSpec | None = None
+    models: ModelsFolderSpec | None = None
+
+    @property
+    def models_claim(self) -> str | None:
+        """Name of the claim that models may be on, if pods mount one."""
+        return None if self.models is None else self.models.persistent_volume_claim.claim_name
 
 
 class LimitsSpec(Resource):
@@ -289,6 +303,7 @@ class LLMRouterSpec(Resource):
     models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=32)
     pools: tuple[PoolSpec, ...] = Field(min_length=1, max_length=32)
     policy_ref: NameRef
+    candidate: CandidateSpec | None = None
     predictor: PredictorSpec = PredictorSpec()
     state: StateSpec = StateSpec()
     listeners: ListenersSpec = ListenersSpec()
@@ -296,7 +311,16 @@ class LLMRouterSpec(Resource):
     limits: LimitsSpec = LimitsSpec()
     outliers: OutliersSpec = OutliersSpec()
     prefill_decode: PrefillDecodeSpec = PrefillDecodeSpec()
+    rebalance: RebalanceSpec | None = None
     decision_log: DecisionLogSpec = DecisionLogSpec()
+
+    @model_validator(mode="after")
+    def _predictor_on_mounted_claim(self) -> Self:
+        model = self.predictor.model
+        claim = None if model is None else model.persistent_volume_claim
+        if claim is not None and claim.claim_name != self.router.models_claim:
+            raise ValueError("predictor.model.persistentVolumeClaim.claimName must be that of router.models")
+        return self
 
     @model_validator(mode="after")
     def _both_stages(self) -> Self:
@@ -309,9 +333,16 @@ class LLMRouterSpec(Resource):
         return self
 
     @model_validator(mode="after")
+    def _candidate_is_another(self) -> Self:
+        if self.candidate is not None and self.candidate.policy_ref.name == self.policy_ref.name:
+            raise ValueError("candidate.policyRef.name must name another RoutingPolicy than policyRef")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
         unique("models", [model.name for model in self.models])
         unique("pools", [pool.name for pool in self.pools])
+        check_rebalance(self.rebalance, self.pools)
         served = {model.name for model in self.models}
         for pool in self.pools:
             if unknown := sorted(set(pool.models or ()) - served):
@@ -332,19 +363,18 @@ class LLMRouterSpec(Resource):
         return self
 
 
-class PolicyModelSpec(Resource):
+class PolicyModelSpec(ModelSource):
     """Where the ONNX model of a policy comes from."""
 
     builtin: Literal["marginal-cost", "learned"] | None = None
-    config_map: ConfigMapModelRef | None = None
     sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.builtin is None) == (self.config_map is None):
-            raise ValueError("exactly one of builtin and configMap must be set")
-        if self.config_map is not None and self.sha256 is None:
-            raise ValueError("sha256 is required for a model from a configMap")
+        if self.sources_given + (self.builtin is not None) != 1:
+            raise ValueError("exactly one of builtin, configMap, persistentVolumeClaim, http and oci must be set")
+        if self.builtin is None and self.sha256 is None:
+            raise ValueError("sha256 is required for a model that is not builtin")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.crd_cases import BAD_POLICIES, BAD_ROUTERS, GOOD_POLICIES, GOOD_ROUTERS, Case
 from support.operator_process import Space, make_namespace
+from support.rebalance_cases import BAD_REBALANCES, GOOD_REBALANCES
 
 from llmrouter.testbed.cluster.api import ApiError
 
@@ -32,7 +33,7 @@ def refusal(space: Space, kind: str, spec: dict[str, Any], name: str = "case") -
     return str(caught.value)
 
 
-@pytest.mark.parametrize("case", BAD_ROUTERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*BAD_ROUTERS, *BAD_REBALANCES], ids=lambda case: case.name)
 def test_a_bad_llmrouter_is_refused_by_name_of_the_field(space: Space, case: Case) -> None:
     message = refusal(space, "LLMRouter", case.spec)
 
@@ -48,7 +49,7 @@ def test_a_bad_policy_is_refused_by_name_of_the_field(space: Space, case: Case) 
     assert case.bound in message
 
 
-@pytest.mark.parametrize("spec", GOOD_ROUTERS)
+@pytest.mark.parametrize("spec", [*GOOD_ROUTERS, *GOOD_REBALANCES])
 def test_a_good_llmrouter_is_taken(space: Space, spec: dict[str, Any]) -> None:
     space.create(wrap("LLMRouter", spec))
     space.delete("LLMRouter", "case")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from support.crd_cases import BAD_POLICIES, BAD_ROUTERS, GOOD_POLICIES, GOOD_ROUTERS, Case
+from support.rebalance_cases import BAD_REBALANCES, GOOD_REBALANCES
 
 from llmrouter.resources import LLMRouterSpec, RoutingPolicySpec
 
@@ -142,7 +143,7 @@ def test_the_chart_installs_the_same_crds(file: Path) -> None:
     assert (CHART_CRDS / file.name).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("case", BAD_ROUTERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*BAD_ROUTERS, *BAD_REBALANCES], ids=lambda case: case.name)
 def test_the_library_refuses_bad_llmrouters(case: Case) -> None:
     with pytest.raises(ValidationError):
         LLMRouterSpec.model_validate(case.spec)
@@ -155,7 +156,7 @@ def test_the_library_refuses_bad_policies(case: Case) -> None:
 
 
 def test_the_library_takes_good_ones() -> None:
-    for spec in GOOD_ROUTERS:
+    for spec in [*GOOD_ROUTERS, *GOOD_REBALANCES]:
         LLMRouterSpec.model_validate(spec)
     for spec in GOOD_POLICIES:
         RoutingPolicySpec.model_validate(spec)
