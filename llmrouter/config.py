@@ -42,21 +42,27 @@ from llmrouter.resources import (
     RoutingPolicySpec,
     StateSpec,
 )
+from llmrouter.rollout_specs import CandidateMode, GuardrailsSpec, Percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmrouter.manifest import Manifest
+    from llmrouter.model_sources import ModelSource
 
 CONFIG_VERSION = 1
 CONFIG_KEY = "router.json"
 MODEL_KEY = "policy.onnx"
 MANIFEST_KEY = "policy.manifest.json"
+CANDIDATE_MODEL_KEY = "candidate.onnx"
+CANDIDATE_MANIFEST_KEY = "candidate.manifest.json"
 PREDICTOR_MODEL_KEY = "predictor.onnx"
 PREDICTOR_MANIFEST_KEY = "predictor.manifest.json"
 DIGEST_ANNOTATION = "llmrouter.dev/config-digest"
 MAX_CONFIG_BYTES = 1_000_000
 """The bound of a ConfigMap."""
+MODELS_FOLDER = "/var/lib/llmrouter/models"
+"""Where router pods mount ``spec.router.models``."""
 TOKENIZERS_FOLDER = "/var/lib/llmrouter/tokenizers"
 """Where router pods mount ``spec.router.tokenizers``."""
 CERTIFICATE_FOLDER = "/var/lib/llmrouter/certificate"
@@ -76,6 +82,8 @@ class PolicyConfig(Resource):
     type: PolicyType
     model_builtin: str | None = None
     model_sha256: Sha256 | None = None
+    model_path: RelativePath | None = None
+    """Folder of the model below that of models, where it is there and not beside this configuration."""
     objective: ObjectiveSpec = ObjectiveSpec()
     hold: HoldSpec = HoldSpec()
     queue: QueueSpec = QueueSpec()
@@ -123,10 +131,22 @@ class PolicyConfig(Resource):
         return self.hold.enabled and self.type in POLICIES_BY_COST
 
 
+class CandidateConfig(Resource):
+    """The policy on trial as routers run it. Requests of its arm are those of ``rollout.arms.arm_of``."""
+
+    policy: PolicyConfig
+    mode: CandidateMode
+    percent: Percent = 10
+    guardrails: GuardrailsSpec = GuardrailsSpec()
+    voices: int = Field(default=1, ge=1, le=4096)
+    """Processes that judge their own arms: each may give so small a part of the false alarms."""
+
+
 class PredictorConfig(PredictorBase):
-    """The length predictor as routers run it; ``model_sha256`` is set for a model of one's own alone."""
+    """The length predictor as routers run it; ``model_*`` are set for a model of one's own alone."""
 
     model_sha256: Sha256 | None = None
+    model_path: RelativePath | None = None
 
 
 class PoolConfig(Resource):
@@ -173,6 +193,7 @@ class RouterConfig(Resource):
     generation: int = 0
     pools: tuple[PoolConfig, ...]
     policy: PolicyConfig
+    candidate: CandidateConfig | None = None
     predictor: PredictorConfig = PredictorConfig()
     tokenizers: dict[ModelName, RelativePath] = Field(default_factory=dict, max_length=32)
     """Paths of ``tokenizer.json`` files below the folder of tokenizers, by model."""
@@ -190,6 +211,18 @@ class RouterConfig(Resource):
         return frozenset(model for pool in self.pools for model in pool.models)
 
     @property
+    def trial(self) -> str:
+        """Names what is compared: both policies, the mode and the percent; empty without a candidate.
+
+        What was counted of one trial says nothing of another: arms begin anew where this changes, and what a router
+        says of its arms names the trial they are of.
+        """
+        one = self.candidate
+        if one is None:
+            return ""
+        return digest_of(f"{self.policy.digest} {one.policy.digest} {one.mode} {one.percent}".encode())[:16]
+
+    @property
     def has_stages(self) -> bool:
         """Whether any pool does one stage of requests alone."""
         return any(pool.role != "Mixed" for pool in self.pools)
@@ -202,6 +235,7 @@ def compile_policy(name: str, spec: RoutingPolicySpec, *, model_sha256: str | No
         type=spec.type,
         model_builtin=spec.model.builtin if spec.model else None,
         model_sha256=model_sha256,
+        model_path=_path_on_claim(spec.model),
         objective=spec.objective,
         hold=spec.hold,
         queue=spec.queue,
@@ -219,7 +253,13 @@ def predictor_type_of(manifest: Manifest) -> PredictorType:
 def compile_predictor(spec: PredictorSpec) -> PredictorConfig:
     """A predictor section as it is declared."""
     same = spec.model_dump(include=set(PredictorBase.model_fields))
-    return PredictorConfig(**same, model_sha256=spec.model.sha256 if spec.model else None)
+    sha256 = spec.model.sha256 if spec.model else None
+    return PredictorConfig(**same, model_sha256=sha256, model_path=_path_on_claim(spec.model))
+
+
+def _path_on_claim(model: ModelSource | None) -> str | None:
+    claim = None if model is None else model.persistent_volume_claim
+    return None if claim is None else claim.path
 
 
 def compile_router(
@@ -229,11 +269,13 @@ def compile_router(
     namespace: str,
     generation: int,
     policy: PolicyConfig,
+    candidate: PolicyConfig | None = None,
     predictor: PredictorConfig | None = None,
 ) -> RouterConfig:
     """The router configuration of one LLMRouter; raises InvalidConfigError for an unknown profile.
 
-    ``predictor`` is the section in force where that is not the declared one.
+    ``candidate`` is the policy that ``spec.candidate`` refers to, where it is to run; ``predictor`` is the section in
+    force where that is not the declared one.
     """
     served = tuple(model.name for model in spec.models)
     return RouterConfig(
@@ -242,6 +284,7 @@ def compile_router(
         generation=generation,
         pools=tuple(_compile_pool(pool, served) for pool in spec.pools),
         policy=policy,
+        candidate=None if candidate is None else _compile_candidate(spec, candidate),
         predictor=predictor or compile_predictor(spec.predictor),
         tokenizers={model.name: model.tokenizer for model in spec.models if model.tokenizer is not None},
         state=spec.state,
@@ -252,6 +295,13 @@ def compile_router(
         decision_log=spec.decision_log,
         log_level=spec.router.log_level,
     )
+
+
+def _compile_candidate(spec: LLMRouterSpec, policy: PolicyConfig) -> CandidateConfig | None:
+    if spec.candidate is None:
+        return None
+    same = spec.candidate.model_dump(include={"mode", "percent", "guardrails"})
+    return CandidateConfig(policy=policy, voices=max(1, spec.router.replicas * spec.router.processes), **same)
 
 
 def canonical_json(model: Resource) -> bytes:

@@ -184,8 +184,8 @@ BAD_ROUTERS = [
     Case(
         "a predictor's model from nowhere",
         router(predictor={"model": {"sha256": SHA256}}),
-        "spec.predictor.model.configMap",
-        "Required value",
+        "spec.predictor.model",
+        "exactly one of configMap, persistentVolumeClaim",
     ),
     Case(
         "a model of a predictor without one",
@@ -314,6 +314,15 @@ BAD_ROUTERS = [
     Case("words for numbers", router(limits={"maxPromptTokens": "many"}), "maxPromptTokens", "must be of type integer"),
 ]
 
+BAD_ROUTERS += [
+    Case(
+        "a predictor on a volume that is not mounted",
+        router(predictor={"model": {"persistentVolumeClaim": {"claimName": "m", "path": "t"}, "sha256": SHA256}}),
+        "predictor.model.persistentVolumeClaim.claimName",
+        "must be that of router.models",
+    ),
+]
+
 BAD_POLICIES = [
     Case("an unknown type", {"type": "Psychic"}, "spec.type", '"RoundRobin", "Random", "LeastInFlight", "PowerOfTwo"'),
     Case("no type", {}, "spec.type", "Required value"),
@@ -344,15 +353,28 @@ BAD_POLICIES = [
         "model",
         "and only for them",
     ),
-    Case("a model from nowhere", onnx(), "spec.model", "exactly one of builtin and configMap"),
+    Case("a model from nowhere", onnx(), "spec.model", "exactly one of builtin, configMap"),
     Case(
         "a model from two places",
         onnx(builtin="marginal-cost", configMap={"name": "m"}, sha256=SHA256),
         "spec.model",
-        "exactly one of builtin and configMap",
+        "exactly one of builtin, configMap",
     ),
+    Case(
+        "a model from a server and a registry",
+        onnx(http={"url": "https://a.test/m"}, oci={"reference": "b.test/m"}, sha256=SHA256),
+        "spec.model",
+        "exactly one of builtin, configMap",
+    ),
+    Case("a fetched model without a digest", onnx(http={"url": "https://a.test/m"}), "sha256", "that is not builtin"),
+    Case("a password in a URL", onnx(http={"url": "https://me:pw@a.test/m"}, sha256=SHA256), "http.url", "match"),
+    Case("a file as URL", onnx(http={"url": "file:///etc/passwd"}, sha256=SHA256), "http.url", "should match"),
+    Case(
+        "a path upwards", onnx(persistentVolumeClaim={"claimName": "m", "path": "../m"}, sha256=SHA256), "path", "match"
+    ),
+    Case("an image without a registry", onnx(oci={"reference": "cost"}, sha256=SHA256), "oci.reference", "match"),
     Case("an unknown builtin", onnx(builtin="magic"), "spec.model.builtin", 'supported values: "marginal-cost"'),
-    Case("a model without a digest", onnx(configMap={"name": "m"}), "sha256", "required for a model from a configMap"),
+    Case("a model without a digest", onnx(configMap={"name": "m"}), "sha256", "required for a model that is not"),
     Case("half a digest", onnx(configMap={"name": "m"}, sha256="abc"), "spec.model.sha256", "should match"),
     Case(
         "a wait beyond the bound",
@@ -433,6 +455,18 @@ GOOD_ROUTERS: list[Spec] = [
     router(predictor={"model": {"configMap": {"name": "m", "modelKey": "text.onnx"}, "sha256": SHA256}}),
     router(predictor={"type": "Applications", "deadlineMilliseconds": 0.5, "exploration": 1}),
     router(
+        predictor={"model": {"persistentVolumeClaim": {"claimName": "m", "path": "text/3"}, "sha256": SHA256}},
+        router={"replicas": 1, "models": {"persistentVolumeClaim": {"claimName": "m"}}},
+    ),
+    router(
+        predictor={
+            "model": {
+                "http": {"url": "https://models.test:8443/t/model.onnx?v=3", "secretRef": {"name": "s"}},
+                "sha256": SHA256,
+            }
+        }
+    ),
+    router(
         pools=pool(continuesChat=True)["pools"],
         listeners={"openai": {"resume": "Tokens", "sliceTokens": 256, "redispatchAfterSeconds": 0.5}},
     ),
@@ -454,6 +488,9 @@ GOOD_POLICIES: list[Spec] = [
     {"type": "LeastInFlight"},
     onnx(builtin="marginal-cost"),
     onnx(configMap={"name": "m"}, sha256=SHA256),
+    onnx(persistentVolumeClaim={"claimName": "m", "path": "cost/3"}, sha256=SHA256),
+    onnx(http={"url": "http://a.test/m.onnx", "manifestUrl": "http://a.test/m.json"}, sha256=SHA256),
+    onnx(oci={"reference": f"r.test:5000/models/cost:3@sha256:{SHA256}", "secretRef": {"name": "s"}}, sha256=SHA256),
     {"type": "Random", "objective": {"preset": "SLO", "stallWeight": 0}, "hold": {"enabled": False}},
     {"type": "WorkloadImpact", "guard": {"fallback": "LMetric"}, "hold": {"room": "Requests"}},
     {"type": "WorkloadImpact", "guard": {"forceFallback": True, "maxHoldSeconds": 0, "maxShareFactor": 1000}},
