@@ -29,7 +29,7 @@ from llmrouter.resource_types import (
     Sha256,
     unique,
 )
-from llmrouter.rollout_specs import CandidateSpec
+from llmrouter.rollout_specs import CandidateSpec  # noqa: TC001 - a field of a pydantic model
 
 GROUP = "llmrouter.dev"
 VERSION = "v1alpha1"
@@ -333,15 +333,11 @@ class LLMRouterSpec(Resource):
         return self
 
     @model_validator(mode="after")
-    def _candidate_is_another(self) -> Self:
-        if self.candidate is not None and self.candidate.policy_ref.name == self.policy_ref.name:
-            raise ValueError("candidate.policyRef.name must name another RoutingPolicy than policyRef")
-        return self
-
-    @model_validator(mode="after")
     def _consistent(self) -> Self:
         unique("models", [model.name for model in self.models])
         unique("pools", [pool.name for pool in self.pools])
+        if self.candidate is not None and self.candidate.policy_ref.name == self.policy_ref.name:
+            raise ValueError("candidate.policyRef.name must name another RoutingPolicy than policyRef")
         check_rebalance(self.rebalance, self.pools)
         served = {model.name for model in self.models}
         for pool in self.pools:

@@ -56,6 +56,10 @@ def inline(**changes: object) -> Spec:
     return pool(profile={"inline": coefficients | changes})
 
 
+def candidate(**changes: object) -> Spec:
+    return router(candidate={"policyRef": {"name": "q"}, "mode": "Canary"} | changes)
+
+
 def onnx(**model: object) -> Spec:
     return {"type": "Onnx", "model": model}
 
@@ -310,6 +314,42 @@ BAD_ROUTERS = [
         "Tokens needs continuesChat of every pool",
     ),
     Case("endless resumes", router(listeners={"openai": {"maxResumes": 11}}), "maxResumes", "less than or equal to 10"),
+    Case("a percent of 101", candidate(percent=101), "candidate.percent", "less than or equal to 99"),
+    Case("a percent of nothing", candidate(percent=0), "candidate.percent", "greater than or equal to 1"),
+    Case(
+        "two candidates",
+        router(candidate=[{"policyRef": {"name": name}, "mode": "Canary"} for name in "qr"]),
+        "spec.candidate",
+        "must be of type object",
+    ),
+    Case("a candidate of itself", candidate(policyRef={"name": "p"}), "candidate.policyRef.name", "must name another"),
+    Case("a trial of no kind", router(candidate={"policyRef": {"name": "q"}}), "candidate.mode", "Required value"),
+    Case("an unknown trial", candidate(mode="BlueGreen"), "candidate.mode", 'supported values: "Shadow", "Canary"'),
+    Case(
+        "a guardrail below no change",
+        candidate(guardrails={"maxTtftRatio": 0.9}),
+        "maxTtftRatio",
+        "greater than or equal to 1",
+    ),
+    Case(
+        "an alarm that is never false",
+        candidate(guardrails={"falseAlarmProbability": 0}),
+        "falseAlarmProbability",
+        "greater than or equal to 0.0001",
+    ),
+    Case("a guardrail of no request", candidate(guardrails={"minRequests": 0}), "minRequests", "equal to 1"),
+    Case(
+        "a shadow that is promoted",
+        candidate(mode="Shadow", autoPromote={"enabled": True}),
+        "candidate",
+        "autoPromote.enabled needs mode Canary",
+    ),
+    Case(
+        "promoted before it was judged",
+        candidate(guardrails={"minRequests": 500}, autoPromote={"enabled": True, "minRequests": 100}),
+        "candidate",
+        "autoPromote.minRequests must be at least guardrails.minRequests",
+    ),
     Case("no prompt admitted", router(limits={"maxPromptTokens": 0}), "maxPromptTokens", "greater than or equal to 1"),
     Case("words for numbers", router(limits={"maxPromptTokens": "many"}), "maxPromptTokens", "must be of type integer"),
 ]
@@ -480,6 +520,8 @@ GOOD_ROUTERS: list[Spec] = [
         )
         for role in ("Decode", "Mixed")
     ),
+    candidate(mode="Shadow"),
+    candidate(percent=99, guardrails={"maxE2eRatio": 2}, autoPromote={"enabled": True, "afterSeconds": 0}),
     tokenizer("meta-llama/Llama-3.1-8B/tokenizer.json"),
     tokenizer("llama.json", router={"replicas": 1, "tokenizers": {"configMap": {"name": "tokenizers"}}}),
 ]
