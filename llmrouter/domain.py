@@ -211,11 +211,15 @@ class Candidate:
 @quick
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The answer *dispatch*: candidates best first, why, and whether the order depends on the load that was seen."""
+    """The answer *dispatch*: candidates best first, why, and whether the order depends on the load that was seen.
+
+    ``explored`` says that the first was drawn among all that have room.
+    """
 
     candidates: tuple[Candidate, ...]
     reason: str
     load_sensitive: bool = True
+    explored: bool = False
 
 
 SHORTEST_HOLD_S = 0.001
