@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,7 +130,7 @@ class TextFeatures:
 
 
 _TEXT_VALUES = DENSE_NAMES.index("application_known") - DENSE_NAMES.index("log_chars")
-_LOGS = [place for place, name in enumerate(DENSE_NAMES) if name.startswith("log_")]
+_LOGS_L = np.array([place for place, name in enumerate(DENSE_NAMES) if name.startswith("log_")])
 _MAX_LOGGED = 1e9
 _BLOCK = 64
 """Requests worked on at once, which bounds memory."""
@@ -147,17 +148,19 @@ def text_features(requests: Sequence[LengthRequest]) -> TextFeatures:
 
 def _features(requests: Sequence[LengthRequest]) -> tuple[NDArray[np.int32], Values]:
     hashes_NK = np.zeros((len(requests), IDS), dtype=np.uint64)
-    hashes_NK[:, FIELDS["labels"]] = _labels(requests)
+    hashes_NK[:, FIELDS["labels"]] = [
+        _labels(one.application[:MAX_LABEL_CHARS], one.model[:MAX_LABEL_CHARS]) for one in requests
+    ]
     text = [[0.0] * _TEXT_VALUES] * len(requests)
     prompts = {row: one.prompt for row, one in enumerate(requests) if one.prompt is not None}
     if prompts:
         windows = Windows([_head(one) for one in prompts.values()], [_tail(one) for one in prompts.values()])
         rows = list(prompts)
-        hashes_NK[rows, FIELDS["labels"].stop :] = _text_hashes(windows)
+        hashes_NK[rows if len(rows) < len(requests) else slice(None), FIELDS["labels"].stop :] = _text_hashes(windows)
         for row, values in zip(rows, _text_values(list(prompts.values()), windows), strict=True):
             text[row] = values
-    dense_ND = np.array([_values(one, of_text) for one, of_text in zip(requests, text, strict=True)])
-    dense_ND[:, _LOGS] = np.log1p(dense_ND[:, _LOGS])
+    dense_ND = np.array([_values(one, of_text) for one, of_text in zip(requests, text, strict=True)], dtype=np.float64)
+    dense_ND[:, _LOGS_L] = np.log1p(dense_ND[:, _LOGS_L])
     return _ids(hashes_NK), dense_ND
 
 
@@ -184,21 +187,14 @@ def _label(text: str) -> int:
     return (zlib.crc32(raw) | zlib.adler32(raw) << 32) or 1
 
 
-def _labels(requests: Sequence[LengthRequest]) -> list[list[int]]:
+@lru_cache(maxsize=4_096)
+def _labels(application: str, model: str) -> tuple[int, int, int]:
     """Hashes of application, model and both; 0 where there is none."""
-    known: dict[tuple[str, str], list[int]] = {}
-    found = []
-    for one in requests:
-        labels = one.application[:MAX_LABEL_CHARS], one.model[:MAX_LABEL_CHARS]
-        if labels not in known:
-            application, model = labels
-            known[labels] = [
-                _label(f"application={application}") if application else 0,
-                _label(f"model={model}") if model else 0,
-                _label(f"application={application}\x1fmodel={model}") if application and model else 0,
-            ]
-        found.append(known[labels])
-    return found
+    return (
+        _label(f"application={application}") if application else 0,
+        _label(f"model={model}") if model else 0,
+        _label(f"application={application}\x1fmodel={model}") if application and model else 0,
+    )
 
 
 def _head(prompt: str) -> bytes:
