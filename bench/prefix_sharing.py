@@ -65,6 +65,10 @@ class Fleet:
     def total(self) -> int:
         return len(self._all)
 
+    @property
+    def draining(self) -> frozenset[str]:
+        return frozenset()
+
 
 class Weighed:
     """An exchange that adds up the bytes it publishes."""

@@ -37,6 +37,9 @@ class RouterMix(Resource):
 MAX_SLOW = 8
 """Slow instances that are named of a pool."""
 
+MAX_DRAINING = 64
+"""Draining instances that are told of; those with the most in flight."""
+
 _Residual = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 _Slowness = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 
@@ -94,6 +97,8 @@ class RouterAcknowledgement(Resource):
     instances_ready: int = Field(ge=0)
     instances_total: int = Field(ge=0)
     in_flight: int = Field(ge=0)
+    draining: dict[Annotated[str, Field(max_length=259)], int] = Field(default_factory=dict, max_length=MAX_DRAINING)
+    """Instances that this router gives no new request because they are to go; what is still in flight on each."""
     mix: RouterMix | None = None
     """What arrives, as it was at ``at_s``; ``None`` while the router is too young to say."""
     calibration: tuple[RouterCalibration, ...] = Field(default=(), max_length=32)

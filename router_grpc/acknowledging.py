@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from llmrouter.acknowledgement import MAX_MIX, MAX_SLOW, RouterAcknowledgement, RouterCalibration, RouterMix
+from llmrouter.acknowledgement import (
+    MAX_DRAINING,
+    MAX_MIX,
+    MAX_SLOW,
+    RouterAcknowledgement,
+    RouterCalibration,
+    RouterMix,
+)
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
@@ -36,12 +43,14 @@ def acknowledgement_of(
     at_s: float,
     calibration: Mapping[str, tuple[Calibrate, Calibration]] | None = None,
     certificate: Readiness | None = None,
+    draining: Mapping[str, int] | None = None,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
     ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
     that enough answers came to say so; ``mix`` what arrives. ``calibration`` gives by pool what decisions use of what
-    is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS.
+    is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS. ``draining``
+    are the requests in flight on instances that are to go.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -73,10 +82,16 @@ def acknowledgement_of(
         instances_ready=ready,
         instances_total=total,
         in_flight=in_flight,
+        draining=_most(draining or {}),
         mix=None if mix is None else _mix_of(mix),
         calibration=tuple(_calibration_of(pool, *known) for pool, known in (calibration or {}).items()),
         at_s=at_s,
     )
+
+
+def _most(draining: Mapping[str, int]) -> dict[str, int]:
+    """Those with the most in flight: what is not told of is not known to be empty."""
+    return dict(sorted(draining.items(), key=lambda one: (-one[1], one[0]))[:MAX_DRAINING])
 
 
 def _mix_of(mix: TrafficMix) -> RouterMix:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from llmrouter.config import digest_of
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError, LLMRouterError, ModelRejectedError
 from llmrouter.routing.calibration_use import Calibrate
+from router_grpc.draining import EmptyWatch
 from router_grpc.gauges import Gauges
 from router_grpc.listeners.ext_proc import PickerServicer
 from router_grpc.listeners.fast import FastServer
@@ -125,6 +126,7 @@ class RouterApp:
         self._gauges = Gauges(world, self.service)
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
+        self._empty = EmptyWatch()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         outside.changes.listen(self._note_change)
@@ -292,6 +294,8 @@ class RouterApp:
         self.service.reorder()
         self._gauges.show()
         self._believe()
+        if self._empty.has_changed(self.world):
+            self._outside.changes.tell()
         world = self.world
         self.reports.judge()
         world.prefixes.show(world.instances.current(), world.metrics.prefixes)

@@ -32,6 +32,7 @@ from router_grpc.app import Outside, RouterApp
 from router_grpc.calibrating import Calibrating
 from router_grpc.certificates import Certificates
 from router_grpc.changes import Changes
+from router_grpc.draining import in_flight_on_draining
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
 from router_grpc.listeners.server import OWN_PICKER_FIELD, PICKER_FIELD
@@ -192,7 +193,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         runtime,
         router_id=app.world.ledger.router_id,
         shared_state_ready=(not app.world.is_degraded()) if has_shared_state else None,
-        instances=(len(instances.current()), instances.total),
+        instances=(sum(one.instance_id not in instances.draining for one in instances.current()), instances.total),
         in_flight=len(app.world.open_requests),
         resting=app.world.lengths.resting,
         drift=app.world.lengths.watch.drift,
@@ -201,6 +202,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         at_s=time.time(),
         calibration=app.world.calibrating.told(one.instance_id for one in instances.current()),
         certificate=app.certificate,
+        draining=in_flight_on_draining(app.world),
     )
 
 

@@ -255,6 +255,11 @@ class InstanceSource(Protocol):
         ...
 
     @property
+    def draining(self) -> frozenset[str]:
+        """Ids of instances that are to go: they get no new request."""
+        ...
+
+    @property
     def total(self) -> int:
         """All instances known, ready or not."""
         ...

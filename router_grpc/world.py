@@ -52,9 +52,11 @@ class World:
     slow_start: SlowStart = field(default_factory=SlowStart)
 
     def ready(self) -> Sequence[Instance]:
-        """Instances that may get a request now: those that are ready, without outliers."""
+        """Instances that may get a request now: those that are ready, without outliers and those that are to go."""
         instances = self.instances.current()
         out = self.outliers.left_out((one.instance_id for one in instances), now_s=self.clock())
+        if self.instances.draining:
+            out |= self.instances.draining
         return [one for one in instances if one.instance_id not in out] if out else instances
 
     def warmed(self, snapshot: PoolSnapshot) -> PoolSnapshot | None:

@@ -29,6 +29,9 @@ LOCALITY_LABEL = "llmrouter.dev/locality"
 ROLE_LABEL = "llm-d.ai/role"
 """On a pod: what its engine is made for, as llm-d writes it; without it, or with another word, what its pool is for."""
 
+DRAINING_ANNOTATION = "llmrouter.dev/draining"
+"""On a pod: it is to go, since that instant (RFC 3339). It gets no new request; those it has go on."""
+
 ROLES = {"prefill": Role.PREFILL, "decode": Role.DECODE, "prefill-decode": Role.MIXED, "both": Role.MIXED}
 
 _log = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ class InstanceDirectory:
         self._unreachable: frozenset[str] = frozenset()
         self._current: tuple[Instance, ...] = ()
         self._by_id: dict[str, Instance] = {}
+        self._draining: frozenset[str] = frozenset()
 
     def current(self) -> tuple[Instance, ...]:
         """Ready instances of all pools, by instance id."""
@@ -85,6 +89,11 @@ class InstanceDirectory:
     def get(self, instance_id: str) -> Instance | None:
         """A ready instance by its id."""
         return self._by_id.get(instance_id)
+
+    @property
+    def draining(self) -> frozenset[str]:
+        """Ids of instances that are to go, ready or not: none of them gets a new request."""
+        return self._draining
 
     @property
     def synced(self) -> bool:
@@ -226,8 +235,13 @@ class InstanceDirectory:
         ready = tuple(known[instance_id] for instance_id in sorted(known)[:MAX_INSTANCES])
         if len(known) > MAX_INSTANCES:
             _log.error("too many instances", extra={"instances": len(known), "bound": MAX_INSTANCES})
-        if ready != self._current:
-            self._current = ready
+        draining = frozenset(
+            instance_id
+            for name, pods in self._pods.items()
+            for instance_id in _draining_ids(pods, self._ports_of(self._pools[name]))
+        )
+        if ready != self._current or draining != self._draining:
+            self._current, self._draining = ready, draining
             self._by_id = {instance.instance_id: instance for instance in ready}
             self._on_change()
 
@@ -235,6 +249,18 @@ class InstanceDirectory:
 def _source(pool: PoolConfig) -> tuple[object, ...]:
     """What decides where a pool's pods come from."""
     return pool.match_labels, pool.inference_pool, pool.role
+
+
+def _draining_ids(pods: Mapping[str, Any], ports: tuple[int, ...]) -> Iterator[str]:
+    """Instances of pods that are told to go."""
+    for name, pod in pods.items():
+        if DRAINING_ANNOTATION in (pod.metadata.annotations or {}):
+            yield from (_instance_id(name, port, ports) for port in ports)
+
+
+def _instance_id(pod: str, port: int, ports: tuple[int, ...]) -> str:
+    """The pod's name where it has one port; else both."""
+    return pod if len(ports) == 1 else f"{pod}:{port}"
 
 
 def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any], ports: tuple[int, ...]) -> Iterator[Instance]:
@@ -245,7 +271,7 @@ def _ready_instances(pool: PoolConfig, pods: Mapping[str, Any], ports: tuple[int
             continue
         for port in active_ports(pod.metadata.annotations, ports) if pool.inference_pool else ports:
             yield Instance(
-                instance_id=name if len(ports) == 1 else f"{name}:{port}",
+                instance_id=_instance_id(name, port, ports),
                 endpoint=endpoint_of(pod.status.pod_ip, port),
                 pool=pool.name,
                 profile=profile,

@@ -111,6 +111,7 @@ class FixedInstances:
     """An ``InstanceSource`` whose instances the test sets."""
 
     instances: tuple[Instance, ...] = ()
+    draining: frozenset[str] = frozenset()
 
     def current(self) -> tuple[Instance, ...]:
         return self.instances
