@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from llmrouter.domain import EngineProfile
     from llmrouter.planning.demand import ModelDemand
+    from llmrouter.planning.outlook import Outlook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,8 @@ class Proposal:
         goodput_rps: requests a second that meet the SLO then, of ``offered_rps``.
         offered_rps: requests a second that were planned for.
         current_goodput_rps: the same with what there is.
-        bottleneck: which stage limits what there is: ``prefill``, ``decode``, ``memory`` or empty.
+        bottleneck: what limits what there is: ``prefill``, ``decode``, ``memory``, ``instances`` or empty.
+        outlook: what is expected of it, model by model.
     """
 
     replicas: Mapping[str, int]
@@ -94,7 +96,7 @@ class Proposal:
     offered_rps: float
     current_goodput_rps: float
     bottleneck: str = ""
-    notes: tuple[str, ...] = field(default=())
+    outlook: Outlook | None = field(default=None, repr=False, compare=False)
 
     @property
     def attainment(self) -> float:
