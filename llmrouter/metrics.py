@@ -17,6 +17,8 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 TOKEN_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+TPOT_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0)
+COST_DIFFERENCE_BUCKETS = (-10.0, -3.0, -1.0, -0.3, -0.1, -0.03, -0.001, 0.001, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ERROR_FRACTION_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 MAX_INSTANCE_LABELS = 256
 """Instances beyond this many have no series of their own."""
@@ -60,6 +62,7 @@ class RouterMetrics:
         self.calibration = CalibrationMetrics(make)
         self.prefixes = PrefixMetrics(make)
         self.front = FrontMetrics(make)
+        self.arms = ArmMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.ejections = counter(
             "ejections_total", "Times that an instance was left out: its requests failed, or came late.", ["reason"]
@@ -123,7 +126,11 @@ class RouterMetrics:
             "mix_prefill_time_fraction", "Share of prefill in the engine time that is asked for; NaN where unknown."
         )
         self.config_refused = counter("config_refused_total", "Configurations refused by reason.", ["reason"])
-        self.policy_info = gauge("policy_info", "The policy in force.", ["policy", "digest", "provider", "deciding"])
+        self.policy_info = gauge(
+            "policy_info",
+            "The policy in force, and the candidate beside it.",
+            ["policy", "digest", "provider", "deciding", "arm"],
+        )
         self.presumed_requests = gauge("presumed_requests", "Requests in flight whose answers are not seen.")
         self.life_ratio = gauge(
             "life_ratio", "Seconds that observed requests took, of those foretold: corrects what is presumed."
@@ -146,6 +153,46 @@ class FrontMetrics:
             "not_resumed_total", "Requests that failed at an instance for good, by why.", ["reason"]
         )
         self.slices = counter("slices_total", "Slices after which an answer went on.", ["moved"])
+
+
+class ArmMetrics:
+    """The current policy and a candidate beside it, compared."""
+
+    def __init__(self, make: _Maker) -> None:
+        counter, histogram = make.counter, make.histogram
+        self.requests = counter(
+            "arm_requests_total",
+            "Requests of an arm by event: dispatched, overruled (the current policy placed it for the candidate, which "
+            "kept the line waiting), refused, finished, failed, cancelled.",
+            ["arm", "event"],
+        )
+        self.ttft_seconds = histogram("arm_ttft_seconds", "First token minus arrival.", LATENCY_BUCKETS, ["arm"])
+        self.tpot_seconds = histogram(
+            "arm_tpot_seconds", "Time per output token after the first.", TPOT_BUCKETS, ["arm"]
+        )
+        self.e2e_seconds = histogram("arm_e2e_seconds", "Finish minus arrival.", LATENCY_BUCKETS, ["arm"])
+        self.paused = make.gauge("candidate_paused", "1 while this router gives the candidate no request: it is worse.")
+        self.shadow_decisions = counter(
+            "shadow_decisions_total",
+            "Decisions of a candidate in shadow: Agreed, Disagreed, Held, Fallback (it could not decide).",
+            ["outcome"],
+        )
+        self.shadow_skipped = counter(
+            "shadow_skipped_total", "Requests that the candidate in shadow was not asked about.", ["reason"]
+        )
+        self.shadow_disagreement_ratio = make.gauge(
+            "shadow_disagreement_ratio",
+            "Share of placements in shadow that differ from those made; NaN for none.",
+        )
+        self.shadow_disagreement_ratio.set(float("nan"))
+        self.shadow_cost_difference_seconds = histogram(
+            "shadow_cost_difference_seconds",
+            "Marginal cost of the shadow's choice minus that of the one taken, by the current policy's weights.",
+            COST_DIFFERENCE_BUCKETS,
+        )
+        self.shadow_decision_seconds = histogram(
+            "shadow_decision_seconds", "Time one decision in shadow took.", DECISION_BUCKETS
+        )
 
 
 class LengthMetrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrouter.metrics import MAX_INSTANCE_LABELS
+from llmrouter.rollout.arms import CANDIDATE, CURRENT
 
 if TYPE_CHECKING:
     from router_grpc.runtime import Runtime
@@ -40,15 +41,14 @@ class Gauges:
         self._show_loads()
 
     def show_policy(self, runtime: Runtime) -> None:
-        """Names the policy in force, and the one that decides."""
-        labels = (
-            runtime.config.policy.name,
-            runtime.policy_digest[:12],
-            runtime.provider or "none",
-            runtime.deciding,
-        )
-        self._world.metrics.policy_info.clear()
-        self._world.metrics.policy_info.labels(*labels).set(1)
+        """Names the policy in force, and the one that decides; the candidate beside it as well, if there is one."""
+        info, candidate = self._world.metrics.policy_info, runtime.candidate
+        info.clear()
+        provider = runtime.provider or "none"
+        info.labels(runtime.config.policy.name, runtime.policy_digest[:12], provider, runtime.deciding, CURRENT).set(1)
+        if candidate is not None:
+            name, provider = candidate.config.policy.name, candidate.provider or "none"
+            info.labels(name, candidate.digest[:12], provider, candidate.deciding, CANDIDATE).set(1)
 
     def _show_mix(self, now_s: float) -> None:
         metrics, mix = self._world.metrics, self._world.mix.mix(now_s)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmrouter.domain import Request, Reservation
     from llmrouter.planning.mix import Dispatched
     from llmrouter.routing.prefixes import Use
+    from router_grpc.arms import Life
     from router_grpc.costing import ForetoldCost
     from router_grpc.length_service import Foretold
 
@@ -37,7 +38,8 @@ class OpenRequest:
     """One open request. ``stream_id`` is ``None`` before its first report and after its stream broke.
 
     ``foretold`` is ``None`` where another router foretold its length; ``dispatched`` is what the traffic's mix counted,
-    ``cost`` what its decision foretold, ``prefix`` what was expected of the instance's prefix cache.
+    ``cost`` what its decision foretold, ``prefix`` what was expected of the instance's prefix cache; ``life`` is what
+    the trial of a candidate remembers of it.
     """
 
     reservation: Reservation
@@ -52,6 +54,7 @@ class OpenRequest:
     charge: Charge | None = None
     prefix: Use | None = None
     cost: ForetoldCost | None = None
+    life: Life | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,10 @@ class OpenRequests:
     def without_start(self) -> Iterator[OpenRequest]:
         """Those whose first tokens have not come, and would be told at once."""
         return (one for one in self._open.values() if one.tells_start and not one.has_first_token)
+
+    def entries(self) -> Iterator[OpenRequest]:
+        """All of them; the book must not change meanwhile."""
+        return iter(self._open.values())
 
     def reservations(self) -> list[Reservation]:
         """Those of all open requests."""

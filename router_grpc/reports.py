@@ -143,6 +143,8 @@ class ReportService:
             entry.has_first_token = True
             if entry.arrived_at_s is not None and not report.is_part:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
+            if entry.life is not None and not report.is_part:
+                self._world.trial.first_token(self._world, entry, now_s)
             self._note_start(entry, now_s)
             if first_token(self._world, reservation):
                 self._kick()
@@ -173,6 +175,8 @@ class ReportService:
         if released is None:
             return False
         self._world.metrics.reservations.labels(report.kind.value).inc()
+        if entry is not None and entry.life is not None:
+            self._world.trial.ended(self._world, entry, report, self._world.clock())
         if report.output_tokens is not None:
             self._settle_with(entry, report.output_tokens)
         elif report.kind is not ReportKind.FINISHED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from llmrouter.routing.rules import OWN_ALONE
 from llmrouter.routing.stages import Staged, StageRules
 from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network, load_scorer
 from router_grpc.adapters.tokenizers import load_tokenizers
+from router_grpc.candidate import CandidateRuntime
 from router_grpc.length_plans import length_plan
 from router_grpc.readiness import Readiness
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from router_grpc.length_service import LengthPlan
 
 
+_log = logging.getLogger(__name__)
+
 _BY_OWN_SECONDS = frozenset({OwnLatency.name, MinMin.name})
 """Policies whose scores are seconds of the request itself."""
 
@@ -51,6 +55,8 @@ class ConfigBundle:
     declared_digest: str | None = None
     model: bytes | None = None
     manifest: bytes | None = None
+    candidate_model: bytes | None = None
+    candidate_manifest: bytes | None = None
     predictor_model: bytes | None = None
     predictor_manifest: bytes | None = None
 
@@ -69,6 +75,7 @@ class Runtime:
     provider: str
     policy_digest: str
     models: frozenset[str]
+    candidate: CandidateRuntime | None = None
     refused_digest: str | None = None
 
     @property
@@ -137,17 +144,38 @@ class RuntimeBuilder:
             ModelRejectedError: its policy's model must not run.
         """
         config, _ = read_config(bundle)
-        if config.policy.guard.force_fallback:
-            message = f"guard.forceFallback is set: {config.policy.guard.fallback} decides"
-            forced = Readiness(ready=False, reason=str(Why.FORCED), message=message)
-            return self._assemble(bundle, Served(_fallback(config)), forced)
-        return self._assemble(bundle, self._policy(config, bundle), Readiness(ready=True, reason="Active"))
+        return self._assemble(bundle, *self._served(config, bundle))
 
     def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
         """A runtime whose declared fallback decides, for a router that never had a good policy."""
         config, _ = read_config(bundle)
         refused = Readiness(ready=False, reason=why.reason, message=str(why))
         return self._assemble(bundle, Served(_fallback(config)), refused)
+
+    def _served(self, config: RouterConfig, bundle: ConfigBundle) -> tuple[Served, Readiness]:
+        if config.policy.guard.force_fallback:
+            message = f"guard.forceFallback is set: {config.policy.guard.fallback} decides"
+            return Served(_fallback(config)), Readiness(ready=False, reason=str(Why.FORCED), message=message)
+        return self._policy(config, bundle), Readiness(ready=True, reason="Active")
+
+    def _candidate(self, config: RouterConfig, bundle: ConfigBundle) -> CandidateRuntime | None:
+        """The candidate, made as if it were the policy; whatever is wrong with it is its own affair alone."""
+        declared = config.candidate
+        if declared is None:
+            return None
+        as_current = config.model_copy(update={"policy": declared.policy, "candidate": None})
+        own = replace(bundle, model=bundle.candidate_model, manifest=bundle.candidate_manifest)
+        guard, provider = None, ""
+        try:
+            served, readiness = self._served(as_current, own)
+            guard, provider = self._guard(as_current, served), served.provider
+        except (InvalidConfigError, ModelRejectedError) as error:
+            readiness = Readiness(ready=False, reason=error.reason, message=str(error))
+        except Exception as error:  # noqa: BLE001 - the current policy serves on; logged and acknowledged
+            _log.exception("the candidate cannot be made: it gets no request")
+            readiness = Readiness(ready=False, reason=str(Why.ERROR), message=f"{type(error).__name__}: {error}")
+        digest = declared.policy.digest
+        return CandidateRuntime(declared, config.trial, digest, guard, readiness, provider)
 
     def _policy(self, config: RouterConfig, bundle: ConfigBundle) -> Served:
         policy = config.policy
@@ -190,6 +218,7 @@ class RuntimeBuilder:
             provider=served.provider,
             policy_digest=config.policy.digest,
             models=config.models,
+            candidate=self._candidate(config, bundle),
         )
 
     def _guard(self, config: RouterConfig, served: Served) -> Guard:

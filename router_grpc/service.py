@@ -15,6 +15,7 @@ from llmrouter.routing.batching import MOST_OF_WAIT
 from llmrouter.routing.guard import Guarded
 from llmrouter.routing.lines import least_work_s
 from llmrouter.routing.orders import ORDERS
+from router_grpc.arms import Placed
 from router_grpc.bidding import bid_of
 from router_grpc.calls import (
     RouteAnswer,
@@ -86,6 +87,7 @@ class RouterService:
         self._world.presuming.has_stages = runtime.config.has_stages
         self._world.slow_start.slow_start_s = runtime.config.outliers.slow_start_seconds
         self._world.lengths.use(runtime.lengths)
+        self._world.trial.follow(self._world, runtime.candidate)
         self.reorder()
         self.kick()
 
@@ -132,7 +134,11 @@ class RouterService:
         named = self._world.prefixes.named(ask, foretold.prompt_tokens)
         request = _request(ask, foretold, excluded, request_id=request_id, named=named, arrived_at_s=arrived_at_s)
         memory = kept_bytes(ask.prompt, request.prefix_hashes)
-        answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
+        try:
+            answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
+        except SaturatedError:
+            self._world.trial.refused(self._world, runtime, request_id)
+            raise
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
         note_dispatch(self._world, answer.request_id, foretold)
@@ -241,25 +247,24 @@ class RouterService:
         ``ticket`` is the request's place in its line, where it is held already. One that is not patient has been the
         first for ever: no policy holds it at will.
         """
-        if request.request_id in self._world.open_requests:
-            standing = await self._standing(request, runtime)
-            if standing is not None:
-                return standing
+        is_open = request.request_id in self._world.open_requests
+        if is_open and (standing := await self._standing(request, runtime)) is not None:
+            return standing
         terms = self._terms(request, line, ticket)
         hold = Hold("no attempt was made")
         for final in (False, True):
-            guard = runtime.degraded if self._world.is_degraded() else runtime.guard
             snapshot = self.snapshot()
             if ticket is not None:
                 since_s = line.head_since_s if is_patient else -math.inf
                 snapshot = replace(snapshot, held=line.waiting(request), head_since_s=since_s)
             request = self._world.prefixes.with_hits(request)
+            guard = self._guard_of(runtime, request, snapshot)
             guarded = self._decide(guard, request, snapshot, terms.batch)
             decision = guarded.decision
             if isinstance(decision, NoCandidate):
                 raise NoInstanceError(decision.reason)
             if isinstance(decision, Hold):
-                return decision
+                return self._world.trial.held(runtime, guard, decision, snapshot)
             result = await self._reserve(request, decision, terms, guard=guard, final=final)
             if result.outcome is ReserveOutcome.YIELDED:
                 line.has_yielded = True
@@ -268,12 +273,20 @@ class RouterService:
                 answer = self._answer(request, runtime, result.reservation, guarded, decision.candidates)
                 if answer is not None:
                     note_cost(self._world, request, snapshot, answer)
+                    if runtime.candidate is not None:
+                        placed = Placed(request, snapshot, guard, guarded, result.outcome, answer)
+                        self._world.trial.dispatched(self._world, runtime, placed)
                     return answer
                 await self._take_back(result.reservation)
                 hold = Hold(f"instance {result.reservation.instance_id} is gone")
                 continue
             hold = Hold(f"the ledger answered {result.outcome.value} for {len(decision.candidates)} candidates")
         return hold
+
+    def _guard_of(self, runtime: Runtime, request: Request, snapshot: PoolSnapshot) -> Guard:
+        if self._world.is_degraded():
+            return runtime.degraded
+        return runtime.guard if runtime.candidate is None else self._world.trial.guard_of(runtime, request, snapshot)
 
     def _terms(self, request: Request, line: HoldLine, ticket: Ticket | None) -> _Terms:
         if ticket is not None:

@@ -9,6 +9,7 @@ from llmrouter.planning.mix import MixMeter
 from llmrouter.routing.inflight import contribution, prefill_contribution
 from llmrouter.routing.outliers import Outliers
 from llmrouter.routing.slow_start import SlowStart
+from router_grpc.arms import Trial
 from router_grpc.calibrating import Calibrating
 from router_grpc.prefixing import Prefixing
 from router_grpc.presuming import Presuming
@@ -50,6 +51,7 @@ class World:
     outliers: Outliers = field(default_factory=Outliers)
     presuming: Presuming = field(default_factory=Presuming)
     slow_start: SlowStart = field(default_factory=SlowStart)
+    trial: Trial = field(default_factory=Trial)
 
     def ready(self) -> Sequence[Instance]:
         """Instances that may get a request now: those that are ready, without outliers and those that are to go."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from kubernetes.aio import client, config, watch
 
 from llmrouter.config import (
+    CANDIDATE_MANIFEST_KEY,
+    CANDIDATE_MODEL_KEY,
     CONFIG_KEY,
     DIGEST_ANNOTATION,
     MANIFEST_KEY,
@@ -146,6 +148,8 @@ def bundle_of(config_map: client.V1ConfigMap) -> ConfigBundle | None:
         declared_digest=annotations.get(DIGEST_ANNOTATION),
         model=models.get(MODEL_KEY),
         manifest=texts.get(MANIFEST_KEY),
+        candidate_model=models.get(CANDIDATE_MODEL_KEY),
+        candidate_manifest=texts.get(CANDIDATE_MANIFEST_KEY),
         predictor_model=models.get(PREDICTOR_MODEL_KEY),
         predictor_manifest=texts.get(PREDICTOR_MANIFEST_KEY),
     )

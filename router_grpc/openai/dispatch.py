@@ -32,7 +32,9 @@ class FrontDesk:
         """
         answer = await counted_route(self.world, self.service, ask)
         dispatch = Dispatch(self, answer, is_later=is_later)
-        if not streams:
+        if streams:
+            self.world.trial.will_tell_start(self.world, answer.request_id)
+        else:
             self.world.presuming.unheard(self.world, answer.request_id)
         return dispatch
 
