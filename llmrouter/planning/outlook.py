@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _ROUNDS = 12
 _FRACTIONS = tuple(part / 20.0 for part in range(19, 0, -1))
+_ENOUGH = 0.95
+"""Where so many of what is served meet the SLO, to serve fewer is no gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +156,29 @@ def outlook(
     for group in _groups(demands, pools):
         own = [pool for pool in pools if any(pool.serves(one.model) for one in group)]
         flows = _flows(group, own, replicas)
-        best: tuple[float, tuple[ModelOutlook, ...], Mapping[str, Station | str]] | None = None
-        for fraction in (1.0, *_FRACTIONS):
-            stations = _stations(flows, own, replicas, fraction)
-            seen = tuple(_model_outlook(flow, replicas, stations, fraction=fraction, slo=slo) for flow in flows)
-            goodput = sum(one.goodput_rps for one in seen)
-            if best is None or goodput > best[0]:
-                best = (goodput, seen, stations)
-            if goodput >= fraction * 0.5 * sum(one.offered_rps for one in seen):
-                break  # what is served meets the SLO by and large: to serve less is no gain
-        if best is not None:
-            results |= {one.demand.model: one for one in best[1]}
-            loads |= {name: one.load if isinstance(one, Station) else 1.0 for name, one in best[2].items()}
+        best, stations = _best_served(flows, own, replicas, slo)
+        results |= {one.demand.model: one for one in best}
+        loads |= {name: one.load if isinstance(one, Station) else 1.0 for name, one in stations.items()}
     return Outlook(models=tuple(results[one.model] for one in demands), loads=loads)
+
+
+def _best_served(
+    flows: Sequence[_Flow], pools: Sequence[PoolOption], replicas: Mapping[str, int], slo: Slo
+) -> tuple[tuple[ModelOutlook, ...], Mapping[str, Station | str]]:
+    """All requests or, where too few of them would meet the SLO, the share that is best served alone."""
+    best: tuple[float, tuple[ModelOutlook, ...], Mapping[str, Station | str]] | None = None
+    for fraction in (1.0, *_FRACTIONS):
+        stations = _stations(flows, pools, replicas, fraction)
+        seen = tuple(_model_outlook(flow, replicas, stations, fraction=fraction, slo=slo) for flow in flows)
+        goodput = sum(one.goodput_rps for one in seen)
+        if best is None or goodput > best[0]:
+            best = (goodput, seen, stations)
+        elif goodput > 0.0:
+            break  # past the best
+        if goodput >= _ENOUGH * fraction * sum(one.offered_rps for one in seen):
+            break
+    assert best is not None  # noqa: S101 - the fractions are some
+    return best[1], best[2]
 
 
 def paths_of(model: str, pools: Sequence[PoolOption]) -> tuple[Path, ...]:

@@ -1,8 +1,8 @@
 """How many replicas each pool should have: the split of a GPU budget with the best goodput, and why.
 
 All splits are tried where they are few (DistServe's search, arXiv 2401.09670), else steepest ascent from several
-starts. Of splits that meet the SLO the one with the fewest GPUs is taken, else the one with the best goodput. What there
-is stays where another split is hardly better.
+starts. Of splits that meet the SLO the one with the fewest GPUs is taken, else the one with the best goodput; but what
+there is stays where another split is hardly better.
 """
 
 from __future__ import annotations

@@ -85,19 +85,23 @@ class Station:
     def tpot_within(self, output_tokens: float, seconds: float) -> float:
         """Share of the answers of so many tokens whose mean gap is at most ``seconds``; all where there is no gap.
 
-        Stalls are a compound Poisson law over the gaps: none, or normal with the moments of what is left.
+        The time of the gaps is a delay cycle: steady steps, the stalls of prompts that arrive meanwhile, and so on, of
+        which λ·G is the share of stalls; its variance is that of M/G/1 (Kleinrock 1975, 5.8). No prompt at all, or
+        normal with the moments of what is left.
         """
         gaps = output_tokens - 1.0
         if gaps < 1.0:
             return 1.0
         expected = self.prompts_per_s * gaps * self.token_s
         none = math.exp(-expected)
+        amplified = self.token_s / self.steady_s
         calm = normal_within(seconds, self.steady_s, self.step_deviation_s)
         if none > 1.0 - 1e-9:
             return calm
         mean_s = expected * self.stall_s / gaps / (1.0 - none)
         square = (expected * self.stall_s_squared + (expected * self.stall_s) ** 2) / gaps**2 / (1.0 - none)
-        deviation_s = math.sqrt(max(square - mean_s * mean_s, 0.0) + self.step_deviation_s**2)
+        variance = max(square - mean_s * mean_s, 0.0) + self.step_deviation_s**2
+        deviation_s = amplified * math.sqrt(variance)
         return none * calm + (1.0 - none) * normal_within(seconds, self.steady_s + mean_s, deviation_s)
 
 
