@@ -5,6 +5,7 @@ LLMRouterError
 │   ├── InvalidConfigError   a resource or configuration file
 │   └── InvalidRequestError  a routing request
 ├── ModelRejectedError       an artefact that must not be run: wrong digest, shape, version or bytes
+├── FetchError               a model could not be had from where it is; tried again with growing pauses
 ├── LedgerUnavailableError   the shared ledger did not answer in time; retried in the background
 ├── SaturatedError           no room now; the caller may retry after ``retry_after_s``
 └── NoInstanceError          nothing to route to now; the caller may retry
@@ -44,6 +45,14 @@ class InvalidRequestError(InvalidInputError):
 
 class ModelRejectedError(LLMRouterError):
     """A model must not be run. ``reason`` says which check refused it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class FetchError(LLMRouterError):
+    """A model could not be fetched. ``reason`` says why; the message never holds what a server sent."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -48,12 +48,22 @@ class HttpModelRef(Resource):
     manifest_url: ModelUrl | None = None
     secret_ref: NameRef | None = None
 
+    @property
+    def host(self) -> str:
+        """``host`` or ``host:port``, as the URL spells it: whom credentials are for."""
+        return self.url.partition("://")[2].partition("/")[0]
+
 
 class OciModelRef(Resource):
     """A model in an OCI artefact or image that holds ``model.onnx`` and ``manifest.json``."""
 
     reference: OciReference
     secret_ref: NameRef | None = None
+
+    @property
+    def host(self) -> str:
+        """``host`` or ``host:port`` of the registry: whom credentials are for."""
+        return self.reference.partition("/")[0]
 
 
 class ModelSource(Resource):

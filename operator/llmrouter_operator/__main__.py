@@ -12,9 +12,10 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrouter.errors import LLMRouterError
+from llmrouter.errors import InvalidConfigError, LLMRouterError
 from llmrouter.logs import configure_logging
 from llmrouter_operator.models import RouterDefaults
+from llmrouter_operator.remote_models import check_hosts
 from llmrouter_operator.startup import Options, StartupError, run
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--http-port", type=int, default=8080, metavar="P", help="port of /healthz, /readyz and /metrics (default 8080)"
     )
+    parser.add_argument(
+        "--model-host",
+        action="append",
+        dest="allowed_hosts",
+        metavar="[http://]HOST[:PORT]",
+        help="models may be fetched from there; * is any host with a public address; may be repeated (default: none)",
+    )
     parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     return parser
 
@@ -81,8 +89,16 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         lease_name=parsed.lease_name,
         lease_s=parsed.lease_seconds,
         http_port=parsed.http_port,
+        allowed_hosts=_hosts(parser, parsed.allowed_hosts or ()),
     )
     return options, parsed.log_level
+
+
+def _hosts(parser: argparse.ArgumentParser, entries: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return check_hosts(entries)
+    except InvalidConfigError as error:
+        parser.error(f"--model-host: {error}")
 
 
 def main() -> int:

@@ -21,13 +21,13 @@ from llmrouter.config import (
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.manifest import ModelKind, check_manifest, check_type, parse_manifest
 from llmrouter.resources import MODEL_TYPES, RoutingPolicySpec
-from llmrouter_operator.model_files import files_in_force, read_model
+from llmrouter_operator.model_files import check_claim, files_in_force, read_model
 from llmrouter_operator.models import PolicyChoice, Problem
 
 if TYPE_CHECKING:
     from llmrouter.config import RouterConfig
     from llmrouter.resources import PolicyModelSpec
-    from llmrouter_operator.models import ModelFiles, Object
+    from llmrouter_operator.models import ModelFiles, Object, Seen
 
 FALLBACK = PolicyConfig(name="fallback", type="LeastInFlight")
 """What runs where there never was a good policy."""
@@ -40,10 +40,15 @@ class LastGood(NamedTuple):
     files: ModelFiles | None
 
 
-def choose_policy(name: str, policy: Object | None, model: Object | None, last_good: LastGood | None) -> PolicyChoice:
-    """The referenced policy if it can be run; else what is in force stays, with the reason."""
+def choose_policy(
+    name: str, policy: Object | None, model: Seen, last_good: LastGood | None, *, claim: str | None = None
+) -> PolicyChoice:
+    """The referenced policy if it can be run; else what is in force stays, with the reason.
+
+    ``claim`` is the one that routers mount for models.
+    """
     try:
-        return _compile(name, policy, model)
+        return compile_referenced(name, policy, model, claim=claim)
     except (InvalidConfigError, ModelRejectedError) as error:
         return keep_last_good(Problem(str(error.reason), str(error)), last_good)
 
@@ -80,12 +85,14 @@ def read_last_good(config_map: Object | None) -> LastGood | None:
 
 
 def _files_in_force(policy: PolicyConfig, config_map: Object) -> ModelFiles | None:
-    if policy.type not in MODEL_TYPES or policy.model_builtin is not None or policy.guard.force_fallback:
+    is_elsewhere = policy.model_builtin is not None or policy.model_path is not None
+    if policy.type not in MODEL_TYPES or is_elsewhere or policy.guard.force_fallback:
         return None
     return files_in_force(config_map, model_key=MODEL_KEY, manifest_key=MANIFEST_KEY, sha256=policy.model_sha256)
 
 
-def _compile(name: str, policy: Object | None, model: Object | None) -> PolicyChoice:
+def compile_referenced(name: str, policy: Object | None, model: Seen, *, claim: str | None) -> PolicyChoice:
+    """The policy of that name; raises InvalidConfigError or ModelRejectedError where it cannot be run."""
     if policy is None:
         raise InvalidConfigError(f"RoutingPolicy {name!r} does not exist", reason="PolicyNotFound")
     try:
@@ -96,11 +103,13 @@ def _compile(name: str, policy: Object | None, model: Object | None) -> PolicyCh
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=None))
     if spec.guard.force_fallback:  # the kill switch works though the model is missing or bad: nobody will load it
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=spec.model.sha256))
-    if spec.model.config_map is None:
+    if spec.model.builtin is not None:
         return PolicyChoice(config=compile_policy(name, spec, model_sha256=_builtin_sha256(spec.model)))
-    files, manifest = read_model(
-        spec.model.config_map, model, kind=ModelKind.POLICY, expected_sha256=spec.model.sha256 or ""
-    )
+    sha256 = spec.model.sha256 or ""
+    if spec.model.persistent_volume_claim is not None:  # only routers see the volume: they check what is on it
+        check_claim(spec.model, claim)
+        return PolicyChoice(config=compile_policy(name, spec, model_sha256=sha256))
+    files, manifest = read_model(spec.model, model, kind=ModelKind.POLICY, expected_sha256=sha256)
     check_type(manifest, spec.type)
     return PolicyChoice(config=compile_policy(name, spec, model_sha256=spec.model.sha256), files=files)
 

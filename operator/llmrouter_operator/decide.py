@@ -77,8 +77,10 @@ def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> 
     in_force = observed.owned.get(Ref(CONFIG_MAP, owner.names.config))
     last = _Last(read_last_good(in_force), last_predictor(config_in_force(in_force), in_force))
     declared = _Chosen(
-        choose_policy(spec.policy_ref.name, observed.policy, observed.model, last.policy),
-        choose_predictor(spec.predictor, observed.predictor_model, last.predictor),
+        choose_policy(
+            spec.policy_ref.name, observed.policy, observed.model, last.policy, claim=spec.router.models_claim
+        ),
+        choose_predictor(spec.predictor, observed.predictor_model, last.predictor, claim=spec.router.models_claim),
     )
     chosen, config = _fitting(observed, spec, declared, last)
     config_map = build_config_map(owner, config, chosen.policy.files, predictor=chosen.predictor.files)

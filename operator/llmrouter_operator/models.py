@@ -51,6 +51,7 @@ ROUTING_POLICY = Kind("llmrouter.dev", "v1alpha1", "routingpolicies", "RoutingPo
 CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
 EVENT = Kind("", "v1", "events", "Event")
 POD = Kind("", "v1", "pods", "Pod")
+SECRET = Kind("", "v1", "secrets", "Secret")
 SERVICE = Kind("", "v1", "services", "Service")
 SERVICE_ACCOUNT = Kind("", "v1", "serviceaccounts", "ServiceAccount")
 DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
@@ -89,11 +90,16 @@ class Observed:
 
     router: Object
     policy: Object | None
-    model: Object | None
-    predictor_model: Object | None
+    model: Seen
+    predictor_model: Seen
     owned: Mapping[Ref, Object | None]
     pods: tuple[Object, ...]
     inference_pools: Mapping[str, Object | None] = field(default_factory=dict)
+
+    @property
+    def models(self) -> tuple[Seen, ...]:
+        """What was seen of all models that specs name."""
+        return (self.model, self.predictor_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +112,22 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model from a ConfigMap as it is handed to routers: ONNX bytes in base64, and the manifest's text."""
+    """A model as it is handed to routers: ONNX bytes in base64, and the manifest's text."""
 
     onnx_base64: str
     manifest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A model that is fetched from elsewhere: here, or why not (yet)."""
+
+    files: ModelFiles | None = None
+    problem: Problem | None = None
+
+
+Seen = Object | Delivery | None
+"""What was seen of a model that a spec names: a ConfigMap, what was fetched, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)

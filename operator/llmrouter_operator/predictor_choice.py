@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmrouter.config import PREDICTOR_MANIFEST_KEY, PREDICTOR_MODEL_KEY, compile_predictor, predictor_type_of
+from llmrouter.config import (
+    PREDICTOR_MANIFEST_KEY,
+    PREDICTOR_MODEL_KEY,
+    PredictorConfig,
+    compile_predictor,
+    predictor_type_of,
+)
 from llmrouter.errors import InvalidConfigError, ModelRejectedError
 from llmrouter.manifest import ModelKind
-from llmrouter_operator.model_files import files_in_force, read_model
+from llmrouter_operator.model_files import check_claim, files_in_force, read_model
 from llmrouter_operator.models import ModelFiles, PredictorChoice, Problem
 
 if TYPE_CHECKING:
-    from llmrouter.config import PredictorConfig, RouterConfig
+    from llmrouter.config import RouterConfig
     from llmrouter.manifest import Manifest
     from llmrouter.resources import PredictorSpec
-    from llmrouter_operator.models import Object
+    from llmrouter_operator.models import Object, Seen
 
 
 class LastPredictor(NamedTuple):
@@ -24,20 +30,25 @@ class LastPredictor(NamedTuple):
     files: ModelFiles | None
 
 
-def choose_predictor(spec: PredictorSpec, model: Object | None, last: LastPredictor | None) -> PredictorChoice:
+def choose_predictor(
+    spec: PredictorSpec, model: Seen, last: LastPredictor | None, *, claim: str | None = None
+) -> PredictorChoice:
     """The declared predictor if it can be run; else the one in force, with the reason.
 
     Args:
         spec: what is declared.
-        model: the ConfigMap that it names, as it is now.
+        model: the ConfigMap that it names, as it is now, or what was fetched.
         last: the predictor in force.
+        claim: the one that routers mount for models.
     """
     if spec.model is None:
         return PredictorChoice(compile_predictor(spec))
+    sha256 = spec.model.sha256
     try:
-        files, manifest = read_model(
-            spec.model.config_map, model, kind=ModelKind.OUTPUT_LENGTH, expected_sha256=spec.model.sha256
-        )
+        check_claim(spec.model, claim)
+        if spec.model.persistent_volume_claim is not None:  # only routers see the volume: they check what is on it
+            return PredictorChoice(compile_predictor(spec))
+        files, manifest = read_model(spec.model, model, kind=ModelKind.OUTPUT_LENGTH, expected_sha256=sha256)
         _check_type(spec, manifest)
     except (InvalidConfigError, ModelRejectedError) as error:
         return keep_last(Problem(str(error.reason), str(error)), spec, last)
@@ -46,18 +57,16 @@ def choose_predictor(spec: PredictorSpec, model: Object | None, last: LastPredic
 
 def keep_last(problem: Problem, spec: PredictorSpec, last: LastPredictor | None) -> PredictorChoice:
     """The predictor in force, or quantiles per application, because of ``problem``; with the declared numbers."""
-    kind, sha256, files = (
-        ("Applications", None, None) if last is None else (last.config.type, last.config.model_sha256, last.files)
-    )
-    config = compile_predictor(spec).model_copy(update={"type": kind, "model_sha256": sha256})
-    return PredictorChoice(config, files=files, problem=problem)
+    in_force, files = (PredictorConfig(type="Applications"), None) if last is None else last
+    same = in_force.model_dump(include={"type", "model_sha256", "model_path"})
+    return PredictorChoice(compile_predictor(spec).model_copy(update=same), files=files, problem=problem)
 
 
 def last_predictor(config: RouterConfig | None, config_map: Object | None) -> LastPredictor | None:
     """The predictor of the configuration in force; ``None`` where there is none, or its model is not beside it."""
     if config is None or config_map is None:
         return None
-    if config.predictor.model_sha256 is None:
+    if config.predictor.model_sha256 is None or config.predictor.model_path is not None:
         return LastPredictor(config.predictor, None)
     try:
         files = files_in_force(

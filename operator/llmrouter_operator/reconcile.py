@@ -12,7 +12,7 @@ from llmrouter_operator.builders import Names
 from llmrouter_operator.choice import read_last_good
 from llmrouter_operator.cluster import ClusterError
 from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
-from llmrouter_operator.model_files import model_reference
+from llmrouter_operator.model_files import is_remote, model_reference
 from llmrouter_operator.models import (
     COMPONENT,
     COMPONENT_LABEL,
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 
     from llmrouter_operator.cluster import Cluster
     from llmrouter_operator.metrics import OperatorMetrics
-    from llmrouter_operator.models import Kind, Object, ObjectKey, RouterDefaults
+    from llmrouter_operator.models import Kind, Object, ObjectKey, RouterDefaults, Seen
+    from llmrouter_operator.remote_models import RemoteModels
 
 logger = logging.getLogger(__name__)
 AGAIN_SOON_S = 2.0
@@ -73,9 +74,16 @@ class Reconciler:
     """Brings what one LLMRouter owns, and its status, to what it declares."""
 
     def __init__(
-        self, cluster: Cluster, defaults: RouterDefaults, metrics: OperatorMetrics, now: Callable[[], datetime]
+        self,
+        cluster: Cluster,
+        defaults: RouterDefaults,
+        metrics: OperatorMetrics,
+        *,
+        now: Callable[[], datetime],
+        remote: RemoteModels,
     ) -> None:
         self._cluster = cluster
+        self._remote = remote
         self._defaults = defaults
         self._metrics = metrics
         self._now = now
@@ -95,7 +103,7 @@ class Reconciler:
         await self._report(observed, _in_force(plan, owned), owned)
         if plan.troubled:
             return Outcome(again_after_s=AGAIN_SOON_S)
-        refers = observed.model or observed.predictor_model or observed.inference_pools
+        refers = observed.inference_pools or any(isinstance(one, dict) for one in observed.models)
         return Outcome(again_after_s=REFERRED_AGAIN_S if refers else None)
 
     async def _observe(self, key: ObjectKey) -> Observed | None:
@@ -106,19 +114,25 @@ class Reconciler:
         labels = {ROUTER_LABEL: key.name, COMPONENT_LABEL: COMPONENT}
         spec = router.get("spec") or {}
         policy_name = (spec.get("policyRef") or {}).get("name", "")
-        policy, predictor_model, pods, pools, owned = await asyncio.gather(
+        policy, pods, pools, owned = await asyncio.gather(
             self._get_policy(key.namespace, policy_name),
-            self._get_model(key.namespace, spec.get("predictor")),
             self._cluster.find(POD, key.namespace, labels=labels),
             self._get_all(INFERENCE_POOL, key.namespace, referenced_pools(spec)),
             asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
+        owned_by_ref = dict(zip(refs, owned, strict=True))
+        in_force = owned_by_ref[Ref(CONFIG_MAP, Names(key).config)]
+        model, predictor_model, services = await asyncio.gather(
+            self._get_model(key, (policy or {}).get("spec"), in_force),
+            self._get_model(key, spec.get("predictor"), in_force),
+            self._get_services(key.namespace, pools),
+        )
         return Observed(
             router=router,
             policy=policy,
-            model=await self._get_model(key.namespace, (policy or {}).get("spec")),
+            model=model,
             predictor_model=predictor_model,
-            owned=await self._get_services(key.namespace, pools) | dict(zip(refs, owned, strict=True)),
+            owned=services | owned_by_ref,
             pods=tuple(pods),
             inference_pools=pools,
         )
@@ -135,9 +149,14 @@ class Reconciler:
     async def _get_policy(self, namespace: str, name: str) -> Object | None:
         return await self._cluster.get(ROUTING_POLICY, namespace, name) if name else None
 
-    async def _get_model(self, namespace: str, part: Object | None) -> Object | None:
+    async def _get_model(self, key: ObjectKey, part: Object | None, in_force: Object | None) -> Seen:
+        """What is there of the model that a part of a spec names; one that is in force is not fetched again."""
         reference = model_reference(part)
-        return await self._cluster.get(CONFIG_MAP, namespace, reference) if reference else None
+        if reference is not None:
+            return await self._cluster.get(CONFIG_MAP, key.namespace, reference)
+        if not is_remote(part):
+            return None
+        return await self._remote.look(key, part, in_force)
 
     async def _apply(self, observed: Observed, plan: Plan) -> Mapping[Ref, Object | None]:
         owned = dict(observed.owned)

@@ -15,6 +15,7 @@ import kopf
 from prometheus_client import CollectorRegistry
 
 from llmrouter.errors import LLMRouterError
+from llmrouter.fetching.child import fetch
 from llmrouter_operator.cluster import Cluster, ClusterError
 from llmrouter_operator.controller import Controller
 from llmrouter_operator.handlers import OWNED_SELECTOR, register
@@ -24,6 +25,7 @@ from llmrouter_operator.metrics import OperatorMetrics
 from llmrouter_operator.models import LLM_ROUTER, OWNED_KINDS, ROUTING_POLICY
 from llmrouter_operator.permissions import missing_permissions
 from llmrouter_operator.reconcile import Reconciler
+from llmrouter_operator.remote_models import RemoteModels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -52,6 +54,8 @@ class Options:
     lease_name: str
     lease_s: int
     http_port: int
+    allowed_hosts: tuple[str, ...] = ()
+    """Where models may be fetched from."""
 
     @property
     def scopes(self) -> Sequence[str | None]:
@@ -140,8 +144,10 @@ async def _leading(cluster: Cluster, options: Options, stop: asyncio.Event) -> A
 
 async def _operate(cluster: Cluster, options: Options, metrics: OperatorMetrics, leadership: Leadership) -> None:
     """Watches and reconciles for as long as this replica leads; kopf takes the signals over and ends on them."""
-    reconciler = Reconciler(cluster, options.defaults, metrics, lambda: datetime.now(UTC))
+    remote = RemoteModels(cluster, options.allowed_hosts, fetch=fetch, clock_s=time.monotonic)
+    reconciler = Reconciler(cluster, options.defaults, metrics, now=lambda: datetime.now(UTC), remote=remote)
     controller = Controller(reconciler.reconcile, metrics)
+    remote.listen(controller.nudge)
     registry = kopf.OperatorRegistry()
     register(registry, controller)
     kopf.on.login(registry=registry)(_login)
@@ -166,6 +172,7 @@ async def _operate(cluster: Cluster, options: Options, metrics: OperatorMetrics,
         )
     finally:
         await controller.stop()
+        await remote.stop()
     if keeping.done():
         raise LLMRouterError("another replica may lead now: this one ends and is to be started again")
     keeping.cancel()
