@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llmrouter.resource_types import Resource
+from llmrouter.rollout.wire import WireArm  # noqa: TC001 - a field of a pydantic model
 
 ACKNOWLEDGEMENTS_SUFFIX = "-routers"
 CONFIG_SUFFIX = "-router-config"
@@ -60,6 +61,58 @@ class RouterCalibration(Resource):
     slow: dict[Annotated[str, Field(max_length=259)], _Slowness] = Field(default_factory=dict, max_length=MAX_SLOW)
 
 
+_Count = Annotated[int, Field(ge=0, le=10**15)]
+_Difference = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+
+
+class RouterShadow(Resource):
+    """What a candidate in shadow would have done, since its trial began.
+
+    Of ``decisions`` some were ``holds``, and some ``fallbacks``: it could not decide. Of its ``placements`` those that
+    named the instance that was taken are ``agreements``. ``costDifferenceSeconds`` is the mean over ``compared`` ones:
+    the marginal cost of its choice minus that of the one taken, by the current policy's weights. ``skipped`` requests
+    it was not asked about, to spare the router; ``decisionSeconds`` is what it took, on average.
+    """
+
+    decisions: _Count = 0
+    placements: _Count = 0
+    agreements: _Count = 0
+    holds: _Count = 0
+    fallbacks: _Count = 0
+    skipped: _Count = 0
+    compared: _Count = 0
+    cost_difference_seconds: _Difference | None = None
+    decision_seconds: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+
+
+class RouterCandidate(Resource):
+    """The candidate at one router: whether it is the candidate that is tried, and what came of it.
+
+    ``trial`` is ``RouterConfig.trial``: arms of another one are of another comparison. A router that has ``paused`` the
+    candidate gives it no request any more, by its own arms alone; ``pausedReason`` is ``rollout.verdict``'s word.
+    ``notCompared`` are fields in which the candidate differs, and that are the current policy's for both arms. ``arms``
+    are empty in shadow and where the candidate is refused; ``shadow`` is ``None`` in canary.
+    """
+
+    trial: str = Field(max_length=64)
+    policy_name: str = Field(max_length=253)
+    policy_digest: str = Field(max_length=64)
+    mode: str = Field(max_length=16)
+    ready: bool
+    reason: str = Field(max_length=128)
+    message: str = Field(default="", max_length=1024)
+    provider: str = Field(default="", max_length=64)
+    paused: bool = False
+    paused_reason: str = Field(default="", max_length=128)
+    paused_message: str = Field(default="", max_length=1024)
+    not_compared: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=16)
+    decisions: _Count = 0
+    """Of the candidate or its fallback, in canary."""
+    fallbacks: _Count = 0
+    arms: dict[Annotated[str, Field(max_length=16)], WireArm] = Field(default_factory=dict, max_length=2)
+    shadow: RouterShadow | None = None
+
+
 class RouterAcknowledgement(Resource):
     """State of one router. ``*_ready`` is ``None`` where the part is not configured or not yet known.
 
@@ -94,11 +147,17 @@ class RouterAcknowledgement(Resource):
     """Whether the endpoint picker's port serves the declared certificate, and it holds; ``None`` without TLS."""
     certificate_reason: str = Field(default="", max_length=128)
     certificate_message: str = Field(default="", max_length=1024)
+    decision_log_ready: bool | None = None
+    """Whether the declared decision log can be written; ``None`` where none is."""
+    decision_log_reason: str = Field(default="", max_length=128)
+    decision_log_message: str = Field(default="", max_length=1024)
     instances_ready: int = Field(ge=0)
     instances_total: int = Field(ge=0)
     in_flight: int = Field(ge=0)
     draining: dict[Annotated[str, Field(max_length=259)], int] = Field(default_factory=dict, max_length=MAX_DRAINING)
     """Instances that this router gives no new request because they are to go; what is still in flight on each."""
+    candidate: RouterCandidate | None = None
+    """The policy on trial; ``None`` where the configuration names none."""
     mix: RouterMix | None = None
     """What arrives, as it was at ``at_s``; ``None`` while the router is too young to say."""
     calibration: tuple[RouterCalibration, ...] = Field(default=(), max_length=32)

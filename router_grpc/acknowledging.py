@@ -18,6 +18,7 @@ from router_grpc.readiness import Readiness
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmrouter.acknowledgement import RouterCandidate
     from llmrouter.lengths.drift import Drift
     from llmrouter.planning.mix import TrafficMix
     from llmrouter.routing.calibration import Calibration
@@ -43,14 +44,16 @@ def acknowledgement_of(
     at_s: float,
     calibration: Mapping[str, tuple[Calibrate, Calibration]] | None = None,
     certificate: Readiness | None = None,
+    decision_log: Readiness | None = None,
     draining: Mapping[str, int] | None = None,
+    candidate: RouterCandidate | None = None,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
     ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
     that enough answers came to say so; ``mix`` what arrives. ``calibration`` gives by pool what decisions use of what
-    is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS. ``draining``
-    are the requests in flight on instances that are to go.
+    is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS,
+    ``decision_log`` where none is declared. ``draining`` are the requests in flight on instances that are to go.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -79,10 +82,14 @@ def acknowledgement_of(
         certificate_ready=None if certificate is None else certificate.ready,
         certificate_reason="" if certificate is None else certificate.reason,
         certificate_message="" if certificate is None else certificate.message[:1024],
+        decision_log_ready=None if decision_log is None else decision_log.ready,
+        decision_log_reason="" if decision_log is None else decision_log.reason,
+        decision_log_message="" if decision_log is None else decision_log.message[:1024],
         instances_ready=ready,
         instances_total=total,
         in_flight=in_flight,
         draining=_most(draining or {}),
+        candidate=candidate,
         mix=None if mix is None else _mix_of(mix),
         calibration=tuple(_calibration_of(pool, *known) for pool, known in (calibration or {}).items()),
         at_s=at_s,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from llmrouter.config import digest_of
 from llmrouter.errors import InvalidConfigError, LedgerUnavailableError, LLMRouterError, ModelRejectedError
 from llmrouter.routing.calibration_use import Calibrate
+from router_grpc.candidate_told import arms_pause_s
 from router_grpc.draining import EmptyWatch
 from router_grpc.gauges import Gauges
 from router_grpc.listeners.ext_proc import PickerServicer
@@ -189,6 +190,7 @@ class RouterApp:
         await self.world.unbroken.settled()
         await end_tasks(self._tasks)
         await self._last_share()
+        await asyncio.to_thread(self.world.decisions.close)
         await self.world.lengths.close()
         await self._outside.directory.close()
         await self._outside.scraper.close()
@@ -294,9 +296,9 @@ class RouterApp:
         self.service.reorder()
         self._gauges.show()
         self._believe()
-        if self._empty.has_changed(self.world):
+        world, runtime = self.world, self.service.runtime
+        if self._empty.has_changed(world) or world.trial.judge(world, None if runtime is None else runtime.candidate):
             self._outside.changes.tell()
-        world = self.world
         self.reports.judge()
         world.prefixes.show(world.instances.current(), world.metrics.prefixes)
         world.calibrating.show(world.metrics.calibration, (one.instance_id for one in world.instances.current()))
@@ -418,11 +420,21 @@ class RouterApp:
                     pause_s = min(2 * pause_s, ACKNOWLEDGE_S)
                     self._changed.set()
             await asyncio.sleep(pause_s)
+            await self._something_to_say()
+
+    async def _something_to_say(self) -> None:
+        """Waits for a change, or until a while has passed: a shorter one where a trial has counted something."""
+        left_s = ACKNOWLEDGE_S
+        while left_s > 0:
+            step_s = arms_pause_s(self.service.runtime, longest_s=left_s)
             try:
-                async with asyncio.timeout(ACKNOWLEDGE_S):
+                async with asyncio.timeout(step_s):
                     await self._changed.wait()
             except TimeoutError:
-                continue
+                left_s -= step_s
+                if not self.world.trial.has_news:
+                    continue
+            return
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

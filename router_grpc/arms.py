@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.rollout.arm_stats import ArmStats, late_after_s, with_open
-from llmrouter.rollout.arms import ARMS, CANDIDATE, arm_of
+from llmrouter.rollout.arms import ARMS, CANDIDATE, CURRENT, arm_of
+from llmrouter.rollout.verdict import verdict
 from router_grpc.candidate import ending_soon, has_had_its_turn
 from router_grpc.ports import ReserveOutcome
 from router_grpc.readiness import Readiness
@@ -21,6 +22,7 @@ from router_grpc.shadowing import Shadow
 
 if TYPE_CHECKING:
     from llmrouter.domain import Hold, PoolSnapshot, Request
+    from llmrouter.rollout.verdict import Verdict
     from llmrouter.routing.guard import Guard, Guarded
     from router_grpc.calls import RouteAnswer
     from router_grpc.candidate import CandidateRuntime
@@ -68,8 +70,8 @@ class Trial:
 
     def __init__(self) -> None:
         self.name = ""
-        self.paused = ""
-        """Why the candidate gets no request any more; empty while it does."""
+        self.paused: Verdict | None = None
+        """Why the candidate gets no request any more; ``None`` while it does."""
         self.decisions = self.fallbacks = 0
         self.last_fallback = ""
         self.shadow = Shadow()
@@ -81,7 +83,7 @@ class Trial:
         trial = "" if candidate is None else candidate.trial
         if trial == self.name:
             return
-        self.name, self.paused = trial, ""
+        self.name, self.paused = trial, None
         self.decisions = self.fallbacks = 0
         self.last_fallback = ""
         self._arms = {} if candidate is None or not candidate.acts else {arm: ArmStats() for arm in ARMS}
@@ -95,7 +97,7 @@ class Trial:
     def arm(self, runtime: Runtime, request_id: str) -> str:
         """The arm of a request; empty where none is counted."""
         one = runtime.candidate
-        if one is None or not one.acts or self.paused or one.trial != self.name:
+        if one is None or not one.acts or self.paused is not None or one.trial != self.name:
             return ""
         return arm_of(request_id, salt=one.digest, percent=one.config.percent)
 
@@ -209,6 +211,7 @@ class Trial:
         """Both arms as they are now, with requests that have waited for their first token for long; empty in shadow."""
         if not self._arms:
             return {}
+        self._is_news = False
         now_s = world.clock()
         waits: dict[str, list[tuple[float, int]]] = {arm: [] for arm in self._arms}
         for entry in world.open_requests.entries():
@@ -219,6 +222,29 @@ class Trial:
                 waits[life.arm].append((now_s - entry.arrived_at_s, entry.reservation.prompt_tokens))
         late_s = late_after_s(self._arms.values())
         return {arm: with_open(stats, waits[arm], late_after_s=late_s) for arm, stats in self._arms.items()}
+
+    @property
+    def has_news(self) -> bool:
+        """Whether anything was counted since the arms were last asked for."""
+        return self._is_news or self.shadow.has_news
+
+    def judge(self, world: World, candidate: CandidateRuntime | None) -> bool:
+        """Pauses the candidate where this router's own arms say that it is worse; returns whether it did so now.
+
+        All routers together may be wrong with the probability that the guardrails name: each with its part of it.
+        """
+        if candidate is None or self.paused is not None or candidate.trial != self.name or not self._arms:
+            return False
+        arms, guardrails = self.arms(world), candidate.config.guardrails
+        probability = guardrails.false_alarm_probability / candidate.config.voices
+        found = verdict(arms[CURRENT], arms[CANDIDATE], guardrails, probability=probability)
+        if found.breach is None:
+            return False
+        self.paused, self._is_news = found, True
+        world.metrics.arms.paused.set(1)
+        said = {"reason": found.reason, "detail": str(found.breach)}
+        _log.error("the candidate is worse: it gets no request any more", extra=said)
+        return True
 
     def readiness(self, candidate: CandidateRuntime) -> Readiness:
         """Whether it is the candidate that is tried."""

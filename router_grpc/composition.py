@@ -30,8 +30,10 @@ from router_grpc.adapters.resilient_ledger import ResilientLedger
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.app import Outside, RouterApp
 from router_grpc.calibrating import Calibrating
+from router_grpc.candidate_told import candidate_told
 from router_grpc.certificates import Certificates
 from router_grpc.changes import Changes
+from router_grpc.decision_log import DecisionLog
 from router_grpc.draining import in_flight_on_draining
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
@@ -82,6 +84,7 @@ class Settings:
     tls: Tls | None = None
     redis_password: str | None = None
     tokenizers: Path | None = None
+    decisions: Path | None = None
     seed: int | None = None
     place: Place | None = None
 
@@ -148,6 +151,9 @@ def compose(
         is_alone=redis is None,
         prefixes=Prefixing(secrets.token_bytes(KEY_BYTES), is_shared=redis is not None),
         calibrating=Calibrating(None if redis is None else _calibrations(settings, redis)),
+        decisions=DecisionLog(
+            settings.router_id, folder=settings.decisions, metrics=metrics, clock=time.monotonic, now=time.time
+        ),
     )
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
     scraper = EngineScraper(
@@ -202,6 +208,8 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         at_s=time.time(),
         calibration=app.world.calibrating.told(one.instance_id for one in instances.current()),
         certificate=app.certificate,
+        candidate=candidate_told(app.world, runtime),
+        decision_log=app.world.decisions.readiness,
         draining=in_flight_on_draining(app.world),
     )
 

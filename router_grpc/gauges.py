@@ -39,6 +39,9 @@ class Gauges:
         metrics.presumed_requests.set(len(world.presuming))
         metrics.life_ratio.set(world.presuming.life_ratio)
         self._show_loads()
+        shadow = world.trial.shadow.counts
+        if shadow.placements:
+            metrics.arms.shadow_disagreement_ratio.set(1 - shadow.agreements / shadow.placements)
 
     def show_policy(self, runtime: Runtime) -> None:
         """Names the policy in force, and the one that decides; the candidate beside it as well, if there is one."""

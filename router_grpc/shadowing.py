@@ -11,7 +11,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold, Placement
+from llmrouter.acknowledgement import RouterShadow
+from llmrouter.domain import Placement
 from llmrouter.routing.guard_shares import is_eligible
 from llmrouter.routing.rules import marginal_cost_row, queued_prefill_s
 from llmrouter.routing.stages import row_of
@@ -41,12 +42,12 @@ BEHIND_S = 0.01
 class ShadowCounts:
     """What a candidate in shadow has done since it began.
 
-    ``holds`` were decisions to wait, ``fallbacks`` those of its fallback because it could not decide; both are among
-    ``decisions``. Of ``compared`` ones the cost of its choice, minus that of the one taken, sums up to
-    ``cost_difference_s``; ``seconds`` is the time that all took.
+    ``decisions`` are ``placements``, ``holds``, and ``fallbacks`` where it could not decide. Of ``compared`` ones the
+    cost of its choice, minus that of the one taken, sums up to ``cost_difference_s``; ``seconds`` is what all took.
     """
 
     decisions: int = 0
+    placements: int = 0
     agreements: int = 0
     holds: int = 0
     fallbacks: int = 0
@@ -76,12 +77,35 @@ class Shadow:
         self._offer: _Offer | None = None
         self._not_before_s = 0.0
         self.counts = ShadowCounts()
+        self._told = 0
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it was asked since ``told``."""
+        return self.counts.decisions != self._told
+
+    def told(self) -> RouterShadow:
+        """What the router says of it."""
+        one = self.counts
+        self._told = one.decisions
+        return RouterShadow(
+            decisions=one.decisions,
+            placements=one.placements,
+            agreements=one.agreements,
+            holds=one.holds,
+            fallbacks=one.fallbacks,
+            skipped=one.skipped,
+            compared=one.compared,
+            cost_difference_seconds=one.cost_difference_s / one.compared if one.compared else None,
+            decision_seconds=one.seconds / one.decisions if one.decisions else None,
+        )
 
     def reset(self, trial: str) -> None:
         """Another trial: its draws are seeded with its name, those of live decisions stay as they are."""
         self._rng = random.Random(trial)
         self._offer = None
         self.counts = ShadowCounts()
+        self._told = 0
 
     def placed(self, world: World, runtime: Runtime, placed: Placed) -> None:
         """A request was placed by the current policy, by this snapshot: the candidate may be asked of it."""
@@ -136,13 +160,14 @@ class Shadow:
         elif isinstance(guarded.decision, Placement):
             self._compare(world, offer, guarded.decision)
         else:
-            counts.holds += isinstance(guarded.decision, Hold)
+            counts.holds += 1
             arms.shadow_decisions.labels("Held").inc()
 
     def _compare(self, world: World, offer: _Offer, placement: Placement) -> None:
         best, taken, arms = placement.candidates[0], offer.taken, world.metrics.arms
         chosen = (best.instance_id, "" if best.prefill is None else best.prefill.instance_id)
         agrees = chosen == taken
+        self.counts.placements += 1
         self.counts.agreements += agrees
         arms.shadow_decisions.labels("Agreed" if agrees else "Disagreed").inc()
         if chosen[1] or taken[1]:
