@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.lengths.application import application_columns, length_features
+from llmrouter.lengths.predictor import Batch
 from llmrouter.lengths.simple import PointModel, QuantileModel
 from llmrouter.lengths.text import TEXT_FEATURE_VERSION, TextFeatures, text_features
 
@@ -28,6 +29,8 @@ POINT_SPREAD = 0.7
 
 def features_of(requests: Sequence[LengthRequest]) -> TextFeatures:
     """Text features of requests: those that are there already, else made of their prompts."""
+    if isinstance(requests, Batch) and requests.features is not None:
+        return requests.features
     made = [one.features for one in requests]
     known = [one for one in made if one is not None]
     if not known or len(known) < len(made):
@@ -39,10 +42,15 @@ def features_of(requests: Sequence[LengthRequest]) -> TextFeatures:
 
 def with_features(requests: Sequence[LengthRequest]) -> list[LengthRequest]:
     """The requests, each with its own row of text features: a part of the batch's would keep the whole batch."""
-    made = text_features(requests)
-    rows = range(len(requests))
-    own = [TextFeatures(made.ids[row : row + 1].copy(), made.dense[row : row + 1].copy()) for row in rows]
+    own = rows_of(text_features(requests))
     return [replace(one, features=features) for one, features in zip(requests, own, strict=True)]
+
+
+def rows_of(made: TextFeatures) -> list[TextFeatures]:
+    """The features of each request of a batch by themselves."""
+    ids_NK, dense_ND = made.ids, made.dense
+    rows = range(len(ids_NK))
+    return [TextFeatures(ids_NK[row : row + 1].copy(), dense_ND[row : row + 1].copy()) for row in rows]
 
 
 def reads_prompts(manifest: Manifest) -> bool:

@@ -48,6 +48,8 @@ class Blended:
         self._decay = 0.5 ** (1.0 / HALF_LIFE)
         self._none = (0.0,) * len(self._experts)
         self._losses: OrderedDict[str, tuple[float, ...]] = OrderedDict()
+        self._known: dict[tuple[str, str], list[float]] = {}
+        """Weights since the last answer that was learned, by application and model."""
         self._all = self._none
         self._all_answers = 0.0
 
@@ -88,6 +90,7 @@ class Blended:
         known = () if predicted is None else predicted.parts
         laws = known or self.predict([request]).row(0, parts=True).parts
         losses = [_loss(law, math.log(output_tokens)) for law in laws]
+        self._known.clear()
         self._all = self._faded(self._all, losses)
         self._all_answers = self._decay * self._all_answers + 1.0
         key = _key(request)
@@ -102,6 +105,15 @@ class Blended:
         return tuple([self._decay * one + more for one, more in zip(sums, added, strict=True)])
 
     def _weights(self, request: LengthRequest) -> list[float]:
+        group = request.application, request.model
+        weights = self._known.get(group)
+        if weights is None:
+            if len(self._known) >= self._capacity:
+                self._known.clear()
+            weights = self._known[group] = self._weighed(request)
+        return weights
+
+    def _weighed(self, request: LengthRequest) -> list[float]:
         leaning = LEANING / max(self._all_answers, 1.0)
         own = self._losses.get(_key(request), self._none)
         losses = [leaning * of_all + of_own for of_all, of_own in zip(self._all, own, strict=True)]

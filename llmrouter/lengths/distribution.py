@@ -164,9 +164,22 @@ class Lengths:
             parts=tuple([part.row(index, parts=True) for part in self.parts]) if parts else (),
         )
 
+    def rows(self) -> list[LengthDistribution]:
+        """The law of each request, without parts."""
+        unknown = [None] * len(self)
+        means: Sequence[float | None] = unknown if self.own_mean is None else self.own_mean.tolist()
+        ranks: Sequence[float | None] = unknown if self.own_rank is None else self.own_rank.tolist()
+        source, digest = self.source, self.digest
+        return [
+            LengthDistribution(tuple(latent), mean, rank, source, digest, limit)
+            for latent, mean, rank, limit in zip(
+                self.latent.tolist(), means, ranks, self.limit_tokens.tolist(), strict=True
+            )
+        ]
+
     def bucket_probabilities(self, edges_tokens: Sequence[float] = PAPER_EDGES_TOKENS) -> Floats:
         """Probabilities (N, edges + 1); a length that equals an edge belongs to the bucket above it."""
-        rows = [self.row(index).bucket_probabilities(edges_tokens) for index in range(len(self))]
+        rows = [one.bucket_probabilities(edges_tokens) for one in self.rows()]
         return np.array(rows).reshape(len(self), -1)
 
 

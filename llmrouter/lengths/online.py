@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.lengths.bins import BINS, bin_of, broad_prior, quantiles_of
-from llmrouter.lengths.distribution import Lengths
+from llmrouter.lengths.distribution import LEVELS, Lengths
 from llmrouter.lengths.predictor import label, limits, refusal
 from llmrouter.lengths.sketches import Sketches
 
@@ -41,6 +41,9 @@ PRODUCT_CHAIN = (By.MODEL, By.APPLICATION, By.APPLICATION_MODEL, By.APPLICATION_
 CAPACITY = 4_096
 HALF_LIFE = 150.0
 SHRINKAGE = 10.0
+MAX_KNOWN = 4_096
+"""Laws that are kept until something is learned, at most; one batch may have more."""
+
 _MAX_BAND = 24
 _UNKNOWN_BAND = -1
 
@@ -75,6 +78,7 @@ class OnlineQuantiles:
         self._everything = Sketches(capacity=1, half_life=half_life, shared=shared)
         self._groups = Sketches(capacity=capacity, half_life=half_life, shared=shared)
         self._prior_B = broad_prior()
+        self._known: dict[tuple[str, str, int], tuple[Floats, float]] = {}
 
     @property
     def groups(self) -> int:
@@ -88,11 +92,28 @@ class OnlineQuantiles:
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request."""
-        shares_NB, seen = self._shares(requests)
-        laws = Lengths(quantiles_of(shares_NB), limits(requests), self.name)
+        found = self._found(requests)
+        quantiles_NQ = np.array([quantiles_Q for quantiles_Q, _ in found]).reshape(-1, len(LEVELS))
+        laws = Lengths(quantiles_NQ, limits(requests), self.name)
         if self.exploration == 0.0:
             return laws
-        return replace(laws, own_rank=laws.expected_tokens * np.exp(-self.exploration / np.sqrt(1.0 + np.array(seen))))
+        seen_N = np.array([answers for _, answers in found])
+        return replace(laws, own_rank=laws.expected_tokens * np.exp(-self.exploration / np.sqrt(1.0 + seen_N)))
+
+    def _found(self, requests: Sequence[LengthRequest]) -> list[tuple[Floats, float]]:
+        """Quantiles (levels) of each request, and answers behind its narrowest group; of those alike worked out once.
+
+        They stand until something is learned.
+        """
+        alike = [(one.application, one.model, band_of(one.prompt_tokens)) for one in requests]
+        if len(self._known) + len(alike) > MAX_KNOWN:
+            self._known.clear()
+        known = self._known
+        new = {group: one for group, one in zip(alike, requests, strict=True) if group not in known}
+        if new:
+            shares_NB, seen = self._shares(list(new.values()))
+            known.update(zip(new, zip(quantiles_of(shares_NB), seen, strict=True), strict=True))
+        return [known[group] for group in alike]
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None
@@ -102,6 +123,7 @@ class OnlineQuantiles:
         reason = refusal(request, output_tokens)
         if reason is not None:
             return reason
+        self._known.clear()
         keys = self._keys(request)
         bin_index = bin_of(output_tokens)
         cut = request.max_output_tokens is not None and output_tokens >= request.max_output_tokens
@@ -126,6 +148,7 @@ class OnlineQuantiles:
 
     def merge(self, counts: tuple[Counts, Counts]) -> None:
         """Adds another router's ``delta`` or ``counts``; raises InvalidInputError as ``Sketches.merge`` does."""
+        self._known.clear()
         everything, groups = counts
         self._everything.merge(everything)
         self._groups.merge(groups)
@@ -161,17 +184,9 @@ class OnlineQuantiles:
         return tail_B
 
     def _slots(self, requests: Sequence[LengthRequest]) -> list[list[int]]:
-        """Rows of each request's groups, the widest first; requests alike are looked up once."""
+        """Rows of each request's groups, the widest first."""
         slot = self._groups.slot
-        known: dict[tuple[str, str, int], list[int]] = {}
-        found = []
-        for one in requests:
-            alike = one.application, one.model, band_of(one.prompt_tokens)
-            slots = known.get(alike)
-            if slots is None:
-                slots = known[alike] = [slot(key) for key in self._keys(one)]
-            found.append(slots)
-        return found
+        return [[slot(key) for key in self._keys(one)] for one in requests]
 
     def _keys(self, request: LengthRequest) -> list[str]:
         parts = {

@@ -93,27 +93,44 @@ class NearResiduals:
 
     def __init__(self, *, capacity: int, width: float, foreign: float, prior: float, spread: float) -> None:
         self._capacity = capacity
-        self._width = width
+        self._sharpness = -0.5 / (width * width)
         self._foreign = foreign
         self._prior_weight = prior / _PRIOR_POINTS
         self._kept_3K = np.zeros((3, _PRIOR_POINTS + capacity))
         ranks = (np.arange(_PRIOR_POINTS) + 0.5) / _PRIOR_POINTS
         self._kept_3K[_RESIDUAL, :_PRIOR_POINTS] = [spread * NormalDist().inv_cdf(rank) for rank in ranks]
         self._examples = 0
+        self._said_by_label: dict[int, Floats] = {}
         self._sort()
 
     def quantiles(self, forecasts_N: Floats, labels_N: NDArray[np.int32]) -> Floats:
         """Residuals (N, levels) at ``LEVELS``."""
-        forecast_K, label_K, residual_K = self._sorted_3K
+        forecast_K, _, residual_K = self._sorted_3K
         found_NQ = np.empty((len(forecasts_N), len(LEVELS)))
+        weight_K = np.empty_like(forecast_K)
         for row, (forecast, label) in enumerate(zip(forecasts_N.tolist(), labels_N.tolist(), strict=True)):
-            away_K = (forecast_K - forecast) / self._width
-            weight_K = np.exp(-0.5 * away_K * away_K)
-            weight_K *= np.where(label_K == label, 1.0, self._foreign)
-            weight_K[self._prior_P] = self._prior_weight
-            upto_K = np.cumsum(weight_K)
-            found_NQ[row] = np.interp(_LEVELS_Q * upto_K[-1], upto_K - 0.5 * weight_K, residual_K)
+            np.subtract(forecast_K, forecast, out=weight_K)
+            weight_K *= weight_K
+            weight_K *= self._sharpness
+            np.exp(weight_K, out=weight_K)
+            weight_K *= self._said(label)
+            weight_K += self._prior_K
+            upto_K = weight_K.cumsum()
+            weight_K *= -0.5
+            weight_K += upto_K
+            found_NQ[row] = np.interp(_LEVELS_Q * upto_K[-1], weight_K, residual_K)
         return found_NQ
+
+    def _said(self, label: int) -> Floats:
+        """What each example (K) says of such a label, as a share; 0 of those before the first, which say the same."""
+        said_K = self._said_by_label.get(label)
+        if said_K is None:
+            said_K = np.where(self._sorted_3K[_LABEL] == label, 1.0, self._foreign)
+            said_K[self._prior_K > 0.0] = 0.0
+            if len(self._said_by_label) >= _LABELS_KEPT:
+                self._said_by_label.clear()
+            self._said_by_label[label] = said_K
+        return said_K
 
     def learn(self, forecast: float, label: int, residual: float) -> None:
         """Takes note of one example; the oldest gives way."""
@@ -125,10 +142,12 @@ class NearResiduals:
         filled_3K = self._kept_3K[:, : _PRIOR_POINTS + min(self._examples, self._capacity)]
         order_K = np.argsort(filled_3K[_RESIDUAL], kind="stable")
         self._sorted_3K = filled_3K.take(order_K, axis=1)
-        self._prior_P = np.flatnonzero(order_K < _PRIOR_POINTS)
+        self._prior_K = np.where(order_K < _PRIOR_POINTS, self._prior_weight, 0.0)
+        self._said_by_label.clear()
 
 
-_RESIDUAL = 2
+_LABEL, _RESIDUAL = 1, 2
+_LABELS_KEPT = 64
 _PRIOR_POINTS = 15
 _LEVELS_Q = np.array(LEVELS)
 _NO_WORD = 1e-9

@@ -13,7 +13,7 @@ from llmrouter.lengths.distribution import MAX_TOKENS, MIN_TOKENS
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -46,6 +46,29 @@ class LengthRequest:
     thinking: bool | None = None
     given: LengthDistribution | None = None
     features: TextFeatures | None = field(default=None, repr=False, compare=False)
+
+
+class Batch(list[LengthRequest]):
+    """Requests that are asked for together, with what was made of all of them at once.
+
+    Attributes:
+        features: of their texts, row by row; ``None`` where nobody made them.
+        laws: what a model that has read them says, row by row; ``None`` where there is none.
+        limit_N: see ``limits``.
+    """
+
+    __slots__ = ("features", "laws", "limit_N")
+
+    def __init__(
+        self,
+        requests: Iterable[LengthRequest],
+        *,
+        features: TextFeatures | None = None,
+        laws: Lengths | None = None,
+    ) -> None:
+        super().__init__(requests)
+        self.features, self.laws = features, laws
+        self.limit_N = _limits(self)
 
 
 class UsageRefusal(StrEnum):
@@ -100,6 +123,10 @@ def refusal(request: LengthRequest, output_tokens: float) -> UsageRefusal | None
 
 def limits(requests: Sequence[LengthRequest]) -> NDArray[np.float64]:
     """The most tokens each answer may have (N,), within 1 and 1e6; 1e6 where the request does not say."""
+    return requests.limit_N if isinstance(requests, Batch) else _limits(requests)
+
+
+def _limits(requests: Sequence[LengthRequest]) -> NDArray[np.float64]:
     given = [MAX_TOKENS if one.max_output_tokens is None else one.max_output_tokens for one in requests]
     return np.array([min(max(limit, MIN_TOKENS), MAX_TOKENS) for limit in given], dtype=np.float64)
 

@@ -61,6 +61,7 @@ class Recalibrated:
         self._capacity = capacity
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._offsets_SQ = np.zeros((capacity + 1, len(LEVELS)))
+        self._factors_SQ = np.ones((capacity + 1, len(LEVELS)))  # exp of them
         self._answers = [0] * (capacity + 1)
         self._spreads = [0.0] * (capacity + 1)
 
@@ -72,7 +73,7 @@ class Recalibrated:
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request: the inner predictor's, its quantiles moved."""
         laws = self.inner.predict(requests)
-        factors_NQ = np.exp(self._offsets_SQ.take(self._slots_of(requests), axis=0))
+        factors_NQ = self._factors_SQ.take(self._slots_of(requests), axis=0)
         return Lengths(
             bounded(_in_order(laws.latent * factors_NQ)),
             laws.limit_tokens,
@@ -97,7 +98,7 @@ class Recalibrated:
         spread = min(max(math.log(given[MEDIAN + 1] / given[MEDIAN - 1]), MIN_SPREAD), MAX_SPREAD)
         self._move(_EVERYTHING, _direction(output_tokens, of_all), spread)
         if self._answers[slot] == self._min_answers - 1:
-            self._offsets_SQ[slot] = self._offsets_SQ[_EVERYTHING]
+            self._offset(slot, self._offsets_SQ[_EVERYTHING])
         self._move(slot, _direction(output_tokens, given), spread)
         return self.inner.learn(request, output_tokens, next(iter(predicted.parts), None))
 
@@ -116,7 +117,11 @@ class Recalibrated:
             return
         step = self._spreads[slot] * max(LAST_STEP, FIRST_STEP / answers**STEP_DECAY)
         moved = zip(self._offsets_SQ[slot].tolist(), direction, strict=True)
-        self._offsets_SQ[slot] = [min(max(old + step * way, -MAX_OFFSET), MAX_OFFSET) for old, way in moved]
+        self._offset(slot, [min(max(old + step * way, -MAX_OFFSET), MAX_OFFSET) for old, way in moved])
+
+    def _offset(self, slot: int, offsets_Q: Sequence[float] | Floats) -> None:
+        self._offsets_SQ[slot] = offsets_Q
+        np.exp(self._offsets_SQ[slot], out=self._factors_SQ[slot])
 
     def _touch(self, key: str) -> int:
         slot = self._slots.get(key)
@@ -127,7 +132,7 @@ class Recalibrated:
             slot = 1 + len(self._slots)
         else:
             _, slot = self._slots.popitem(last=False)
-            self._offsets_SQ[slot], self._answers[slot] = 0.0, 0
+            self._offsets_SQ[slot], self._factors_SQ[slot], self._answers[slot] = 0.0, 1.0, 0
         self._slots[key] = slot
         return slot
 

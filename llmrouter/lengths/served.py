@@ -16,7 +16,7 @@ from llmrouter.lengths.blended import Blended
 from llmrouter.lengths.distribution import LEVELS, MIN_TOKENS, LengthDistribution, Lengths
 from llmrouter.lengths.online import OnlineQuantiles
 from llmrouter.lengths.online_text import OnlineText
-from llmrouter.lengths.predictor import LengthRequest, label, limits, refusal
+from llmrouter.lengths.predictor import Batch, LengthRequest, label, limits, refusal
 from llmrouter.lengths.recalibrated import Recalibrated
 from llmrouter.lengths.simple import Fixed
 
@@ -39,6 +39,8 @@ class GivenLaws(Fixed):
 
     def predict(self, requests: Sequence[LengthRequest]) -> Lengths:
         """One law for each request; raises ValueError where one was given none."""
+        if isinstance(requests, Batch) and (given := requests.laws) is not None:
+            return Lengths(given.quantiles, requests.limit_N, self.name, self.digest, own_rank=given.rank)
         laws = [_of(one.given) for one in requests]
         return Lengths(
             np.array([law.quantiles for law in laws]).reshape(len(laws), len(LEVELS)),
@@ -106,11 +108,13 @@ class ServedLengths:
 
     def predict(self, requests: Sequence[LengthRequest]) -> list[LengthDistribution]:
         """One law for each request."""
+        parts = self._split(requests)
+        if len(parts) == 1:
+            return parts[0][0].predict(requests).rows()
         found: list[LengthDistribution | None] = [None] * len(requests)
-        for predictor, rows in self._split(requests):
-            laws = predictor.predict([requests[row] for row in rows])
-            for place, row in enumerate(rows):
-                found[row] = laws.row(place)
+        for predictor, rows in parts:
+            for row, law in zip(rows, predictor.predict([requests[row] for row in rows]).rows(), strict=True):
+                found[row] = law
         return [_of(law) for law in found]
 
     def learn(self, request: LengthRequest, output_tokens: float) -> UsageRefusal | None:
@@ -139,11 +143,14 @@ class ServedLengths:
 
         Costs nothing: what to answer with where there is no time. Safe to call from another thread.
         """
-        for key in (_key(request.application, request.model), _key("", request.model)):
-            law = self._ready.get(key)
-            if law is not None:
-                return limited(law, request.max_output_tokens)
-        return None
+        law = self.of_class(request)
+        return None if law is None else limited(law, request.max_output_tokens)
+
+    def of_class(self, request: LengthRequest) -> LengthDistribution | None:
+        """The same law without regard to what the request itself allows."""
+        ready = self._ready
+        own = ready.get(_key(request.application, request.model))
+        return ready.get(_key("", request.model)) if own is None else own
 
     def _blend_of(self, request: LengthRequest) -> Recalibrated | None:
         """The blend, where the request was given a law by the model that it blends."""
