@@ -73,7 +73,7 @@ class PoolState:
     @property
     def taken_gpus(self) -> int:
         """GPUs that it has or may have before anything else is declared."""
-        return self.gpus_per_replica * max(self.declared, self.present)
+        return self.gpus_per_replica * (max(self.declared, self.present) + self.terminating)
 
     @property
     def leaving_gpus(self) -> int:

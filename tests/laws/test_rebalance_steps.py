@@ -144,6 +144,38 @@ def test_the_budget_holds_whatever_comes_when(fleet: tuple[Fleet, dict[str, int]
         world.now_s += chance.draw(st.sampled_from((0.0, 1.0, 60.0)))
 
 
+counts = st.integers(0, 4)
+states = st.builds(
+    PoolState,
+    pool=st.sampled_from("abcd"),
+    gpus_per_replica=st.sampled_from((1, 2)),
+    declared=counts,
+    ready=counts,
+    starting=st.integers(0, 1),
+    terminating=st.integers(0, 2),
+    drained=counts,
+    is_held=st.booleans(),
+)
+
+
+@given(st.lists(states, min_size=1, max_size=4, unique_by=lambda one: one.pool), st.integers(1, 20), st.data())
+@settings(deadline=None, max_examples=400)
+def test_no_state_lets_a_pool_grow_into_gpus_that_are_taken_or_may_be(
+    observed: list[PoolState], budget: int, chance: st.DataObject
+) -> None:
+    wanted = {state.pool: chance.draw(st.integers(0, 6)) for state in observed}
+    memory = heard(Memory(), observed, wanted, now_s=0.0)
+
+    step = next_step(observed, Rules(gpu_budget=budget, stabilization_s=0.0, max_step=3), memory, now_s=0.0)
+
+    if step.phase is Phase.GROWING and step.replicas is not None:
+        declared = {state.pool: state.declared for state in observed} | {step.pool: step.replicas}
+        most = [max(declared[one.pool], one.ready + one.starting) + one.terminating for one in observed]
+        assert sum(one.gpus_per_replica * count for one, count in zip(observed, most, strict=True)) <= budget
+    if step.replicas is not None:
+        assert not next(one for one in observed if one.pool == step.pool).is_held
+
+
 @given(fleet=fleets())
 @settings(deadline=None)
 def test_what_is_wanted_is_reached_and_then_nothing_moves(fleet: tuple[Fleet, dict[str, int]]) -> None:
