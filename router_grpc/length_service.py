@@ -21,12 +21,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from llmrouter.lengths.artefact import with_features
+from llmrouter.lengths.artefact import rows_of
 from llmrouter.lengths.class_range import ENOUGH_ANSWERS, within_class
 from llmrouter.lengths.distribution import NotFiniteLengthsError
 from llmrouter.lengths.drift import DriftWatch
-from llmrouter.lengths.predictor import label, refusal
+from llmrouter.lengths.predictor import Batch, LengthRequest, label, refusal
 from llmrouter.lengths.served import REMEMBERED, certain
+from llmrouter.lengths.text import text_features
 from llmrouter.quick import quick
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_allowance import Allowance
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llmrouter.lengths.distribution import LengthDistribution
-    from llmrouter.lengths.predictor import LengthRequest
     from llmrouter.lengths.prompt_tokens import CountedPrompt
     from llmrouter.lengths.served import ServedLengths
     from llmrouter.lengths.sketches import Counts
+    from llmrouter.lengths.text import TextFeatures
     from llmrouter.metrics import RouterMetrics
     from router_grpc.adapters.tokenizers import TokenCounter, TokenizedPrompts
     from router_grpc.ports import LengthModel
@@ -346,8 +347,7 @@ class LengthService:
         self._metrics.batch_requests.observe(len(batch))
         read = [self._read(one) for one in batch]
         plan = batch[-1].plan
-        asked = self._asked_of_model([request for request, _ in read], plan)
-        kept = [_kept(one) for one in asked]
+        kept = self._asked_of_model([request for request, _ in read], plan)
         if plan.learns:
             self._learner.explore(plan.exploration)
             laws = [self._within_class(*one) for one in zip(kept, self._learner.predict(kept), strict=True)]
@@ -362,7 +362,7 @@ class LengthService:
         """A model's law, its expected tokens within what answers of the application have."""
         if request.given is None or self._answers.get(label(request.application), 0) < ENOUGH_ANSWERS:
             return law
-        of_class = self._learner.of_application(replace(request, max_output_tokens=None))
+        of_class = self._learner.of_class(request)
         believed = law if of_class is None else within_class(law, of_class)
         if believed is not law:
             self._metrics.clipped.inc()
@@ -383,35 +383,41 @@ class LengthService:
         counted = self._tokens.count(text, asked.request.model, share=asked.prompt.share)
         return replace(asked.request, prompt=text, prompt_tokens=counted.tokens), counted
 
-    def _asked_of_model(self, requests: list[LengthRequest], plan: LengthPlan) -> list[LengthRequest]:
-        """The requests; of each that the model answers, its law and the features of its text in place of the prompt."""
+    def _asked_of_model(self, requests: list[LengthRequest], plan: LengthPlan) -> Sequence[LengthRequest]:
+        """The requests without prompts; each that the model answers with its law and the features of its text."""
         model = plan.model
         if model is None:
-            return requests
+            return [_kept(one) for one in requests]
         self._learner.use(model.name, model.digest)
         rows = [row for row, one in enumerate(requests) if one.prompt is not None or not model.reads_prompts]
-        if not rows:
-            return requests
+        answered = self._laws_of(model, [requests[row] for row in rows]) if rows else None
+        if answered is None or len(rows) == len(requests):
+            return answered or [_kept(one) for one in requests]
+        kept = [_kept(one) for one in requests]
+        for row, one in zip(rows, answered, strict=True):
+            kept[row] = one
+        return kept
+
+    def _laws_of(self, model: LengthModel, requests: list[LengthRequest]) -> Batch | None:
+        """The requests with what the model says of them; ``None`` where it says nothing."""
         if self._lateness.resting:
-            self._metrics.fallbacks.labels("Resting").inc(len(rows))
-            return requests
+            self._metrics.fallbacks.labels("Resting").inc(len(requests))
+            return None
         started_s = self._clock()
-        asked = with_features([requests[row] for row in rows])
+        features = text_features(requests)
         try:
-            laws = model.laws(asked)
+            laws = model.laws(Batch(requests, features=features))
         except NotFiniteLengthsError:
-            self._metrics.fallbacks.labels("NotFinite").inc(len(rows))
-            return requests
+            self._metrics.fallbacks.labels("NotFinite").inc(len(requests))
+            return None
         except Exception:  # noqa: BLE001 - whatever a model does, requests are routed; counted and logged
-            self._metrics.fallbacks.labels("Error").inc(len(rows))
+            self._metrics.fallbacks.labels("Error").inc(len(requests))
             _log.exception("the length model failed")
-            return requests
+            return None
         if self._lateness.note(self._clock() - started_s):
             self._metrics.fallbacks.labels("Slow").inc()
-        answered = list(requests)
-        for place, row in enumerate(rows):
-            answered[row] = replace(asked[place], given=laws.row(place), prompt=None)
-        return answered
+        read = zip(requests, laws.rows(), rows_of(features), strict=True)
+        return Batch([_read(*one) for one in read], features=features, laws=laws)
 
     def _watch_alone(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """Where nothing is learned."""
@@ -435,6 +441,24 @@ class LengthService:
 def _kept(request: LengthRequest) -> LengthRequest:
     """The request without its prompt."""
     return request if request.prompt is None else replace(request, prompt=None)
+
+
+def _read(request: LengthRequest, given: LengthDistribution, features: TextFeatures) -> LengthRequest:
+    """The request with a model's law and the features of its text in place of its prompt."""
+    return LengthRequest(
+        None,
+        request.prompt_tokens,
+        request.application,
+        request.model,
+        request.max_output_tokens,
+        request.temperature,
+        request.tools,
+        request.stop,
+        request.turn,
+        request.thinking,
+        given,
+        features,
+    )
 
 
 def excerpt(prompt: bytes) -> Excerpt:

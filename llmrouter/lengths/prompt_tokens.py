@@ -165,7 +165,8 @@ def character_counts(prompt: str) -> Floats:
 
 def _counts(text: str) -> Floats:
     classes = text.encode("utf-8", "surrogatepass").translate(_CLASS_OF_BYTE)
-    small, capital, digit, space, punctuation, beyond = map(classes.count, range(_WITHIN))
+    capital, digit, space, punctuation, beyond, within = map(classes.count, range(_CAPITAL, _WITHIN + 1))
+    small = len(classes) - capital - digit - space - punctuation - beyond - within  # the most: not counted one by one
     letters = classes.translate(_LETTER_OF_CLASS)
     words = letters.startswith(b"\1") + letters.count(b"\0\1")
     cjk = _cjk(text) if beyond else 0
