@@ -138,8 +138,8 @@ class CandidateConfig(Resource):
     mode: CandidateMode
     percent: Percent = 10
     guardrails: GuardrailsSpec = GuardrailsSpec()
-    voices: int = Field(default=1, ge=1, le=4096)
-    """Processes that judge their own arms: each may give so small a part of the false alarms."""
+    voices: int = Field(default=2, ge=1, le=8192)
+    """Whose share of the false alarms a process has that judges its own arms: half are the operator's alone."""
 
 
 class PredictorConfig(PredictorBase):
@@ -301,7 +301,7 @@ def _compile_candidate(spec: LLMRouterSpec, policy: PolicyConfig) -> CandidateCo
     if spec.candidate is None:
         return None
     same = spec.candidate.model_dump(include={"mode", "percent", "guardrails"})
-    return CandidateConfig(policy=policy, voices=max(1, spec.router.replicas * spec.router.processes), **same)
+    return CandidateConfig(policy=policy, voices=2 * max(1, spec.router.replicas * spec.router.processes), **same)
 
 
 def canonical_json(model: Resource) -> bytes:
