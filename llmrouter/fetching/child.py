@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from llmrouter.errors import FetchError
+from llmrouter.fetching.transfer import AUTHORITIES
 from llmrouter.fetching.wanted import Fetched, Told
 from llmrouter.manifest import MAX_MANIFEST_BYTES
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 GRACE_S = 5.0
 """How long after its own limit the child is ended."""
 MAX_LINE_BYTES = 4096
-PASSED_ON = ("PATH", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "LANG")
+PASSED_ON = ("PATH", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", AUTHORITIES)
 """Of the environment, for the child: no password, no token, no proxy."""
 
 

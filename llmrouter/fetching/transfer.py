@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from llmrouter.fetching.hosts import HostRule, Hosts, Place
 
+AUTHORITIES = "LLMROUTER_MODEL_AUTHORITIES"
+"""In the environment: a file with authorities to trust beside the system's own."""
 SILENCE_S = 10.0
 """How long a server may say nothing."""
 MAX_REDIRECTS = 3
@@ -106,6 +109,8 @@ class _Connection(http.client.HTTPConnection):
         self.sock = self._connect_to(addresses)
         if self._place.scheme == "https":
             context = ssl.create_default_context()
+            if (authorities := os.environ.get(AUTHORITIES)) is not None:
+                context.load_verify_locations(authorities)
             self.sock = context.wrap_socket(self.sock, server_hostname=self._place.host)
 
     def _connect_to(self, addresses: list[str]) -> socket.socket:

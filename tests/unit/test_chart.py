@@ -69,6 +69,21 @@ def test_rights_never_reach_secrets_or_deletion(rendered: list[Object]) -> None:
         assert verb not in {"delete", "deletecollection", "escalate", "bind", "impersonate"}
 
 
+def test_models_come_from_the_hosts_that_are_named_and_secrets_are_read_where_asked() -> None:
+    objects = render_chart(
+        "operator.models.allowedHosts={models.test,*.svc:8080}",
+        "operator.models.credentials=true",
+        "operator.models.authorities=ours",
+    )
+
+    (cluster_role,) = of_kind(objects, "ClusterRole")
+    assert permissions(cluster_role["rules"]) - needed(RULES) == {("", "secrets", "get", "")}
+    (operator,) = [one for one in of_kind(objects, "Deployment") if one["metadata"]["name"].endswith("operator")]
+    (container,) = operator["spec"]["template"]["spec"]["containers"]
+    assert {"--model-host=models.test", "--model-host=*.svc:8080"} <= set(container["args"])
+    assert "LLMROUTER_MODEL_AUTHORITIES" in {one["name"] for one in container["env"]}
+
+
 def test_watched_namespaces_get_roles_and_no_cluster_role() -> None:
     objects = render_chart("watchNamespaces={a,b}")
 

@@ -363,7 +363,7 @@ async def test_the_child_trusts_the_authorities_it_is_given(tmp_path: Path) -> N
         secure.serve_model("/tls", MODEL, MANIFEST)
         url = f"https://localhost:{secure.port}/tls/model.onnx"
         question = at(secure, url, allowed_hosts=(f"localhost:{secure.port}",))
-        trusting = dict(os.environ) | {"SSL_CERT_FILE": str(tmp_path / "tls.crt")}
+        trusting = dict(os.environ) | {"LLMROUTER_MODEL_AUTHORITIES": str(tmp_path / "tls.crt")}
 
         assert (await fetch(question, trusting)).model == MODEL
         with pytest.raises(FetchError, match="certificate"):

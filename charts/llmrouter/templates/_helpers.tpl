@@ -59,6 +59,11 @@ capabilities:
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- if .Values.operator.models.credentials }}
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+{{- end }}
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch]
