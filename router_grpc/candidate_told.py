@@ -48,4 +48,5 @@ def arms_pause_s(runtime: Runtime | None, *, longest_s: float) -> float:
     """How long what a trial counts may wait before it is said again: the more routers there are, the longer."""
     if runtime is None or runtime.candidate is None:
         return longest_s
-    return min(longest_s, max(SHORTEST_S, runtime.candidate.config.voices / MOST_PER_S))
+    routers = runtime.candidate.config.voices / 2  # the other half is the operator's
+    return min(longest_s, max(SHORTEST_S, routers / MOST_PER_S))
