@@ -14,7 +14,7 @@ from llmrouter.resource_types import Resource
 from llmrouter.resources import API_VERSION, LLMRouterSpec, RoutingPolicySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 MAX_FILE_BYTES = 1_000_000
@@ -24,12 +24,14 @@ Spec = TypeVar("Spec", bound=Resource)
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What a file declares: an LLMRouter, and the RoutingPolicy that it refers to."""
+    """What a file declares: an LLMRouter, and the RoutingPolicies that it refers to."""
 
     name: str
     router: LLMRouterSpec
     policy_name: str
     policy: RoutingPolicySpec
+    candidate: RoutingPolicySpec | None = None
+    """The RoutingPolicy of ``spec.candidate``."""
 
 
 def read_text(path: Path) -> str:
@@ -49,11 +51,17 @@ def parse(text: str) -> Declared:
     if len(routers) != 1:
         raise InvalidConfigError(f"the file must hold exactly one LLMRouter, it holds {len(routers)}")
     router = _spec(routers[0], LLMRouterSpec)
-    wanted = router.policy_ref.name
+    wanted, policy = router.policy_ref.name, _policy(documents, router.policy_ref.name)
+    candidate = None if router.candidate is None else _policy(documents, router.candidate.policy_ref.name)
+    return Declared(_name(routers[0]), router, wanted, policy, candidate)
+
+
+def _policy(documents: Sequence[Mapping[str, Any]], wanted: str) -> RoutingPolicySpec:
+    """The one RoutingPolicy of a name."""
     policies = [document for document in documents if document["kind"] == "RoutingPolicy" and _name(document) == wanted]
     if len(policies) != 1:
         raise InvalidConfigError(f"the file must hold exactly one RoutingPolicy {wanted!r}, it holds {len(policies)}")
-    return Declared(_name(routers[0]), router, wanted, _spec(policies[0], RoutingPolicySpec))
+    return _spec(policies[0], RoutingPolicySpec)
 
 
 def parse_policy(text: str) -> tuple[str, RoutingPolicySpec]:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from llmrouter.config import RouterConfig
+    from llmrouter.config import PolicyConfig, RouterConfig
     from llmrouter.manifest import Manifest
+    from llmrouter.resources import RoutingPolicySpec
 
 POLL_S = 0.25
 
@@ -47,14 +48,24 @@ def compile_file(text: str) -> RouterConfig:
         )
     if declared.router.predictor.model is not None:
         raise InvalidConfigError(f"{where}: predictor.model.configMap needs Kubernetes: standalone has --predictor DIR")
-    model = declared.policy.model
+    section, candidate = _section(declared.policy_name, declared.policy), None
+    if declared.router.candidate is not None and declared.candidate is not None:
+        candidate = _section(declared.router.candidate.policy_ref.name, declared.candidate)
+        if candidate.model_copy(update={"name": section.name}) == section:
+            raise InvalidConfigError(f"{where}: candidate.policyRef refers to a policy that is the same as policyRef's")
+    return compile_router(
+        declared.router, name=declared.name, namespace="", generation=0, policy=section, candidate=candidate
+    )
+
+
+def _section(name: str, spec: RoutingPolicySpec) -> PolicyConfig:
+    model = spec.model
     if model is not None and model.config_map is not None:
         raise InvalidConfigError(
-            f"RoutingPolicy {declared.policy_name}: model.configMap needs Kubernetes: standalone has builtin, and "
-            "--policy-model DIR in its place"
+            f"RoutingPolicy {name}: model.configMap needs Kubernetes: standalone has builtin, and --policy-model DIR "
+            "in its place"
         )
-    section = compile_policy(declared.policy_name, declared.policy, model_sha256=model.sha256 if model else None)
-    return compile_router(declared.router, name=declared.name, namespace="", generation=0, policy=section)
+    return compile_policy(name, spec, model_sha256=model.sha256 if model else None)
 
 
 class FileSource:

@@ -62,6 +62,7 @@ class TestOfAConfigMap:
 
         assert bundle is not None
         assert (bundle.model, bundle.manifest, bundle.predictor_model, bundle.predictor_manifest) == (None,) * 4
+        assert (bundle.candidate_model, bundle.candidate_manifest) == (None, None)
         assert bundle_of(client.V1ConfigMap()) is None
 
 

@@ -249,6 +249,16 @@ spec: {type: LeastInFlight}
 """
 
 
+TRIAL = FILE.replace("router: {", "candidate: {policyRef: {name: next}, mode: Canary}\n  router: {")
+NEXT = """
+---
+apiVersion: llmrouter.dev/v1alpha1
+kind: RoutingPolicy
+metadata: {name: next}
+spec: {type: RoundRobin}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -270,12 +280,26 @@ spec: {type: LeastInFlight}
         (FILE.replace("metadata: {name: policy}", "metadata: {}"), "metadata.name must be set"),
         (FILE.replace("llama-3.1-8b-rtx4090", "abacus"), "'abacus' is none of"),
         (FILE.replace("{type: LeastInFlight}", "{type: LeastInFlight, wishes: 3}"), "wishes"),
+        (TRIAL, "exactly one RoutingPolicy 'next', it holds 0"),
+        (TRIAL + NEXT.replace("RoundRobin", "LeastInFlight"), "a policy that is the same as policyRef's"),
+        (TRIAL.replace("Canary", "Canary, percent: 101") + NEXT, "percent"),
+        (
+            TRIAL + NEXT.replace("RoundRobin", f"Onnx, model: {{configMap: {{name: m}}, sha256: {'a' * 64}}}"),
+            "RoutingPolicy next: model.configMap needs Kubernetes",
+        ),
     ],
 )
 def test_a_bad_file_is_one_clear_line(text: str, message: str) -> None:
     with pytest.raises(InvalidConfigError, match=message) as refusal:
         compile_file(text)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_file_may_have_a_candidate() -> None:
+    config = compile_file(TRIAL + NEXT)
+    assert config.candidate is not None
+    assert (config.policy.name, config.candidate.policy.name, config.candidate.mode) == ("policy", "next", "Canary")
+    assert config.trial
 
 
 async def test_a_file_is_followed_and_a_broken_version_is_told_once(tmp_path: Path) -> None:
