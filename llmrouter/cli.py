@@ -51,6 +51,12 @@ def parser() -> argparse.ArgumentParser:
         help="folder that models[].tokenizer is below (default: none, prompt tokens are estimated)",
     )
     serve.add_argument(
+        "--decisions",
+        type=Path,
+        metavar="DIR",
+        help="folder for decisionLog of the sink File (default: the current one)",
+    )
+    serve.add_argument(
         "--certificate",
         type=Path,
         metavar="DIR",
@@ -123,6 +129,7 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         predictor=options.predictor,
         tokenizers=options.tokenizers,
         policy_model=options.policy_model,
+        decisions=options.decisions,
         certificate=options.certificate,
         processes=options.processes,
         command=[sys.executable, "-m", "llmrouter.cli", *arguments],

@@ -62,6 +62,7 @@ class RouterMetrics:
         self.calibration = CalibrationMetrics(make)
         self.prefixes = PrefixMetrics(make)
         self.front = FrontMetrics(make)
+        self.decision_log = DecisionLogMetrics(make)
         self.arms = ArmMetrics(make)
         self.requests = counter("requests_total", "Route calls by outcome.", ["outcome"])
         self.ejections = counter(
@@ -193,6 +194,17 @@ class ArmMetrics:
         self.shadow_decision_seconds = histogram(
             "shadow_decision_seconds", "Time one decision in shadow took.", DECISION_BUCKETS
         )
+
+
+class DecisionLogMetrics:
+    """Of the decision log: what became of sampled records, and whether its sink takes them."""
+
+    def __init__(self, make: _Maker) -> None:
+        self.records = make.counter(
+            "decision_records_total", "Records of decisions by what became of them: Written, or why not.", ["outcome"]
+        )
+        self.up = make.gauge("decision_log_up", "1 while the decision log can be written, 0 while it cannot.")
+        self.up.set(1)
 
 
 class LengthMetrics:

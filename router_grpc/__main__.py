@@ -13,6 +13,7 @@ import uvloop
 from kubernetes.aio import client
 
 from llmrouter.config import CERTIFICATE_FOLDER, TOKENIZERS_FOLDER
+from llmrouter.decision_log_spec import DECISIONS_FOLDER
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
 from router_grpc.adapters.kube import AcknowledgementWriter, ConfigMapSource, connect
@@ -53,6 +54,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         tls=_tls(environment),
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
         tokenizers=Path(TOKENIZERS_FOLDER),
+        decisions=Path(DECISIONS_FOLDER),
         place=place,
     )
 

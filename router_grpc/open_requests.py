@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from llmrouter.routing.prefixes import Use
     from router_grpc.arms import Life
     from router_grpc.costing import ForetoldCost
+    from router_grpc.decision_log import OpenRecord
     from router_grpc.length_service import Foretold
+    from router_grpc.reports import Report
 
 
 @quick
@@ -39,7 +41,7 @@ class OpenRequest:
 
     ``foretold`` is ``None`` where another router foretold its length; ``dispatched`` is what the traffic's mix counted,
     ``cost`` what its decision foretold, ``prefix`` what was expected of the instance's prefix cache; ``life`` is what
-    the trial of a candidate remembers of it.
+    the trial of a candidate remembers of it, ``record`` what the decision log does.
     """
 
     reservation: Reservation
@@ -55,6 +57,13 @@ class OpenRequest:
     prefix: Use | None = None
     cost: ForetoldCost | None = None
     life: Life | None = None
+    record: OpenRecord | None = None
+
+
+def note_end(entry: OpenRequest | None, report: Report, now_s: float) -> None:
+    """A request is reported as ended: for its record, where it has one."""
+    if entry is not None and entry.record is not None:
+        entry.record.ended(report, now_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,8 @@ class OpenRequests:
         entry = self._open.pop(request_id, None)
         if entry is not None:
             self._leave(request_id, entry)
+            if entry.record is not None:
+                entry.record.close()
         return entry
 
     def stream_broke(self, stream_id: int, *, now_s: float) -> int:

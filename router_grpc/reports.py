@@ -13,6 +13,7 @@ from llmrouter.routing.late_starts import lateness
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 from router_grpc.costing import observe_cost
 from router_grpc.mixing import note_finish
+from router_grpc.open_requests import note_end
 from router_grpc.staging import first_token, instances_of
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ class ReportService:
                 self._world.metrics.ttft_seconds.observe(now_s - entry.arrived_at_s)
             if entry.life is not None and not report.is_part:
                 self._world.trial.first_token(self._world, entry, now_s)
+            if entry.record is not None:
+                entry.record.started(now_s)
             self._note_start(entry, now_s)
             if first_token(self._world, reservation):
                 self._kick()
@@ -171,6 +174,7 @@ class ReportService:
         if report.is_late and entry is not None:
             self._note_start(entry, self._world.clock())
         self._world.calibrating.ended(report.request_id, report.output_tokens, now_s=self._world.clock())
+        note_end(entry, report, self._world.clock())
         released = await self._world.release(report.request_id)
         if released is None:
             return False

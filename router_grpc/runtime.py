@@ -14,6 +14,7 @@ from llmrouter.manifest import Rejection
 from llmrouter.resources import MODEL_TYPES
 from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.envelope import Envelope, Enveloped, EnvelopedNetwork, EnvelopedState
+from llmrouter.routing.exploring import Exploring
 from llmrouter.routing.formulas import MinMin, OwnLatency, WorkloadImpact
 from llmrouter.routing.guard import Guard, GuardRules, Why
 from llmrouter.routing.learned import Learned, PaperAgent, SharedAgent
@@ -283,13 +284,18 @@ def _staged(config: RouterConfig, served: Served) -> tuple[Policy, Policy]:
     """The policy and its fallback, made to choose for both stages where there are pools for one."""
     policy, fallback = served.policy, _fallback(config)
     if not config.has_stages:
-        return policy, fallback
+        return _exploring(config, policy), fallback
     spec = config.prefill_decode
     rules = StageRules(spec.min_prefill_tokens, spec.cross_locality_seconds)
     weights = config.policy.weights if served.decode is not None else None
     if policy.name in _BY_OWN_SECONDS:
         weights = ObjectiveWeights(*OWN_ALONE)
     return Staged(policy, rules, decode=served.decode, weights=weights), Staged(fallback, rules)
+
+
+def _exploring(config: RouterConfig, policy: Policy) -> Policy:
+    fraction = config.policy.exploration.fraction
+    return Exploring(policy, fraction) if fraction > 0.0 else policy
 
 
 def _decoding(policy: PolicyConfig) -> ObjectiveWeights:

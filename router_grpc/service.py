@@ -88,6 +88,7 @@ class RouterService:
         self._world.slow_start.slow_start_s = runtime.config.outliers.slow_start_seconds
         self._world.lengths.use(runtime.lengths)
         self._world.trial.follow(self._world, runtime.candidate)
+        self._world.decisions.follow(runtime.config)
         self.reorder()
         self.kick()
 
@@ -136,8 +137,10 @@ class RouterService:
         memory = kept_bytes(ask.prompt, request.prefix_hashes)
         try:
             answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
-        except SaturatedError:
+        except SaturatedError as error:
             self._world.trial.refused(self._world, runtime, request_id)
+            if self._world.decisions.is_on:
+                self._world.decisions.refused(self._world, runtime, request, error)
             raise
         self._world.metrics.held_seconds.observe(answer.held_s)
         kept = self._world.open_requests.foretold(answer.request_id, foretold)
@@ -273,15 +276,19 @@ class RouterService:
                 answer = self._answer(request, runtime, result.reservation, guarded, decision.candidates)
                 if answer is not None:
                     note_cost(self._world, request, snapshot, answer)
-                    if runtime.candidate is not None:
-                        placed = Placed(request, snapshot, guard, guarded, result.outcome, answer)
-                        self._world.trial.dispatched(self._world, runtime, placed)
+                    if runtime.candidate is not None or self._world.decisions.is_on:
+                        self._placed(runtime, Placed(request, snapshot, guard, guarded, result.outcome, answer))
                     return answer
                 await self._take_back(result.reservation)
                 hold = Hold(f"instance {result.reservation.instance_id} is gone")
                 continue
             hold = Hold(f"the ledger answered {result.outcome.value} for {len(decision.candidates)} candidates")
         return hold
+
+    def _placed(self, runtime: Runtime, placed: Placed) -> None:
+        self._world.trial.dispatched(self._world, runtime, placed)
+        if self._world.decisions.is_on:
+            self._world.decisions.decided(self._world, runtime, placed)
 
     def _guard_of(self, runtime: Runtime, request: Request, snapshot: PoolSnapshot) -> Guard:
         if self._world.is_degraded():

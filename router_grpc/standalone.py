@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -19,7 +20,6 @@ from router_grpc.supervisor import supervise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from llmrouter.config import RouterConfig
 
@@ -32,6 +32,7 @@ def serve(
     predictor: Path | None = None,
     tokenizers: Path | None = None,
     policy_model: Path | None = None,
+    decisions: Path | None = None,
     certificate: Path | None = None,
     processes: int = 1,
     command: Sequence[str] = (),
@@ -39,8 +40,9 @@ def serve(
     """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin.
 
     ``predictor`` and ``policy_model`` are folders of models of one's own, ``tokenizers`` that of the models'
-    tokenizers, ``certificate`` one with ``tls.crt`` and ``tls.key``, read again when they change. Several ``processes``
-    run ``command`` each, which serves the same; returns an exit status.
+    tokenizers, ``decisions`` that of decision logs, the current one where it is not said, ``certificate`` one with
+    ``tls.crt`` and ``tls.key``, read again when they change. Several ``processes`` run ``command`` each, which serves
+    the same; returns an exit status.
     """
     if tokenizers is not None and not tokenizers.is_dir():
         raise InvalidConfigError(f"--tokenizers {tokenizers}: no such folder")
@@ -61,6 +63,7 @@ def serve(
         tls=tls,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
         tokenizers=tokenizers,
+        decisions=decisions or Path.cwd(),
         place=place,
     )
     if processes > 1 and place is None:

@@ -11,6 +11,7 @@ from llmrouter.routing.outliers import Outliers
 from llmrouter.routing.slow_start import SlowStart
 from router_grpc.arms import Trial
 from router_grpc.calibrating import Calibrating
+from router_grpc.decision_log import DecisionLog
 from router_grpc.prefixing import Prefixing
 from router_grpc.presuming import Presuming
 from router_grpc.unbroken import Unbroken
@@ -51,6 +52,7 @@ class World:
     outliers: Outliers = field(default_factory=Outliers)
     presuming: Presuming = field(default_factory=Presuming)
     slow_start: SlowStart = field(default_factory=SlowStart)
+    decisions: DecisionLog = field(default_factory=DecisionLog)
     trial: Trial = field(default_factory=Trial)
 
     def ready(self) -> Sequence[Instance]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.decisions.record import (
@@ -14,8 +14,8 @@ from llmrouter.decisions.record import (
     Foretold,
     Outcome,
     PolicyInForce,
+    Profile,
 )
-from llmrouter.resources import InlineProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +112,7 @@ def record_of(decided: Decided, outcome: Outcome | None, *, tenant_key: str = ""
         eligible=decided.eligible,
         roomy=len(decided.roomy_ids),
         candidates=_considered(decided, profiles),
-        profiles={name: inline_of(profile) for name, profile in profiles.items()},
+        profiles={name: Profile(**asdict(profile)) for name, profile in profiles.items()},
         chosen=decided.chosen,
         prefill=decided.prefill or None,
         served=decided.served,
@@ -158,23 +158,6 @@ def _profile_key(profile: EngineProfile, profiles: dict[str, EngineProfile]) -> 
         number += 1
         key = f"{profile.name}#{number}"
     return key
-
-
-def inline_of(profile: EngineProfile) -> InlineProfile:
-    """A profile as resources spell it."""
-    return InlineProfile(
-        base_decode_seconds=profile.base_decode_s,
-        base_prefill_seconds=profile.base_prefill_s,
-        prefill_seconds_per_token=profile.prefill_s_per_token,
-        prefill_seconds_per_token_squared=profile.prefill_s_per_token_squared,
-        context_seconds_per_token=profile.context_s_per_token,
-        sequence_seconds=profile.sequence_s,
-        kv_tokens=profile.kv_tokens,
-        block_tokens=profile.block_tokens,
-        max_sequences=profile.max_sequences,
-        token_budget=profile.token_budget,
-        mode=profile.mode.value,
-    )
 
 
 def tenant_digest(tenant: str, key: str) -> str:

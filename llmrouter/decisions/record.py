@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from llmrouter.domain import EngineMode, EngineProfile
 from llmrouter.errors import InvalidInputError
-from llmrouter.resource_types import Resource
-from llmrouter.resources import InlineProfile  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +36,30 @@ OutcomeKind = Literal["Finished", "Failed", "Cancelled", "Lost", "Refused"]
 """How a request ended. ``Lost``: nobody reported it any more. ``Refused``: it was never dispatched."""
 
 
-class _Part(Resource):
-    model_config = ConfigDict(extra="ignore")  # a later router may say more
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a later router may say more
+
+
+class Profile(_Part):
+    """Step-time coefficients (s) and limits of an engine as the decision took them: ``domain.EngineProfile``."""
+
+    name: Name
+    base_decode_s: Amount
+    base_prefill_s: Amount
+    prefill_s_per_token: Amount
+    context_s_per_token: Amount
+    sequence_s: Amount
+    kv_tokens: Count
+    max_sequences: Count
+    token_budget: Count
+    mode: EngineMode
+    prefill_s_per_token_squared: Amount = 0.0
+    prefill_floor_s: Amount = 0.0
+    block_tokens: Annotated[int, Field(ge=1)] = 16
+
+    def engine_profile(self) -> EngineProfile:
+        """The same as policies take it."""
+        return EngineProfile(**dict(self))
 
 
 class PolicyInForce(_Part):
@@ -129,7 +150,7 @@ class DecisionRecord(_Part):
     load_age_s: Seconds = 0.0
     eligible: Count
     roomy: Count
-    profiles: dict[Name, InlineProfile] = Field(default_factory=dict, max_length=MAX_CANDIDATES)
+    profiles: dict[Name, Profile] = Field(default_factory=dict, max_length=MAX_CANDIDATES)
     candidates: tuple[ConsideredInstance, ...] = Field(default=(), max_length=MAX_CANDIDATES)
     chosen: Name | None = None
     prefill: Name | None = None
@@ -156,7 +177,7 @@ class DecisionRecord(_Part):
 
 def to_line(record: DecisionRecord) -> bytes:
     """A record as one line, its end included."""
-    return record.model_dump_json(by_alias=True, exclude_none=True).encode() + b"\n"
+    return record.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
 def parse_line(line: bytes | str) -> DecisionRecord:

@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llmrouter.domain import Decision, InstanceView, PoolSnapshot, Request, Room
+    from llmrouter.routing.policies import Policy
 
 
-class Exploring(RoomyPolicy):
+class Exploring:
     """A policy that explores: with probability ``fraction`` its placement begins with any instance that has room.
 
     Where it waits or has no candidate, nothing is explored. The other candidates follow in the policy's order. One that
     the policy did not name has the score of the last that it did.
     """
 
-    def __init__(self, policy: RoomyPolicy, fraction: float) -> None:
-        super().__init__(policy.room_of)
-        self.name, self.load_sensitive, self.batch_hold = policy.name, policy.load_sensitive, policy.batch_hold
-        self.fraction = fraction
-        self._policy = policy
+    def __init__(self, policy: Policy, fraction: float) -> None:
+        self.name, self.room_of = policy.name, policy.room_of
+        self.names_only_roomy = isinstance(policy, RoomyPolicy)
+        self._policy, self._fraction = policy, fraction
 
     def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
         """The policy's decision, or the same with another first candidate."""
         decision = self._policy.decide(request, snapshot, rng)
-        if not isinstance(decision, Placement) or rng.random() >= self.fraction:
+        if not isinstance(decision, Placement) or rng.random() >= self._fraction:
             return decision
-        _, roomy = self._with_room(request, snapshot.views)
+        _, roomy = roomy_of(self.room_of, request, snapshot.views)
         drawn = rng.choice(roomy)
         name = drawn.instance.instance_id
         known = next((one for one in decision.candidates if one.instance_id == name), None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Placement, Role
 from llmrouter.quick import quick
+from llmrouter.routing.exploring import Exploring
 from llmrouter.routing.guard_holds import VoluntaryHolds
 from llmrouter.routing.guard_shares import Shares, is_eligible
 from llmrouter.routing.inflight import has_room
@@ -112,7 +113,7 @@ class Guard:
             longest_wait_s=self.rules.longest_wait_s,
         )
         self._names_only_roomy = (
-            primary.names_only_roomy if isinstance(primary, Staged) else isinstance(primary, RoomyPolicy)
+            primary.names_only_roomy if isinstance(primary, Staged | Exploring) else isinstance(primary, RoomyPolicy)
         )
 
     def why_not(self, now_s: float) -> Why | None:

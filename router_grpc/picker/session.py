@@ -205,6 +205,7 @@ class PickerSession:
                 self._desk.world.presuming.unheard(self._desk.world, effect.request_id)
             elif isinstance(effect, ServedElsewhere):
                 self._desk.world.metrics.served_elsewhere.inc()
+                self._desk.world.decisions.served(self._exchange.request_id, effect.endpoint)
                 said = {"request_id": self._exchange.request_id, "endpoint": effect.endpoint}
                 _log.info("served elsewhere", extra=said)
 
