@@ -212,15 +212,9 @@ class RouterConfig(Resource):
 
     @property
     def trial(self) -> str:
-        """Names what is compared: both policies, the mode and the percent; empty without a candidate.
-
-        What was counted of one trial says nothing of another: arms begin anew where this changes, and what a router
-        says of its arms names the trial they are of.
-        """
+        """``trial_of`` the policy and its candidate; empty without one."""
         one = self.candidate
-        if one is None:
-            return ""
-        return digest_of(f"{self.policy.digest} {one.policy.digest} {one.mode} {one.percent}".encode())[:16]
+        return "" if one is None else trial_of(self.policy, one.policy, mode=one.mode, percent=one.percent)
 
     @property
     def has_stages(self) -> bool:
@@ -304,6 +298,15 @@ def _compile_candidate(spec: LLMRouterSpec, policy: PolicyConfig) -> CandidateCo
     return CandidateConfig(policy=policy, voices=2 * max(1, spec.router.replicas * spec.router.processes), **same)
 
 
+def trial_of(current: PolicyConfig, candidate: PolicyConfig, *, mode: CandidateMode, percent: int) -> str:
+    """Names what is compared.
+
+    What was counted of one trial says nothing of another: arms begin anew where this changes, and what a router says of
+    its arms names the trial they are of.
+    """
+    return digest_of(f"{current.digest} {candidate.digest} {mode} {percent}".encode())[:16]
+
+
 def canonical_json(model: Resource) -> bytes:
     """The one spelling of a value: camelCase, sorted keys, no spaces, ``None`` left out."""
     values = model.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -357,6 +360,11 @@ def _compile_pool(pool: PoolSpec, served: tuple[str, ...]) -> PoolConfig:
         profile=profile,
         calibrate=pool.profile.calibrate,
     )
+
+
+def engine_profile_of(pool: PoolSpec) -> EngineProfile:
+    """The profile of a declared pool; raises InvalidConfigError where there is none of its name."""
+    return _compile_pool(pool, ()).engine_profile()
 
 
 def _resolve_profile(pool: PoolSpec) -> tuple[str, InlineProfile]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from llmrouter.acknowledgement import ACKNOWLEDGEMENTS_SUFFIX, CONFIG_SUFFIX
 from llmrouter.config import (
+    CANDIDATE_MANIFEST_KEY,
+    CANDIDATE_MODEL_KEY,
     CERTIFICATE_FOLDER,
     CONFIG_KEY,
     DIGEST_ANNOTATION,
@@ -134,7 +136,12 @@ class Owner:
 
 
 def build_config_map(
-    owner: Owner, config: bytes, policy: ModelFiles | None, *, predictor: ModelFiles | None = None
+    owner: Owner,
+    config: bytes,
+    policy: ModelFiles | None,
+    *,
+    predictor: ModelFiles | None = None,
+    candidate: ModelFiles | None = None,
 ) -> Object:
     """The one ConfigMap that routers watch: configuration and models change together."""
     data = {CONFIG_KEY: config.decode()}
@@ -142,6 +149,9 @@ def build_config_map(
     if policy is not None:
         data[MANIFEST_KEY] = policy.manifest
         binary[MODEL_KEY] = policy.onnx_base64
+    if candidate is not None:
+        data[CANDIDATE_MANIFEST_KEY] = candidate.manifest
+        binary[CANDIDATE_MODEL_KEY] = candidate.onnx_base64
     if predictor is not None:
         data[PREDICTOR_MANIFEST_KEY] = predictor.manifest
         binary[PREDICTOR_MODEL_KEY] = predictor.onnx_base64

@@ -12,6 +12,7 @@ from llmrouter.config import MAX_CONFIG_BYTES, canonical_json, compile_router, d
 from llmrouter.errors import InvalidConfigError
 from llmrouter.resources import LLMRouterSpec
 from llmrouter_operator.builders import Names, Owner, build_config_map, build_objects
+from llmrouter_operator.candidate import choose_candidate
 from llmrouter_operator.choice import choose_policy, config_in_force, keep_last_good, read_last_good
 from llmrouter_operator.models import (
     CONFIG_MAP,
@@ -28,6 +29,7 @@ from llmrouter_operator.predictor_choice import choose_predictor, keep_last, las
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from llmrouter_operator.candidate import CandidateChoice
     from llmrouter_operator.choice import LastGood
     from llmrouter_operator.models import (
         Object,
@@ -82,8 +84,15 @@ def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> 
         ),
         choose_predictor(spec.predictor, observed.predictor_model, last.predictor, claim=spec.router.models_claim),
     )
-    chosen, config = _fitting(observed, spec, declared, last)
-    config_map = build_config_map(owner, config, chosen.policy.files, predictor=chosen.predictor.files)
+    chosen, config = _fitting(observed, spec, _with_candidate(observed, owner, spec, declared), last)
+    on_trial = chosen.on_trial
+    config_map = build_config_map(
+        owner,
+        config,
+        chosen.policy.files,
+        predictor=chosen.predictor.files,
+        candidate=None if on_trial is None else on_trial.files,
+    )
     pools = choose_pools(owner, spec, observed.inference_pools, observed.owned)
     objects = (*build_objects(owner, spec, config_map, defaults), *build_picker_services(owner, pools))
     return Plan(
@@ -94,12 +103,18 @@ def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> 
         predictor=chosen.predictor,
         objects=tuple(_stamp(value) for value in objects),
         inference_pools=pools,
+        candidate=chosen.candidate,
     )
 
 
 class _Chosen(NamedTuple):
     policy: PolicyChoice
     predictor: PredictorChoice
+    candidate: CandidateChoice | None = None
+
+    @property
+    def on_trial(self) -> PolicyChoice | None:
+        return None if self.candidate is None else self.candidate.on_trial
 
 
 class _Last(NamedTuple):
@@ -107,16 +122,28 @@ class _Last(NamedTuple):
     predictor: LastPredictor | None
 
 
+def _with_candidate(observed: Observed, owner: Owner, spec: LLMRouterSpec, declared: _Chosen) -> _Chosen:
+    """The same with the candidate: beside the policy, or in its place once it is promoted."""
+    routers = observed.owned.get(Ref(CONFIG_MAP, owner.names.acknowledgements))
+    candidate = choose_candidate(observed, spec, declared.policy, routers)
+    promoted = None if candidate is None else candidate.promoted
+    return declared._replace(policy=promoted or declared.policy, candidate=candidate)
+
+
 def _fitting(observed: Observed, spec: LLMRouterSpec, declared: _Chosen, last: _Last) -> tuple[_Chosen, bytes]:
     """What one ConfigMap holds, and its configuration: models that are too large give way to what was in force.
 
-    The predictor's gives way first, then the policy's instead, then both. Raises InvalidConfigError where nothing fits.
+    The candidate's gives way first, which is then refused; then the predictor's, then the policy's instead, then both.
+    Raises InvalidConfigError where nothing fits.
     """
     config = _compile(observed, spec, declared)
     size = _size(config, declared)
     if size <= MAX_CONFIG_BYTES:
         return declared, config
     why = Problem("ModelTooLarge", f"configuration and models have {size} bytes together, more than {MAX_CONFIG_BYTES}")
+    if declared.candidate is not None and declared.on_trial is not None:
+        refused = declared.candidate.refused(why, observed.at)
+        return _fitting(observed, spec, declared._replace(candidate=refused), last)
     for chosen in _alternatives(declared, why, spec, last):
         config = _compile(observed, spec, chosen)
         size = _size(config, chosen)
@@ -133,7 +160,7 @@ def _alternatives(declared: _Chosen, why: Problem, spec: LLMRouterSpec, last: _L
         policies.append(keep_last_good(why, last.policy))
     if declared.predictor.files is not None:
         predictors.append(keep_last(why, spec.predictor, last.predictor))
-    return map(_Chosen._make, itertools.product(policies, predictors))
+    return (_Chosen(*pair, declared.candidate) for pair in itertools.product(policies, predictors))
 
 
 def _compile(observed: Observed, spec: LLMRouterSpec, chosen: _Chosen) -> bytes:
@@ -145,6 +172,7 @@ def _compile(observed: Observed, spec: LLMRouterSpec, chosen: _Chosen) -> bytes:
             namespace=key.namespace,
             generation=generation,
             policy=chosen.policy.config,
+            candidate=None if chosen.on_trial is None else chosen.on_trial.config,
             predictor=chosen.predictor.config,
         )
     )
@@ -152,7 +180,8 @@ def _compile(observed: Observed, spec: LLMRouterSpec, chosen: _Chosen) -> bytes:
 
 def _size(config: bytes, chosen: _Chosen) -> int:
     """Bytes that the ConfigMap holds; base64 takes four for every three."""
-    files = [one.files for one in chosen if one.files is not None]
+    parts = (chosen.policy, chosen.predictor, chosen.on_trial)
+    files = [one.files for one in parts if one is not None and one.files is not None]
     return len(config) + sum(len(one.onnx_base64) * 3 // 4 + len(one.manifest.encode()) for one in files)
 
 

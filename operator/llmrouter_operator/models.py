@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from llmrouter.config import PolicyConfig, PredictorConfig
     from llmrouter.resources import LLMRouterSpec
+    from llmrouter_operator.candidate import CandidateChoice
     from llmrouter_operator.pickers import PoolChoice
 
 Object = dict[str, Any]
@@ -95,11 +96,15 @@ class Observed:
     owned: Mapping[Ref, Object | None]
     pods: tuple[Object, ...]
     inference_pools: Mapping[str, Object | None] = field(default_factory=dict)
+    candidate_policy: Object | None = None
+    candidate_model: Seen = None
+    at: str = "1970-01-01T00:00:00Z"
+    """When it was read, an RFC 3339 instant."""
 
     @property
     def models(self) -> tuple[Seen, ...]:
         """What was seen of all models that specs name."""
-        return (self.model, self.predictor_model)
+        return (self.model, self.predictor_model, self.candidate_model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +166,15 @@ class Plan:
     objects: tuple[Object, ...] = ()
     problem: Problem | None = None
     inference_pools: tuple[PoolChoice, ...] = ()
+    candidate: CandidateChoice | None = None
 
     @property
     def troubled(self) -> bool:
         """Whether anything is not as declared that a change elsewhere could mend."""
         parts = [self.problem, self.choice and self.choice.problem, self.predictor and self.predictor.problem]
         parts += [pool.problem for pool in self.inference_pools]
-        return any(part is not None for part in parts)
+        refused = self.candidate is not None and self.candidate.declared.problem is not None
+        return refused or any(part is not None for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

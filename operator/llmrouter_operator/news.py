@@ -17,6 +17,9 @@ REPEATED = ("atS", "inFlight")
 MOVING = ("mix", "calibration")
 """They move with every acknowledgement: their first word is news, and then a resync reads them."""
 
+OF_A_TRIAL = ("trial", "ready", "reason", "paused")
+"""What of a candidate is news: its arms move with every acknowledgement, and are read every few seconds."""
+
 
 class News:
     """Remembers what was last said in each ConfigMap of acknowledgements. What it misses, a resync finds."""
@@ -56,4 +59,6 @@ def _essential(text: str) -> object:
     if not isinstance(said, dict):
         return text
     kept = {name: value for name, value in said.items() if name not in {*REPEATED, *MOVING}}
+    if isinstance(trial := kept.get("candidate"), dict):
+        kept["candidate"] = {name: trial.get(name) for name in OF_A_TRIAL}
     return kept | {name: bool(said.get(name)) for name in MOVING}
