@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrouter.domain import STEP_TIME_FIELDS, EngineMode
+from llmrouter.domain import STEP_TIME_FIELDS, EngineMode, Role
 from llmrouter.errors import InvalidInputError
 from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
 from llmrouter.routing.fairness import DEFAULT_WEIGHT
@@ -25,7 +25,7 @@ from llmrouter.sim.kernel.records import (
     World,
 )
 from llmrouter.sim.kernel.world import INFINITY
-from llmrouter.sim.model import Admission, QueueOrder, Role, Schedule
+from llmrouter.sim.model import Admission, QueueOrder, Schedule
 from llmrouter.sim.setup import PrefixView
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def describe_engine(record: Any, engine: EngineModel) -> None:  # noqa: ANN401 -
     record.admission = ADMISSIONS[engine.admission]
     record.queue_order = ORDERS[engine.queue_order]
     record.role = ROLES[engine.role]
+    record.accepts = 1
+    record.hands_first_token = int(engine.hands_first_token)
     record.lag_steps = engine.scheduling_lag_steps
     record.kv_tokens = profile.kv_tokens
     record.prefill_first = int(profile.mode is EngineMode.PREFILL_FIRST)
@@ -107,7 +109,8 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         raise InvalidInputError(f"a run takes at most {MAX_REQUESTS} requests, not {len(workload)}")
     instances, routers, models = len(setup.engines), setup.routers.routers, len(workload.models)
     serves = _serves(setup, workload)
-    _check_roles(setup, workload, serves.reshape(instances, models))
+    if setup.routers.stages is None:
+        _check_roles(setup, workload, serves.reshape(instances, models))
     pool = _pool(setup, workload)
     run = structured(RUN_FIELDS, 1)
     side = setup.routers
@@ -123,7 +126,9 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
     plain = side.order is Order.FIRST_COME_FIRST_SERVED and not side.fair and not run["batches"]
     run["in_line_order"] = int(plain and (workload.priority is None or len(np.unique(workload.priority)) == 1))
     run["prefixes"] = PREFIXES[side.prefixes]
-    run["hold_until"] = run["wake_at"] = INFINITY
+    run["hold_until"] = run["wake_at"] = run["control_at"] = INFINITY
+    run["stages"] = int(side.stages is not None)
+    run["min_prefill_tokens"] = 0 if side.stages is None else side.stages.min_prefill_tokens
     run["random"] = (seed * 0x9E37_79B9_7F4A_7C15 >> 20) % 2_147_483_646 + 1
     waits_s = (side.max_wait_s, side.batch_max_wait_s)
     per_request = 1 + int(np.isfinite(waits_s).any()) + int(np.isfinite(workload.cancelled_after_s).any())
@@ -164,6 +169,11 @@ def lay_out(setup: Setup, workload: Workload, *, seed: int) -> World:
         bids=np.zeros(MAX_BIDS, np.int64),
         asked_cached=np.zeros(instances, np.int64),
         bid_rooms=np.zeros(3 * MAX_BIDS),
+        bid_prefills=np.full(MAX_BIDS, NONE, np.int64),
+        bid_prefill_rooms=np.zeros(3 * MAX_BIDS),
+        stage_of=np.zeros(instances, np.int64),
+        stage_weights=np.zeros(len(WEIGHT_NAMES)),
+        prompt_weights=np.zeros(len(WEIGHT_NAMES)),
         **_known(setup, pool),
     )
 
@@ -226,6 +236,7 @@ def _pool(setup: Setup, workload: Workload) -> Pool:
         row.heap_start, row.growing_start = heap, growing
         heap += engine.profile.max_sequences
         growing += engine.profile.block_tokens
+    engines["accepts"][list(setup.absent)] = 0
     caching = [index for index, engine in enumerate(setup.engines) if engine.prefix_caching and blocks]
     engines["prefix_caching"] = 0
     for place, index in enumerate(caching):

@@ -14,10 +14,10 @@ from llmrouter.domain import (
     Placement,
     PoolSnapshot,
     Request,
+    Role,
 )
 from llmrouter.routing.inflight import kv_bound
-from llmrouter.sim.kernel.records import LOAD_FIELDS, MAX_BIDS, NO_CANDIDATE
-from llmrouter.sim.model import Role
+from llmrouter.sim.kernel.records import LOAD_FIELDS, MAX_BIDS, NO_CANDIDATE, NONE
 
 if TYPE_CHECKING:
     from llmrouter.routing.policies import Policy
@@ -40,7 +40,8 @@ class Asking:
         routers = setup.routers.routers
         self._policies = [policy] if routers == 1 else [copy.copy(policy) for _ in range(routers)]
         every = frozenset(workload.models)
-        self._instances = [
+        self._stages = setup.routers.stages is not None
+        self._all = [
             (
                 row * LOAD_FIELDS,
                 Instance(
@@ -49,20 +50,21 @@ class Asking:
                     pool=engine.profile.name,
                     profile=engine.profile,
                     models=setup.serves[row] if setup.serves else every,
+                    role=engine.role if self._stages else Role.MIXED,
                 ),
             )
             for row, engine in enumerate(setup.engines)
-            if engine.role is not Role.DECODE
+            if self._stages or engine.role is not Role.DECODE
         ]
-        self._place_of = {instance.instance_id: place for place, (_, instance) in enumerate(self._instances)}
-        self._rows = [at // LOAD_FIELDS for at, _ in self._instances]
+        self._accepts = world.pool.engines["accepts"]
+        self.look_around()
         self._refreshes = setup.routers.refresh_s, setup.routers.routers
         self._models, self._applications = workload.models, workload.applications
         self._checks = bool(world.run["checks"][0])
         self._loads, self._rooms = world.asked_loads, world.bid_rooms
         self._cached, self._caches = world.asked_cached, bool(world.pool.engines["prefix_caching"].any())
         # Single numbers are read from memory views: several times as fast as from arrays.
-        self._bids = world.bids.data
+        self._bids, self._prefills, self._prefill_rooms = world.bids.data, world.bid_prefills, world.bid_prefill_rooms
         run = world.run
         self._now, self._asking, self._router = (run[name].data for name in ("now", "asking", "asking_router"))
         self._answered, self._count = run["answered"].data, run["bids"].data
@@ -74,6 +76,12 @@ class Asking:
         self._arrived_at = world.pool.sequences["arrived_at"].data
         self._prompt, self._predicted = workload.prompt_tokens.data, workload.predicted_output_tokens.data
         self._model, self._application = workload.model.data, workload.application.data
+
+    def look_around(self) -> None:
+        """Notes which instances take new requests: at first, and whenever that has changed."""
+        self._instances = [one for one in self._all if self._accepts[one[0] // LOAD_FIELDS]]
+        self._place_of = {instance.instance_id: place for place, (_, instance) in enumerate(self._instances)}
+        self._rows = [at // LOAD_FIELDS for at, _ in self._instances]
 
     def answer(self) -> None:
         """Answers the question that the arrays hold.
@@ -109,12 +117,20 @@ class Asking:
             place = self._place_of[candidate.instance_id]
             self._bids[bid] = self._rows[place]
             if self._checks:
-                view = snapshot.views[place]
-                room = policy.room_of(view)
-                if self._gap[0]:
-                    room = self._batch.tightened(room, view.instance.profile)
-                self._rooms[3 * bid : 3 * bid + 3] = room.max_requests, kv_bound(room), room.decode_reserve_fraction
+                self._rooms[3 * bid : 3 * bid + 3] = self._room(policy, snapshot.views[place])
+            if self._stages:
+                self._prefills[bid] = NONE
+            if candidate.prefill is not None:
+                place = self._place_of[candidate.prefill.instance_id]
+                self._prefills[bid] = self._rows[place]
+                self._prefill_rooms[3 * bid : 3 * bid + 3] = self._room(policy, snapshot.views[place])
         self._sensitive[0] = decision.load_sensitive
+
+    def _room(self, policy: Policy, view: InstanceView) -> tuple[float, float, float]:
+        room = policy.room_of(view)
+        if self._gap[0]:
+            room = self._batch.tightened(room, view.instance.profile)
+        return room.max_requests, kv_bound(room), room.decode_reserve_fraction
 
     def _request(self, row: int) -> Request:
         return Request(

@@ -29,6 +29,7 @@ _MODULES = (
     "llmrouter.routing.batch",
     "llmrouter.routing.fairness",
     "llmrouter.routing.prefix_hits",
+    "llmrouter.routing.stages",  # two constants of it
     "llmrouter.sim.kernel.records",
     "llmrouter.sim.kernel.lists",
     "llmrouter.sim.kernel.prefixes",

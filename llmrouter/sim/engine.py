@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmrouter.domain import EngineProfile
+from llmrouter.domain import EngineProfile, Role
 from llmrouter.errors import InvalidInputError, InvalidRequestError
 from llmrouter.sim.arrays import EVENTS_PER_SEQUENCE, describe_engine
 from llmrouter.sim.kernel import records, steps
 from llmrouter.sim.kernel.records import NONE, SEQUENCE_FIELDS, EngineRecord, Pool, Sequence, clear
-from llmrouter.sim.model import EngineModel, Role
+from llmrouter.sim.model import EngineModel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

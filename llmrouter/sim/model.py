@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import STEP_TIME_FIELDS, EngineMode
+from llmrouter.domain import STEP_TIME_FIELDS, EngineMode, Role
 from llmrouter.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -56,14 +56,6 @@ class QueueOrder(StrEnum):
     BIN_PACKING = "BinPacking"
 
 
-class Role(StrEnum):
-    """What a disaggregated instance does; ``MIXED`` does both."""
-
-    MIXED = "Mixed"
-    PREFILL = "Prefill"
-    DECODE = "Decode"
-
-
 _SCHEDULES = {EngineMode.CHUNKED: Schedule.CHUNKED, EngineMode.PREFILL_FIRST: Schedule.PREFILL_FIRST}
 
 
@@ -81,12 +73,15 @@ class EngineModel:
         admission: see ``Admission``.
         watermark_fraction: share of the KV blocks that an admission leaves free for the sequences already running.
         queue_order: see ``QueueOrder``.
-        role: see ``Role``.
+        role: what the instance does of a request.
         decode_steps_between_prefills: for ``Schedule.INTERVAL``.
         prefill_sequence_s: seconds added to a step for every sequence whose prompt it computes.
         kv_bytes_per_token: KV that a disaggregated prefill instance sends for every prompt token.
         transfer_bytes_per_s: bandwidth of its link; transfers from one instance follow one another.
         transfer_s: seconds before a transfer starts.
+        hands_first_token: whether a disaggregated prefill instance makes the first token and the client gets it at once
+            (DistServe), or the instance that decodes makes it of the prompt's last token once the KV is there (vLLM
+            behind llm-d's sidecar). The latter only where routers pick both (``RouterSide.stages``).
 
     Raises:
         InvalidInputError: a number is impossible; the message names the field and the bound.
@@ -107,6 +102,7 @@ class EngineModel:
     kv_bytes_per_token: float = 131_072.0
     transfer_bytes_per_s: float = 25e9
     transfer_s: float = 0.0
+    hands_first_token: bool = True
 
     def __post_init__(self) -> None:
         check_profile(self.profile)

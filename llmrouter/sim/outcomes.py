@@ -18,7 +18,7 @@ class Status(IntEnum):
     """How a request ended.
 
     ``REFUSED``: no instance serves it, or the one that was chosen can never hold it. ``SHED``: held too long, or too
-    many held. ``UNFINISHED``: still held when nothing more was to come.
+    many held. ``UNFINISHED``: still held when nothing more was to come. ``LOST``: an instance went with it.
     """
 
     UNFINISHED = 0
@@ -26,6 +26,7 @@ class Status(IntEnum):
     SHED = 2
     REFUSED = 3
     CANCELLED = 4
+    LOST = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

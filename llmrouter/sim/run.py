@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.routing.rules import Rule
+from llmrouter.feature_set import WEIGHT_NAMES
+from llmrouter.routing.rules import OWN_ALONE, Rule
 from llmrouter.sim import compiled
 from llmrouter.sim.arrays import lay_out
 from llmrouter.sim.asking import Asking
 from llmrouter.sim.kernel.records import (
+    CONTROL,
     DECIDE,
     DONE,
     NONE,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from llmrouter.routing.policies import Policy
     from llmrouter.sim.kernel.records import World
+    from llmrouter.sim.replicas import Replicas
     from llmrouter.sim.setup import Setup
     from llmrouter.sim.workload import Workload
 
@@ -42,6 +45,10 @@ _COUNT_RULES = frozenset(
 )
 """Rules that never look at the tokens still to come, which cost the most to count."""
 
+_BY_OWN_SECONDS = frozenset({Rule.OWN_LATENCY, Rule.MIN_MIN})
+_OF_PROMPTS = frozenset({"wait", "decode", "reuse"})
+"""Terms of the marginal cost that a prompt has where it is computed for another instance."""
+
 
 def simulate(
     setup: Setup,
@@ -50,6 +57,7 @@ def simulate(
     *,
     seed: int = 0,
     sample_every_s: float | None = None,
+    replicas: Replicas | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Outcomes:
     """Runs until every request has ended. Equal arguments give equal bytes.
@@ -60,6 +68,7 @@ def simulate(
         policy: one of ``routing/policies.py``, asked for every decision, or a rule compiled into the simulator.
         seed: of the routers' randomness: ties and draws.
         sample_every_s: seconds between samples of ``Outcomes.timeline``; ``None`` takes none.
+        replicas: who has instances come and go, and made the setup; ``None`` where they stay.
         on_progress: called with the number of requests that have ended, every ``REPORT_EVERY``.
 
     Raises:
@@ -74,6 +83,7 @@ def simulate(
         advance=compiled.advance(),
         seed=seed,
         sample_every_s=sample_every_s,
+        replicas=replicas,
         on_progress=on_progress,
     )
 
@@ -87,6 +97,7 @@ def play(
     advance: Callable[[Any], int],
     seed: int = 0,
     sample_every_s: float | None = None,
+    replicas: Replicas | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Outcomes:
     """Runs a laid out world with an ``advance``, compiled or interpreted; see ``simulate``."""
@@ -99,11 +110,17 @@ def play(
     run["report_every"] = run["next_report"] = REPORT_EVERY
     asked = None if isinstance(policy, CompiledPolicy) else Asking(world, setup, workload, policy, seed)
     samples = _Samples(world)
+    if replicas is not None:
+        replicas.begin(world)
     while (code := advance(world)) != DONE:
         if code == DECIDE and asked is not None:
             asked.answer()
         elif code == SAMPLE:
             samples.take()
+        elif code == CONTROL and replicas is not None:
+            replicas.control(world)
+            if asked is not None:
+                asked.look_around()
         elif code == REPORT and on_progress is not None:
             on_progress(int(run["ended"][0]))
     return _outcomes(world, workload, samples.timeline() if sample_every_s is not None else None)
@@ -121,6 +138,7 @@ def _configure(world: World, setup: Setup, policy: Policy | CompiledPolicy) -> N
         run["decode_reserve_fraction"] = policy.decode_reserve_fraction
         run["batch_hold_size"], run["batch_hold_wait_s"] = policy.batch_hold.size, policy.batch_hold.wait_s
         world.weights[:] = policy.weights
+        _weigh_stages(world, policy)
     else:
         run["rule"] = NONE
         run["needs_remaining"] = 1
@@ -133,6 +151,18 @@ def _configure(world: World, setup: Setup, policy: Policy | CompiledPolicy) -> N
             world.event_subject[router] = router
             world.event_order[router] = router
         run["events"], run["event_order"] = count, count
+
+
+def _weigh_stages(world: World, policy: CompiledPolicy) -> None:
+    """What a prompt costs elsewhere, and its answer then, under rules whose scores are seconds: as routers weigh it."""
+    weights = dict(zip(WEIGHT_NAMES, policy.weights, strict=True))
+    if policy.rule in _BY_OWN_SECONDS:
+        weights = dict(zip(WEIGHT_NAMES, OWN_ALONE, strict=True))
+    elif policy.rule is not Rule.MARGINAL_COST:
+        return
+    world.run["stage_costs"] = 1
+    world.stage_weights[:] = [value if name != "reuse" else 0.0 for name, value in weights.items()]
+    world.prompt_weights[:] = [value if name in _OF_PROMPTS else 0.0 for name, value in weights.items()]
 
 
 class _Samples:

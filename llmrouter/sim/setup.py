@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import DECODE_RESERVE_FRACTION, BatchHold, ObjectiveWeights
+from llmrouter.domain import DECODE_RESERVE_FRACTION, BatchHold, ObjectiveWeights, Role
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.batch import BatchRules
 from llmrouter.routing.fairness import LEAST_WEIGHT, MOST_WEIGHT
 from llmrouter.routing.orders import DEFAULT_AGING_S, LONGEST_AGING_S, SHORTEST_AGING_S, Order
-from llmrouter.sim.model import Role
 
 if TYPE_CHECKING:
     from llmrouter.routing.rules import Rule
+    from llmrouter.routing.stages import StageRules
     from llmrouter.sim.model import EngineModel
 
 MAX_ROUTERS = 1_000
@@ -66,6 +66,9 @@ class RouterSide:
         batch_max_held: how many of them one router holds at most.
         even: whether a router leaves a place to another one's held request that goes before its own, as the ledger's
             reserve call has it: where loads are shared, and either exact or compared by ``reserves``.
+        stages: where prefill and decode are apart, the rules by which both instances of a request are picked at once,
+            as routers do (``routing/stages.py``; localities are not simulated). ``None``: the policy picks who computes
+            the prompt; when it is there the Decode instance with the least KV committed takes it.
     """
 
     routers: int = 1
@@ -86,6 +89,7 @@ class RouterSide:
     batch_max_wait_s: float = math.inf
     batch_max_held: int = 1_000_000
     even: bool = True
+    stages: StageRules | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.routers <= MAX_ROUTERS:
@@ -121,19 +125,26 @@ class Setup:
         engines: one per instance.
         routers: see ``RouterSide``.
         serves: for each instance the models it serves; empty: every instance serves every model of the workload.
+        absent: places of instances that are not there when the run begins (``sim/replicas.py`` has them come).
     """
 
     engines: tuple[EngineModel, ...]
     routers: RouterSide = field(default_factory=RouterSide)
     serves: tuple[frozenset[str], ...] = ()
+    absent: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.engines:
             raise InvalidInputError("a run needs at least one engine")
         if self.serves and len(self.serves) != len(self.engines):
             raise InvalidInputError(f"serves names {len(self.serves)} instances, not {len(self.engines)}")
+        if unknown := self.absent - set(range(len(self.engines))):
+            raise InvalidInputError(f"absent names instance {min(unknown)}, of {len(self.engines)}")
         roles = {engine.role for engine in self.engines}
-        if roles == {Role.DECODE} or (Role.PREFILL in roles and Role.DECODE not in roles):
+        if self.routers.stages is not None:
+            if roles == {Role.PREFILL}:
+                raise InvalidInputError("a run with Prefill instances needs Decode or Mixed ones")
+        elif roles == {Role.DECODE} or (Role.PREFILL in roles and Role.DECODE not in roles):
             raise InvalidInputError("a run with Prefill instances needs Decode ones, and the other way round")
 
 

@@ -9,8 +9,8 @@ from enum import StrEnum
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.domain import EngineMode, EngineProfile
-from llmrouter.sim.model import Admission, EngineModel, Role, Schedule
+from llmrouter.domain import EngineMode, EngineProfile, Role
+from llmrouter.sim.model import Admission, EngineModel, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from support.sim_worlds import Case, cases, columns, compile_and_run, interpret
 
-from llmrouter.domain import BatchHold, EngineMode, Hold, Placement
+from llmrouter.domain import BatchHold, EngineMode, Hold, Placement, Role
 from llmrouter.profiles import H100_MIX, PAPER_V100
 from llmrouter.routing.catalogue import RULES, make_policy
 from llmrouter.routing.policies import LeastInFlight, kv_gate, request_bound
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out
-from llmrouter.sim.model import EngineModel, Role
+from llmrouter.sim.model import EngineModel
 from llmrouter.sim.run import REPORT_EVERY, simulate
 from llmrouter.sim.setup import CompiledPolicy, RouterSide, Setup
 from llmrouter.sim.workload import Workload

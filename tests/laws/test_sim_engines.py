@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.sim_books import check_books
 from support.sim_worlds import SMALL, Case, interpret
 
-from llmrouter.domain import EngineMode
+from llmrouter.domain import EngineMode, Role
 from llmrouter.routing.rules import Rule
-from llmrouter.sim.model import Admission, EngineModel, QueueOrder, Role, Schedule
+from llmrouter.sim.model import Admission, EngineModel, QueueOrder, Schedule
 from llmrouter.sim.setup import CompiledPolicy, RouterSide, Setup
 from llmrouter.sim.workload import Workload
 

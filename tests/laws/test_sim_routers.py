@@ -10,12 +10,12 @@ import pytest
 from support.sim_books import check_books
 from support.sim_worlds import ONE_AT_A_TIME, SERVICE_S, Case, interpret
 
-from llmrouter.domain import Candidate, Hold, Placement
+from llmrouter.domain import Candidate, Hold, Placement, Role
 from llmrouter.errors import InvalidInputError
 from llmrouter.routing.policies import request_bound
 from llmrouter.routing.rules import Rule
 from llmrouter.sim.arrays import lay_out
-from llmrouter.sim.model import EngineModel, Role
+from llmrouter.sim.model import EngineModel
 from llmrouter.sim.outcomes import Status
 from llmrouter.sim.setup import CompiledPolicy, RouterSide, Setup
 from llmrouter.sim.workload import Workload

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from llmrouter.sim.kernel.decisions import eligible
 from llmrouter.sim.kernel.records import (
     DECODE,
     DECODE_ROLE,
@@ -53,7 +54,7 @@ def check_nobody_waits_for_the_idle(world: World) -> None:
     run, pool = world.run[0], world.pool
     for s in held(world):
         for e in range(run.instances):
-            if pool.engines[e].role != DECODE_ROLE and world.serves[e * run.models + pool.sequences[s].model]:
+            if eligible(world, e, s) and not (run.stages and pool.engines[e].role == DECODE_ROLE):
                 assert pool.engines[e].ledger_requests > 0
 
 
@@ -75,11 +76,19 @@ def members(world: World, which: int) -> Iterator[int]:
 
 
 def place_of(world: World, s: int) -> int:
-    """The instance that counts a sequence, or none."""
+    """The instance that a sequence is on or on its way to, or none."""
     sequence = world.pool.sequences[s]
-    if sequence.phase == TRANSFER:
+    if sequence.phase == TRANSFER or (
+        sequence.paired and not sequence.handed and sequence.phase not in (OUTSIDE, HELD)
+    ):
         return int(sequence.instance)
     return int(sequence.decode_instance) if sequence.phase in (TRAVELLING, WAITING, PREFILL, DECODE) else NONE
+
+
+def counter_of(world: World, s: int) -> int:
+    """The instance that counts a sequence whole, or none."""
+    sequence, place = world.pool.sequences[s], place_of(world, s)
+    return int(sequence.decode_instance) if sequence.paired and place != NONE else place
 
 
 def produced_of(world: World, s: int) -> int:
@@ -128,7 +137,7 @@ def _check_kv(world: World, e: int) -> None:
         ) % engine.block_tokens
         assert (sequence.kv_phase + has - engine.tick) % engine.block_tokens == 0
     for s, sequence in enumerate(pool.sequences):
-        if (sequence.phase == PREFILL and sequence.decode_instance == e) or (
+        if (sequence.phase == PREFILL and place_of(world, s) == e) or (
             sequence.phase == TRANSFER and sequence.instance == e
         ):
             whole = sequence.blocks + sequence.shared * per_block
@@ -191,16 +200,29 @@ def _check_heap(world: World, e: int) -> None:
 
 def _check_ledger(world: World, e: int) -> None:
     pool, engine = world.pool, world.pool.engines[e]
-    counted = [s for s in range(len(pool.sequences)) if place_of(world, s) == e]
-    chain, s = [], engine.ledger_head
+    everyone = range(len(pool.sequences))
+    counted = [s for s in everyone if counter_of(world, s) == e]
+    staged = [
+        s
+        for s in everyone
+        if pool.sequences[s].paired and pool.sequences[s].instance == e and place_of(world, s) != NONE
+        if produced_of(world, s) == 0
+    ]
+    assert sorted(_chain(world, engine.ledger_head, "ledger_next")) == counted
+    assert sorted(_chain(world, engine.stage_head, "stage_next")) == staged
+    assert engine.ledger_requests == len(counted) + len(staged)
+    own = sum(pool.sequences[s].prompt + produced_of(world, s) for s in counted)
+    assert engine.ledger_context == own + sum(pool.sequences[s].prompt for s in staged)
+    waits = [s for s in counted if produced_of(world, s) == 0 and not pool.sequences[s].paired] + staged
+    assert engine.ledger_queued == sum(pool.sequences[s].prompt - pool.sequences[s].cached_believed for s in waits)
+
+
+def _chain(world: World, s: int, link: str) -> list[int]:
+    found = []
     while s >= 0:
-        chain.append(s)
-        s = pool.sequences[s].ledger_next
-    assert sorted(chain) == counted
-    assert engine.ledger_requests == len(counted)
-    assert engine.ledger_context == sum(pool.sequences[s].prompt + produced_of(world, s) for s in counted)
-    queued = [pool.sequences[s] for s in counted if produced_of(world, s) == 0]
-    assert engine.ledger_queued == sum(sequence.prompt - sequence.cached_believed for sequence in queued)
+        found.append(s)
+        s = getattr(world.pool.sequences[s], link)
+    return found
 
 
 def _check_lines(world: World) -> None:

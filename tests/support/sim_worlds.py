@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from llmrouter.domain import EngineMode, EngineProfile
+from llmrouter.domain import EngineMode, EngineProfile, Role
 from llmrouter.routing.batch import BatchRules
 from llmrouter.routing.orders import Order
 from llmrouter.routing.rules import Rule
+from llmrouter.routing.stages import StageRules
 from llmrouter.sim.arrays import lay_out
 from llmrouter.sim.kernel.records import ENGINE_FIELDS, ROUTER_FIELDS, RUN_FIELDS, SEQUENCE_FIELDS, Pool, World
 from llmrouter.sim.kernel.world import advance
-from llmrouter.sim.model import Admission, EngineModel, QueueOrder, Role, Schedule
+from llmrouter.sim.model import Admission, EngineModel, QueueOrder, Schedule
 from llmrouter.sim.run import play, simulate
 from llmrouter.sim.setup import CompiledPolicy, PrefixView, RouterSide, Setup
 from llmrouter.sim.workload import Workload
@@ -121,6 +122,10 @@ class Interpreted:
             self.world = self._copy_of(arrays)
         _fill_objects(arrays.run, self.world.run)
         _fill_lists(arrays, self.world, ANSWERS)
+        for row, accepts, lost in zip(
+            self.world.pool.engines, arrays.pool.engines["accepts"], arrays.pool.engines["lost"], strict=True
+        ):
+            row.accepts, row.lost = int(accepts), int(lost)
         code = advance(self.world)
         _fill_arrays(self.world, arrays)
         return code
@@ -145,7 +150,7 @@ class Interpreted:
 
 
 RECORDS = ("run", "routers", "engines", "sequences")
-ANSWERS = ("bids", "bid_rooms")
+ANSWERS = ("bids", "bid_rooms", "bid_prefills", "bid_prefill_rooms", "dirty")
 """What a caller of ``advance`` writes besides the record of the run."""
 
 
@@ -170,6 +175,7 @@ def _fill_arrays(world: World, arrays: World) -> None:
         names = array.dtype.names or ()
         array[:] = [tuple(getattr(row, name) for name in names) for row in objects]
     arrays.pool.sizes[:] = world.pool.sizes
+    arrays.dirty[:] = world.dirty
     arrays.asked_loads[:] = world.asked_loads
     arrays.asked_cached[:] = world.asked_cached
 
@@ -261,6 +267,7 @@ def engines(draw: st.DrawFn, *, block_tokens: int, role: Role = Role.MIXED) -> E
         kv_bytes_per_token=1e6,
         transfer_bytes_per_s=draw(st.sampled_from([1e9, 1e10])),
         transfer_s=draw(st.sampled_from([0.0, 0.002])),
+        hands_first_token=draw(st.booleans()),
     )
 
 
@@ -303,11 +310,15 @@ def setups(draw: st.DrawFn, models: tuple[str, ...]) -> Setup:
     roles = [Role.MIXED] * draw(st.integers(1, 3))
     if draw(st.integers(0, 3)) == 0:
         roles = [*roles[: draw(st.integers(0, 1))], Role.PREFILL, Role.DECODE, *[Role.DECODE] * draw(st.integers(0, 1))]
+        roles += [Role.PREFILL] * draw(st.integers(0, 1))
+    side = draw(router_sides())
+    if Role.PREFILL in roles:
+        side = replace(side, stages=draw(st.sampled_from([None, StageRules(0), StageRules(40)])))
     made = tuple(draw(engines(block_tokens=block_tokens, role=role)) for role in roles)
     serves: tuple[frozenset[str], ...] = ()
     if len(models) > 1 and Role.PREFILL not in roles:
         serves = tuple(frozenset(draw(st.lists(st.sampled_from(models), min_size=1, unique=True))) for _ in made)
-    return Setup(engines=made, routers=draw(router_sides()), serves=serves)
+    return Setup(engines=made, routers=side, serves=serves)
 
 
 @st.composite

@@ -5,10 +5,21 @@ from __future__ import annotations
 from llmrouter.routing.batch import leaves_headroom
 from llmrouter.routing.batching import at_the_latest_s, waits_for_batch
 from llmrouter.routing.inflight import fits, gate_requests, has_free_kv
-from llmrouter.routing.rules import queued_prefill_s, score
+from llmrouter.routing.rules import marginal_cost_row, own_latency, queued_prefill_s, score
+from llmrouter.routing.stages import EVERYBODYS, LEAST_GAIN_S
 from llmrouter.sim.kernel.known_prefixes import cached_tokens
 from llmrouter.sim.kernel.ledger import load_of
-from llmrouter.sim.kernel.records import DECODE_ROLE, LOAD_FIELDS, MAX_BIDS, NONE, World
+from llmrouter.sim.kernel.records import (
+    DECODE_ROLE,
+    LEFT_OUT,
+    LOAD_FIELDS,
+    MAX_BIDS,
+    NONE,
+    PREFILL_ROLE,
+    STAGED,
+    WHOLE,
+    World,
+)
 
 _MODULUS = 2_147_483_647
 _MULTIPLIER = 48_271
@@ -22,11 +33,16 @@ def draw(world: World) -> float:
 
 
 def eligible(world: World, e: int, s: int) -> bool:
-    """Whether an instance serves the request's model and takes new requests."""
-    run = world.run[0]
-    if world.pool.engines[e].role == DECODE_ROLE:
+    """Whether a policy may name an instance: for the answer where it names both stages, else for the prompt."""
+    role = world.pool.engines[e].role
+    return role != (PREFILL_ROLE if world.run[0].stages else DECODE_ROLE) and takes(world, e, s)
+
+
+def takes(world: World, e: int, s: int) -> bool:
+    """Whether an instance is there, does not drain, and serves the request's model."""
+    if world.pool.engines[e].accepts == 0:
         return False
-    return bool(world.serves[e * run.models + world.pool.sequences[s].model] > 0)
+    return bool(world.serves[e * world.run[0].models + world.pool.sequences[s].model] > 0)
 
 
 def bid_has_room(world: World, e: int, s: int, place: int) -> bool:
@@ -44,10 +60,25 @@ def bid_has_room(world: World, e: int, s: int, place: int) -> bool:
     )
 
 
-def has_room(world: World, e: int, s: int, row: int) -> bool:
-    """The room rule of the compiled policy, on the load in ``asked_loads`` at ``row``."""
+def prefill_bid_has_room(world: World, e: int, s: int, place: int) -> bool:
+    """The room rule that came with whoever computes the prompt for a bid, on the load in ``asked_loads`` at its row."""
+    at, room = e * LOAD_FIELDS, 3 * place
+    return fits(
+        world.asked_loads[at],
+        world.asked_loads[at + 1],
+        world.asked_loads[at + 3],
+        world.bid_prefill_rooms[room],
+        world.bid_prefill_rooms[room + 1],
+        world.bid_prefill_rooms[room + 2],
+        float(world.pool.sequences[s].prompt),
+        0.0,
+    )
+
+
+def has_room(world: World, e: int, s: int, predicted: float) -> bool:
+    """The room rule of the compiled policy for so many tokens to come, on the load of e in ``asked_loads``."""
     run, sequence = world.run[0], world.pool.sequences[s]
-    at = row * LOAD_FIELDS
+    at = e * LOAD_FIELDS
     if run.gap and not _leaves_headroom(world, e, s, at):
         return False
     most, limit = _bounds(world, e, at)
@@ -59,7 +90,7 @@ def has_room(world: World, e: int, s: int, row: int) -> bool:
         limit,
         run.decode_reserve_fraction,
         float(sequence.prompt),
-        sequence.predicted,
+        predicted,
     )
 
 
@@ -100,6 +131,8 @@ def name_bids(world: World, router: int, s: int) -> int:
     """
     run = world.run[0]
     most = MAX_BIDS if run.checks else 2 if run.rule == 2 else 1  # noqa: PLR2004 - Rule.POWER_OF_TWO
+    if run.stages:
+        _plan_stages(world, router, s)
     backlog_s = _look(world, router, s) if run.rule > 2 else 0.0  # noqa: PLR2004 - the rules that have a score
     count = 0
     while count < most:
@@ -112,6 +145,8 @@ def name_bids(world: World, router: int, s: int) -> int:
         world.bid_rooms[3 * count] = requests
         world.bid_rooms[3 * count + 1] = tokens
         world.bid_rooms[3 * count + 2] = run.decode_reserve_fraction
+        if run.stages:
+            _name_prefill(world, e, count)
         count += 1
     for e in range(run.instances):
         world.passed[e] = 0
@@ -121,7 +156,87 @@ def name_bids(world: World, router: int, s: int) -> int:
         first, second = world.bids[0], world.bids[1]
         if world.asked_loads[second * LOAD_FIELDS] < world.asked_loads[first * LOAD_FIELDS]:
             world.bids[0], world.bids[1] = second, first
+            world.bid_prefills[0], world.bid_prefills[1] = world.bid_prefills[1], world.bid_prefills[0]
     return count
+
+
+def _name_prefill(world: World, e: int, place: int) -> None:
+    """Writes who computes the prompt for a bid."""
+    run, p = world.run[0], NONE
+    if world.stage_of[e] == STAGED:
+        p = run.stage_prefill
+        requests, tokens = _bounds(world, p, p * LOAD_FIELDS)
+        world.bid_prefill_rooms[3 * place] = requests
+        world.bid_prefill_rooms[3 * place + 1] = tokens
+        world.bid_prefill_rooms[3 * place + 2] = run.decode_reserve_fraction
+    world.bid_prefills[place] = p
+
+
+def _plan_stages(world: World, router: int, s: int) -> None:
+    """Who would compute the prompt, and what each instance has to do with the request: ``routing/stages.py``."""
+    run = world.run[0]
+    ready, shown = _choose_prefill(world, router, s)
+    run.stage_cost = 0.0
+    if run.stage_prefill >= 0 and run.stage_costs:
+        _fill_prompt_row(world, run.stage_prefill, s)
+        run.stage_cost = marginal_cost_row(world.row, world.prompt_weights)
+    for e in range(run.instances):
+        if not eligible(world, e, s) or (run.gap and ready > 0 and shown == 0):
+            world.stage_of[e] = LEFT_OUT
+        else:
+            world.stage_of[e] = WHOLE if ready == 0 else _stage_of(world, router, e, s)
+
+
+def _choose_prefill(world: World, router: int, s: int) -> tuple[int, int]:
+    """Finds who has the prompt ready first; says how many compute prompts, and how many of them may be asked to."""
+    run = world.run[0]
+    ready, shown, ties = 0, 0, 0
+    run.stage_prefill = NONE
+    for e in range(run.instances):
+        if world.pool.engines[e].role != PREFILL_ROLE or not takes(world, e, s):
+            continue
+        ready += 1
+        load_of(world, router, e, e)
+        if run.gap and not _leaves_headroom(world, e, s, e * LOAD_FIELDS):
+            continue
+        shown += 1
+        if not has_room(world, e, s, 0.0):
+            continue
+        _fill_prompt_row(world, e, s)
+        ready_s = own_latency(world.row)
+        if run.stage_prefill < 0 or ready_s < run.stage_ready_s:
+            run.stage_prefill, run.stage_ready_s, ties = e, ready_s, 1
+        elif ready_s == run.stage_ready_s:
+            ties += 1
+            if draw(world) * ties < 1.0:
+                run.stage_prefill = e
+    return ready, shown
+
+
+def _stage_of(world: World, router: int, e: int, s: int) -> int:
+    """Whether an instance that may answer computes the prompt too, leaves it to another, or cannot take the request."""
+    run, sequence, role = world.run[0], world.pool.sequences[s], world.pool.engines[e].role
+    if sequence.prompt - cached_tokens(world, router, e, s) < run.min_prefill_tokens:
+        return WHOLE
+    if run.stage_prefill < 0:
+        return LEFT_OUT if role == DECODE_ROLE else WHOLE
+    if role == DECODE_ROLE:
+        return STAGED
+    load_of(world, router, e, e)
+    _fill_prompt_row(world, e, s)
+    world.row[2] = 0.0
+    world.row[3] = 0.0
+    spared_s = marginal_cost_row(world.row, EVERYBODYS)
+    return WHOLE if spared_s <= run.stage_ready_s + LEAST_GAIN_S else STAGED
+
+
+def _fill_prompt_row(world: World, e: int, s: int) -> None:
+    """The features of one instance for the prompt of a request alone."""
+    fill_idle_row(world, e, s)
+    for k in range(LOAD_FIELDS):
+        world.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
+    world.row[5] = 0.0
+    world.row[14] = cached_tokens(world, world.pool.sequences[s].router, e, s)
 
 
 def _waits(world: World, e: int, s: int) -> bool:
@@ -137,7 +252,8 @@ def _waits(world: World, e: int, s: int) -> bool:
     if not waits_for_batch(world.row, held, size, run.batch_hold_wait_s, limit, run.decode_reserve_fraction):
         return False
     for k in range(run.instances):
-        if eligible(world, k, s) and world.asked_loads[k * LOAD_FIELDS] <= 0.0:
+        left_out = run.stages and world.stage_of[k] == LEFT_OUT
+        if eligible(world, k, s) and not left_out and world.asked_loads[k * LOAD_FIELDS] <= 0.0:
             return False
     run.hold_until = until_s
     run.hold_size = size if held < size else 0
@@ -145,15 +261,24 @@ def _waits(world: World, e: int, s: int) -> bool:
 
 
 def _look(world: World, router: int, s: int) -> float:
-    """Passes over the instances that may not take the request; says how many seconds of prefill wait on the others."""
-    total_s, roomy = 0.0, 0
-    for e in range(world.run[0].instances):
+    """Passes over the instances that may not take the request; says how many seconds of prefill wait on the others.
+
+    On those that would have the prompt computed elsewhere so many wait as ``stage_backlog_s`` says.
+    """
+    run = world.run[0]
+    total_s, roomy, staged_s, staged = 0.0, 0, 0.0, 0
+    for e in range(run.instances):
         if _may_take(world, router, e, s):
             fill_row(world, e, s)
-            total_s += queued_prefill_s(world.row)
-            roomy += 1
+            if run.stages and world.stage_of[e] == STAGED:
+                staged_s += queued_prefill_s(world.row)
+                staged += 1
+            else:
+                total_s += queued_prefill_s(world.row)
+                roomy += 1
         else:
             world.passed[e] = 1
+    run.stage_backlog_s = staged_s / max(1, staged)
     return total_s / max(1, roomy)
 
 
@@ -170,7 +295,10 @@ def _choose(world: World, router: int, s: int, backlog_s: float) -> int:
         if world.passed[e]:
             continue
         fill_row(world, e, s)
-        value = score(rule, world.row, world.weights, backlog_s)
+        if run.stages and world.stage_of[e] == STAGED:
+            value = score(rule, world.row, world.stage_weights, run.stage_backlog_s) + run.stage_cost
+        else:
+            value = score(rule, world.row, world.weights, backlog_s)
         if best < 0 or value < best_score:
             best, best_score, ties = e, value, 1
         elif value == best_score:
@@ -182,10 +310,10 @@ def _choose(world: World, router: int, s: int, backlog_s: float) -> int:
 
 def _may_take(world: World, router: int, e: int, s: int) -> bool:
     """Whether an instance is eligible, not named yet, and has room; its load is in ``asked_loads`` then."""
-    if world.passed[e] or not eligible(world, e, s):
+    if world.passed[e] or not eligible(world, e, s) or (world.run[0].stages and world.stage_of[e] == LEFT_OUT):
         return False
     load_of(world, router, e, e)
-    return has_room(world, e, s, e)
+    return has_room(world, e, s, world.pool.sequences[s].predicted)
 
 
 def _choose_next(world: World, router: int, s: int) -> int:
@@ -213,7 +341,10 @@ def fill_row(world: World, e: int, s: int) -> None:
     fill_idle_row(world, e, s)
     for k in range(LOAD_FIELDS):
         world.row[k] = world.asked_loads[e * LOAD_FIELDS + k]
-    world.row[14] = cached_tokens(world, world.pool.sequences[s].router, e, s)
+    if world.run[0].stages and world.stage_of[e] == STAGED:
+        world.row[14] = world.pool.sequences[s].prompt
+    else:
+        world.row[14] = cached_tokens(world, world.pool.sequences[s].router, e, s)
 
 
 def fill_idle_row(world: World, e: int, s: int) -> None:

@@ -40,11 +40,21 @@ def use_prefix(world: World, s: int, e: int) -> None:
         return
     if pool.engines[e].prefix_caching == 0 or sequence.prefix_count == 0:
         return
-    owner = _owner(world, sequence.router)
-    world.routers[owner].prefix_uses += 1
-    held, seen = _held(world, owner, e, s)
+    held, seen = _held(world, _owner(world, sequence.router), e, s)
     sequence.cached_expected = hit_tokens(held, pool.prefix_sizes[1], sequence.prompt)
     sequence.prefix_seen = seen
+    note_prefix(world, s, e)
+
+
+def note_prefix(world: World, s: int, e: int) -> None:
+    """A prompt is or will be in the cache of an engine: the index of the request's router holds it."""
+    run, pool, sequence = world.run[0], world.pool, world.pool.sequences[s]
+    if run.prefixes not in (PREFIXES_INDEX, PREFIXES_SHARED):
+        return
+    if pool.engines[e].prefix_caching == 0 or sequence.prefix_count == 0:
+        return
+    owner = _owner(world, sequence.router)
+    world.routers[owner].prefix_uses += 1
     for place in range(sequence.prefix_count - 1, -1, -1):
         entry = _entry(world, owner, e, s, place)
         if world.known_uses[entry] > 0:

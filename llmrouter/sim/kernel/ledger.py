@@ -10,7 +10,7 @@ def reserve(pool: Pool, e: int, s: int) -> None:
     engine, sequence = pool.engines[e], pool.sequences[s]
     engine.ledger_requests += 1
     engine.ledger_context += sequence.prompt + sequence.produced
-    if sequence.produced == 0:
+    if sequence.produced == 0 and not sequence.paired:
         engine.ledger_queued += sequence.prompt - sequence.cached_believed
     sequence.ledger_prev = NONE
     sequence.ledger_next = engine.ledger_head
@@ -24,7 +24,7 @@ def release(pool: Pool, e: int, s: int) -> None:
     engine, sequence = pool.engines[e], pool.sequences[s]
     engine.ledger_requests -= 1
     engine.ledger_context -= sequence.prompt + sequence.produced
-    if sequence.produced == 0:
+    if sequence.produced == 0 and not sequence.paired:
         engine.ledger_queued -= sequence.prompt - sequence.cached_believed
     before, after = sequence.ledger_prev, sequence.ledger_next
     if before >= 0:
@@ -33,6 +33,36 @@ def release(pool: Pool, e: int, s: int) -> None:
         engine.ledger_head = after
     if after >= 0:
         pool.sequences[after].ledger_prev = before
+
+
+def enter_stage(pool: Pool, s: int) -> None:
+    """Counts a request in two stages for the instance that computes its prompt: ``inflight.prefill_contribution``."""
+    sequence = pool.sequences[s]
+    engine = pool.engines[sequence.instance]
+    engine.ledger_requests += 1
+    engine.ledger_context += sequence.prompt
+    engine.ledger_queued += sequence.prompt - sequence.cached_believed
+    sequence.stage_prev = NONE
+    sequence.stage_next = engine.stage_head
+    if engine.stage_head >= 0:
+        pool.sequences[engine.stage_head].stage_prev = s
+    engine.stage_head = s
+
+
+def leave_stage(pool: Pool, s: int) -> None:
+    """Takes it out of that count: its first token is there, or never will be."""
+    sequence = pool.sequences[s]
+    engine = pool.engines[sequence.instance]
+    engine.ledger_requests -= 1
+    engine.ledger_context -= sequence.prompt
+    engine.ledger_queued -= sequence.prompt - sequence.cached_believed
+    before, after = sequence.stage_prev, sequence.stage_next
+    if before >= 0:
+        pool.sequences[before].stage_next = after
+    else:
+        engine.stage_head = after
+    if after >= 0:
+        pool.sequences[after].stage_prev = before
 
 
 def generated(pool: Pool, e: int, s: int) -> int:
@@ -86,10 +116,18 @@ def exact_load(world: World, e: int, row: int, owner: int) -> None:
             tokens = generated(pool, e, s)
             world.asked_loads[at] += 1
             world.asked_loads[at + 1] += sequence.prompt + tokens
-            if tokens == 0:
+            if tokens == 0 and not sequence.paired:
                 world.asked_loads[at + 2] += sequence.prompt - sequence.cached_believed
             world.asked_loads[at + 3] += max(0.0, sequence.predicted - tokens)
         s = sequence.ledger_next
+    s = engine.stage_head
+    while s >= 0:
+        sequence = pool.sequences[s]
+        if sequence.router == owner:
+            world.asked_loads[at] += 1
+            world.asked_loads[at + 1] += sequence.prompt
+            world.asked_loads[at + 2] += sequence.prompt - sequence.cached_believed
+        s = sequence.stage_next
 
 
 def refresh_view(world: World, router: int, e: int) -> None:
@@ -108,8 +146,14 @@ def note_dispatch(world: World, router: int, e: int, s: int) -> None:
         view = (router * run.instances + e) * LOAD_FIELDS
         world.views[view] += 1
         world.views[view + 1] += sequence.prompt
-        world.views[view + 2] += sequence.prompt - sequence.cached_believed
+        if not sequence.paired:
+            world.views[view + 2] += sequence.prompt - sequence.cached_believed
         world.views[view + 3] += sequence.predicted
+        if sequence.paired:
+            view = (router * run.instances + sequence.instance) * LOAD_FIELDS
+            world.views[view] += 1
+            world.views[view + 1] += sequence.prompt
+            world.views[view + 2] += sequence.prompt - sequence.cached_believed
 
 
 def note_release(world: World, e: int, s: int) -> None:
@@ -119,8 +163,19 @@ def note_release(world: World, e: int, s: int) -> None:
         view = (sequence.router * run.instances + e) * LOAD_FIELDS
         world.views[view] = max(0.0, world.views[view] - 1)
         world.views[view + 1] = max(0.0, world.views[view + 1] - sequence.prompt - sequence.produced)
-        if sequence.produced == 0:
+        if sequence.produced == 0 and not sequence.paired:
             queued = world.views[view + 2] - sequence.prompt + sequence.cached_believed
             world.views[view + 2] = max(0.0, queued)
         left = max(0.0, sequence.predicted - sequence.produced)
         world.views[view + 3] = max(0.0, world.views[view + 3] - left)
+
+
+def note_stage_left(world: World, s: int) -> None:
+    """A router takes a prompt of its own out of its view at once, when another instance has computed it or need not."""
+    run, sequence = world.run[0], world.pool.sequences[s]
+    if run.refresh_s > 0.0 and run.counts_own:
+        view = (sequence.router * run.instances + sequence.instance) * LOAD_FIELDS
+        world.views[view] = max(0.0, world.views[view] - 1)
+        world.views[view + 1] = max(0.0, world.views[view + 1] - sequence.prompt)
+        queued = world.views[view + 2] - sequence.prompt + sequence.cached_believed
+        world.views[view + 2] = max(0.0, queued)

@@ -70,18 +70,28 @@ SEQUENCE_FIELDS: dict[str, str] = {
     "next_cancelled": "i4",
     "cancelling": "i4",
     "transferred": "i4",
+    # of a request in two stages: whether it is one, whether its KV has been handed over, whether its instance is gone
+    "paired": "i4",
+    "handed": "i4",
+    "lost": "i4",
     # lists: one of waiting, running and held; and the ledger's
     "prev": "i4",
     "next": "i4",
     "ledger_prev": "i4",
     "ledger_next": "i4",
+    "stage_prev": "i4",
+    "stage_next": "i4",
     "router": "i4",
     # while it is held: what ``routing/orders.py`` orders by
     "size": "f8",
     "due_at": "f8",
     "key": "f8",
 }
-"""One request. ``shared`` counts its leading prefix blocks that lie in the cache, ``blocks`` the KV blocks besides."""
+"""One request. ``shared`` counts its leading prefix blocks that lie in the cache, ``blocks`` the KV blocks besides.
+
+A request in two stages is ``paired``: ``instance`` computes its prompt, ``decode_instance`` makes the answer and counts
+it from the dispatch on; until its first token ``instance`` counts it too, in the list of its stage.
+"""
 
 ENGINE_FIELDS: dict[str, str] = {
     # the model
@@ -108,6 +118,9 @@ ENGINE_FIELDS: dict[str, str] = {
     "admission": "i8",
     "queue_order": "i8",
     "role": "i8",
+    "accepts": "i8",
+    "lost": "i8",
+    "hands_first_token": "i8",
     "lag_steps": "i8",
     "prefix_caching": "i8",
     "prefill_first": "i8",
@@ -147,6 +160,7 @@ ENGINE_FIELDS: dict[str, str] = {
     "ledger_context": "i8",
     "ledger_queued": "i8",
     "ledger_head": "i8",
+    "stage_head": "i8",
     # totals
     "busy_s": "f8",
     "prompt_tokens_total": "i8",
@@ -156,7 +170,11 @@ ENGINE_FIELDS: dict[str, str] = {
     "finished_total": "i8",
     "cancelled_total": "i8",
 }
-"""One engine, and the ledger's load of its instance. ``kv_tokens`` and ``prefill_first`` are what routers know."""
+"""One engine, and the ledger's load of its instance. ``kv_tokens`` and ``prefill_first`` are what routers know.
+
+``accepts`` says whether the instance takes new requests: one that is not there yet, drains or is gone does not.
+``hands_first_token`` says whether one of role Prefill makes the first token, or leaves it to the one that decodes.
+"""
 
 
 class Pool(NamedTuple):
@@ -213,7 +231,7 @@ LINKS = frozenset(
     {
         *("prev", "next", "ledger_prev", "ledger_next", "ledger_head", "next_chunk", "first_chunk", "last_chunk"),
         *("next_cancelled", "first_cancelled", "lru_head", "lru_tail", "next_turn", "sibling", "instance"),
-        *("decode_instance", "heap_at"),
+        *("decode_instance", "heap_at", "stage_prev", "stage_next", "stage_head"),
     }
 )
 """Fields that name another record, or none."""
@@ -284,6 +302,18 @@ RUN_FIELDS: dict[str, str] = {
     "decode_reserve_fraction": "f8",
     "batch_hold_size": "i8",
     "batch_hold_wait_s": "f8",
+    # both stages in one decision; of the question at hand who would compute the prompt, how soon, at what cost
+    "stages": "i8",
+    "min_prefill_tokens": "i8",
+    "stage_costs": "i8",
+    "stage_prefill": "i8",
+    "stage_ready_s": "f8",
+    "stage_cost": "f8",
+    "stage_backlog_s": "f8",
+    "bid_prefill": "i8",
+    # when the caller is asked what comes and goes, and whether an instance loses its requests
+    "control_at": "f8",
+    "losing": "i8",
 }
 """The one record of a run. ``checks`` says whether dispatches are compared with the loads of now; ``kv_fraction`` is
 below 0 where KV is not bounded, ``max_requests`` where the profile says. ``in_line_order`` says that whoever came first
@@ -295,6 +325,9 @@ after that which was served last.
 overtook has been the first there, below 0 where it has just come. ``hold_until`` is when a head that has to stay tries
 again without an event, ``wake_at`` the next such instant of any line, at least ``NEVER_S`` where there is none;
 ``hold_size`` is how long the line is to be for that, 0 where it does not matter.
+
+``stage_prefill`` is ``NONE`` where nobody has room for the prompt. ``control_at`` is at least ``NEVER_S`` where nobody
+wants to be asked, ``losing`` is not 0 where an instance goes with what is on it: its ``lost`` says which.
 """
 
 ROUTER_FIELDS: dict[str, str] = {
@@ -306,7 +339,7 @@ ROUTER_FIELDS: dict[str, str] = {
 }
 
 # Answers of ``advance``: what the caller must do before it calls again.
-DONE, DECIDE, SAMPLE, REPORT = 0, 1, 2, 3
+DONE, DECIDE, SAMPLE, REPORT, CONTROL = 0, 1, 2, 3, 4
 
 NEVER_S = 1e300
 """A time span that does not end, an instant that does not come."""
@@ -321,7 +354,10 @@ MAX_BIDS = 8
 """How many candidates a decision names at most, best first."""
 
 # How a request ended; the numbers of ``outcomes.Status``.
-ENDED_FINISHED, ENDED_SHED, ENDED_REFUSED, ENDED_CANCELLED = 1, 2, 3, 4
+ENDED_FINISHED, ENDED_SHED, ENDED_REFUSED, ENDED_CANCELLED, ENDED_LOST = 1, 2, 3, 4, 5
+
+# What an instance has to do with a request in two stages: all of it, its answer alone, nothing.
+WHOLE, STAGED, LEFT_OUT = 0, 1, 2
 
 # Events of one instant come in this order, after the ends of steps and before the trace's arrivals and the ticks.
 DELIVER, TRANSFERRED, REFRESH, TURN, EXPIRE, CANCEL, TICK = 0, 1, 2, 3, 4, 5, 6
@@ -336,7 +372,10 @@ class World(NamedTuple):
     ``views`` is (R·I·4) loads as routers last saw them, ``row`` the scratch of a feature row, ``passed`` (I) of the
     instances that a decision has named, ``serves`` (I·M) whether an instance serves a model. ``asked_loads`` (I·4),
     ``bids`` (8) and their ``bid_rooms`` (8·3: most requests, KV limit, reserve fraction) pass between the simulator and
-    a policy outside it.
+    a policy outside it; ``bid_prefills`` (8) and ``bid_prefill_rooms`` (8·3) are the same of who computes the prompt
+    for a bid, ``NONE`` where that is the bid itself. ``stage_of`` (I) is what each instance has to do with the request
+    in question, ``stage_weights`` (9) are those of an answer whose prompt comes computed, ``prompt_weights`` of that
+    prompt.
 
     ``asked_cached`` (I) is what the router takes to be cached of the prompt. ``known_uses``, ``known_prev`` and
     ``known_next`` are the entries of the routers' prefix indexes (when used last, and a list by that), ``known_lists``
@@ -391,6 +430,11 @@ class World(NamedTuple):
     asked_cached: Any
     bids: Any
     bid_rooms: Any
+    bid_prefills: Any
+    bid_prefill_rooms: Any
+    stage_of: Any
+    stage_weights: Any
+    prompt_weights: Any
     known_uses: Any
     known_prev: Any
     known_next: Any

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from llmrouter.domain import SHORTEST_HOLD_S
-from llmrouter.sim.kernel.decisions import bid_has_room, eligible, name_bids
+from llmrouter.sim.kernel.decisions import bid_has_room, eligible, name_bids, prefill_bid_has_room, takes
 from llmrouter.sim.kernel.events import schedule
-from llmrouter.sim.kernel.known_prefixes import cached_tokens, report_prefix, use_prefix
+from llmrouter.sim.kernel.known_prefixes import cached_tokens, note_prefix, report_prefix, use_prefix
 from llmrouter.sim.kernel.ledger import (
+    enter_stage,
     exact_load,
+    leave_stage,
     load_of,
     note_dispatch,
     note_release,
+    note_stage_left,
     refresh_view,
     release,
     remaining,
@@ -30,7 +33,9 @@ from llmrouter.sim.kernel.records import (
     CANCEL,
     DECODE_ROLE,
     DELIVER,
+    ENDED_CANCELLED,
     ENDED_FINISHED,
+    ENDED_LOST,
     ENDED_REFUSED,
     ENDED_SHED,
     EXPIRE,
@@ -182,19 +187,35 @@ def reserve_bid(world: World, router: int, s: int, last_time: int) -> int:
     if run.bids <= 0:
         return NONE
     if not run.checks:
+        run.bid_prefill = world.bid_prefills[0]
         return int(world.bids[0])
     least, least_gain = NONE, 0.0
     for place in range(run.bids):
-        e = world.bids[place]
+        e, p = world.bids[place], world.bid_prefills[place]
         exact_load(world, e, e, NONE)
         if not bid_has_room(world, e, s, place):
             continue
-        gain = world.asked_loads[e * LOAD_FIELDS] - world.views[(router * run.instances + e) * LOAD_FIELDS]
+        gain = _gain(world, router, e)
+        if p >= 0:
+            exact_load(world, p, p, NONE)
+            if not prefill_bid_has_room(world, p, s, place):
+                continue
+            gain = max(gain, _gain(world, router, p))
         if gain <= 1.0 or not run.load_sensitive:
+            run.bid_prefill = p
             return int(e)
         if least < 0 or gain < least_gain:
-            least, least_gain = e, gain
-    return int(least) if last_time and run.load_sensitive else NONE
+            least, least_gain = place, gain
+    if least < 0 or not last_time or not run.load_sensitive:
+        return NONE
+    run.bid_prefill = world.bid_prefills[least]
+    return int(world.bids[least])
+
+
+def _gain(world: World, router: int, e: int) -> float:
+    """How many requests an instance has gained since a router's view of it; its load now is in ``asked_loads``."""
+    view = (router * world.run[0].instances + e) * LOAD_FIELDS
+    return float(world.asked_loads[e * LOAD_FIELDS] - world.views[view])
 
 
 def refresh_bids(world: World, router: int) -> None:
@@ -202,6 +223,8 @@ def refresh_bids(world: World, router: int) -> None:
     run = world.run[0]
     for place in range(run.bids):
         refresh_view(world, router, world.bids[place])
+        if world.bid_prefills[place] >= 0:
+            refresh_view(world, router, world.bid_prefills[place])
 
 
 def follow(world: World, router: int, s: int, chosen: int) -> None:
@@ -217,7 +240,7 @@ def follow(world: World, router: int, s: int, chosen: int) -> None:
         run.first_line = (line + 1) % (run.routers * run.models)
         note_served(world, s)
         leave_line(world, s)
-        dispatch(world, s, chosen)
+        dispatch(world, s, chosen, run.bid_prefill)
     run.hold_until = NEVER_S
     run.hold_size = 0
     if run.checks and run.bids > 0:
@@ -236,17 +259,22 @@ def wake_lines(world: World) -> None:
     run.wake_at = next_at
 
 
-def dispatch(world: World, s: int, e: int) -> None:
-    """Commits a request to an instance and sends it there."""
+def dispatch(world: World, s: int, e: int, prefill: int) -> None:
+    """Commits a request to an instance and sends it there; first to ``prefill``, where that computes its prompt."""
     run, sequence = world.run[0], world.pool.sequences[s]
-    engine = world.pool.engines[e]
-    sequence.instance = e
+    first = prefill if prefill >= 0 else e
+    engine = world.pool.engines[first]
+    sequence.instance = first
     sequence.decode_instance = e
     sequence.dispatched_at = run.now
-    if not holds(world, e, s):
+    if not holds(world, first, s) or not holds(world, e, s):
         end(world, s, ENDED_REFUSED)
         return
-    use_prefix(world, s, e)
+    use_prefix(world, s, first)
+    if prefill >= 0:
+        sequence.paired = 1
+        note_prefix(world, s, e)
+        enter_stage(world.pool, s)
     reserve(world.pool, e, s)
     note_dispatch(world, sequence.router, e, s)
     delay_s = run.dispatch_s + engine.front_s + engine.front_s_per_token * sequence.prompt
@@ -254,7 +282,7 @@ def dispatch(world: World, s: int, e: int) -> None:
         sequence.phase = TRAVELLING
         schedule(world, run.now + delay_s, DELIVER, s)
     else:
-        deliver(world, s, e)
+        deliver(world, s, first)
 
 
 def holds(world: World, e: int, s: int) -> bool:
@@ -281,9 +309,20 @@ def wake(world: World, e: int) -> None:
 
 def forget(world: World, s: int, e: int) -> None:
     """A request is no longer in flight on an instance: the ledger and its router's view say so, held ones may try."""
-    run, sequence = world.run[0], world.pool.sequences[s]
+    sequence = world.pool.sequences[s]
+    if sequence.paired:
+        e = sequence.decode_instance
+        if sequence.produced == 0:
+            leave_stage(world.pool, s)
+            note_stage_left(world, s)
     release(world.pool, e, s)
     note_release(world, e, s)
+    let_try(world, s)
+
+
+def let_try(world: World, s: int) -> None:
+    """A request has set something free: the held ones of those who see it may try."""
+    run, sequence = world.run[0], world.pool.sequences[s]
     if run.refresh_s == 0.0:
         run.freed = 1
     else:
@@ -294,7 +333,7 @@ def forget(world: World, s: int, e: int) -> None:
 def end(world: World, s: int, status: int) -> None:
     """A request is over; whatever came of it, the next turns of its session follow after their think times."""
     run, sequence = world.run[0], world.pool.sequences[s]
-    sequence.status = status
+    sequence.status = ENDED_LOST if sequence.lost and status == ENDED_CANCELLED else status
     sequence.phase = OUTSIDE
     note_ended(world, s)
     run.ended += 1
@@ -305,7 +344,8 @@ def end(world: World, s: int, status: int) -> None:
         turn = following.sibling
     if status == ENDED_FINISHED:
         sequence.finished_at = run.now
-        report_prefix(world, s)
+        if not sequence.paired:  # engines do not say whose cache it was
+            report_prefix(world, s)
 
 
 def refresh(world: World, router: int) -> None:
@@ -324,7 +364,7 @@ def choose_decode_instance(world: World, s: int) -> int:
     best, best_share = NONE, 0.0
     for e in range(run.instances):
         engine = world.pool.engines[e]
-        if engine.role != DECODE_ROLE or world.serves[e * run.models + world.pool.sequences[s].model] == 0:
+        if engine.role != DECODE_ROLE or not takes(world, e, s):
             continue
         committed = engine.ledger_context + remaining(world.pool, e)
         share = committed / (engine.blocks_total * engine.block_tokens)

@@ -8,6 +8,7 @@ tick in which they finish.
 from __future__ import annotations
 
 from llmrouter.sim.kernel.admission import admit_next, blocks_for, free_blocks, use_blocks
+from llmrouter.sim.kernel.ledger import leave_stage
 from llmrouter.sim.kernel.lists import append, heap_add, heap_remove, prepend, unlink
 from llmrouter.sim.kernel.prefixes import register, release_shared
 from llmrouter.sim.kernel.records import (
@@ -36,7 +37,7 @@ def add(pool: Pool, e: int, s: int) -> None:
     engine, sequence = pool.engines[e], pool.sequences[s]
     sequence.phase = WAITING
     sequence.target = sequence.prompt + sequence.produced
-    if sequence.transferred:
+    if sequence.transferred and sequence.produced > 0:
         sequence.target -= 1
     sequence.ready_step = engine.steps + 1
     if engine.in_step:
@@ -153,8 +154,7 @@ def _plan_chunked(pool: Pool, e: int) -> None:
         s = admit_next(pool, e, budget)
         if s < 0:
             break
-        if pool.sequences[s].transferred:
-            _start_transferred(pool, e, s)
+        if _starts_transferred(pool, e, s):
             budget -= 1
         else:
             budget -= _take_chunk(pool, e, s, budget)
@@ -201,9 +201,7 @@ def _plan_separate(pool: Pool, e: int) -> None:
             s = admit_next(pool, e, budget if engine.step_prefills > 0 else -1)
             if s < 0:
                 break
-            if pool.sequences[s].transferred:
-                _start_transferred(pool, e, s)
-            else:
+            if not _starts_transferred(pool, e, s):
                 budget -= _take_chunk(pool, e, s, pool.sequences[s].target)
     if engine.step_prefills > 0:
         engine.steps_since_prefill = 0
@@ -223,9 +221,7 @@ def _plan_layered(pool: Pool, e: int) -> None:
             s = admit_next(pool, e, engine.token_budget - total if total > 0 else -1)
             if s < 0:
                 break
-            if pool.sequences[s].transferred:
-                _start_transferred(pool, e, s)
-            else:
+            if not _starts_transferred(pool, e, s):
                 total += pool.sequences[s].target - pool.sequences[s].prefilled
         engine.group_steps_left = blocks_for(total, engine.token_budget)
     if engine.partial > 0:
@@ -329,24 +325,37 @@ def _end_prefills(pool: Pool, e: int) -> None:
 
 def _end_prefill(pool: Pool, e: int, s: int) -> None:
     engine, sequence = pool.engines[e], pool.sequences[s]
+    if sequence.paired and not sequence.handed and not engine.hands_first_token:
+        _detach(pool, e, s)
+        return
+    counts = engine
     if sequence.produced > 0:
         _emit(pool, RESUMED, s)
     else:
         _emit(pool, FIRST_TOKEN, s)
         engine.prompt_tokens_total += sequence.prompt
-        engine.ledger_queued -= sequence.prompt - sequence.cached_believed
-    engine.ledger_context += 1
+        if sequence.paired:
+            leave_stage(pool, s)
+            counts = pool.engines[sequence.decode_instance]
+        else:
+            engine.ledger_queued -= sequence.prompt - sequence.cached_believed
+    counts.ledger_context += 1
     engine.step_tokens += 1
     sequence.produced += 1
     if engine.role == PREFILL_ROLE and sequence.produced < sequence.output:
-        engine.partial -= 1
-        unlink(pool, 2 * e + 1, s)
-        sequence.phase = TRANSFER
-        _emit(pool, DETACHED, s)
+        _detach(pool, e, s)
         return
     _start_decode(pool, e, s)
     if sequence.finish_tick == engine.tick:
         _finish(pool, e, s)
+
+
+def _detach(pool: Pool, e: int, s: int) -> None:
+    """A computed prompt leaves the batch; its KV stays until it has been sent."""
+    pool.engines[e].partial -= 1
+    unlink(pool, 2 * e + 1, s)
+    pool.sequences[s].phase = TRANSFER
+    _emit(pool, DETACHED, s)
 
 
 def _start_decode(pool: Pool, e: int, s: int) -> None:
@@ -361,12 +370,23 @@ def _start_decode(pool: Pool, e: int, s: int) -> None:
     heap_add(pool, e, s)
 
 
-def _start_transferred(pool: Pool, e: int, s: int) -> None:
-    """A sequence whose KV came from another instance decodes at once."""
+def _starts_transferred(pool: Pool, e: int, s: int) -> bool:
+    """Whether an admitted sequence decodes at once: its KV came from another instance, and its first token too.
+
+    Where its KV came alone, the last token of the prompt is computed once more: that makes the first token.
+    """
     sequence = pool.sequences[s]
+    if not sequence.transferred:
+        return False
     sequence.transferred = 0
+    if sequence.paired:
+        register(pool, e, s, sequence.prompt)
+    if sequence.produced == 0:
+        sequence.prefilled = sequence.target - 1
+        return False
     sequence.prefilled = sequence.target
     _start_decode(pool, e, s)
+    return True
 
 
 def _stop_decode(pool: Pool, e: int, s: int) -> None:

@@ -2,16 +2,18 @@
 
 Order within one instant: ends of steps, lower instances first; then deliveries, transfers, refreshes, later turns,
 expiries and cancellations, each kind in the order made; then arrivals in the workload's order; then ticks; then
-decisions, lines of routers and models in turn; and last the engines that have work begin their steps.
+instances that the caller has come and go; then decisions, lines of routers and models in turn; and last the engines
+that have work begin their steps.
 """
 
 from __future__ import annotations
 
 from llmrouter.sim.kernel.events import schedule, take_first
-from llmrouter.sim.kernel.ledger import reserve
+from llmrouter.sim.kernel.ledger import note_stage_left, reserve
 from llmrouter.sim.kernel.records import (
     CANCEL,
     CANCELLED,
+    CONTROL,
     DECIDE,
     DELIVER,
     DETACHED,
@@ -48,6 +50,7 @@ from llmrouter.sim.kernel.routers import (
     forget,
     holds,
     leave_line,
+    let_try,
     next_head,
     refresh,
     take_answer,
@@ -66,8 +69,14 @@ _OVER, _AGAIN, _ASK = 0, 1, 2
 
 
 def advance(world: World) -> int:  # noqa: C901, PLR0912 - calls cost compile time
-    """Runs until the caller is needed; returns ``DONE``, ``DECIDE``, ``SAMPLE`` or ``REPORT``."""
+    """Runs until the caller is needed; returns ``DONE``, ``DECIDE``, ``SAMPLE``, ``REPORT`` or ``CONTROL``."""
     run, pool = world.run[0], world.pool
+    if run.losing:
+        run.losing = 0
+        for e in range(run.instances):
+            if pool.engines[e].lost:
+                pool.engines[e].lost = 0
+                _lose(world, e)
     if run.answered and not take_answer(world):
         return DECIDE
     while True:
@@ -76,7 +85,7 @@ def advance(world: World) -> int:  # noqa: C901, PLR0912 - calls cost compile ti
         arrival_at = INFINITY
         if run.position < len(world.order):
             arrival_at = pool.sequences[world.order[run.position]].arrived_at
-        at_s = min(step_at, event_at, arrival_at, run.wake_at)
+        at_s = min(step_at, event_at, arrival_at, run.wake_at, run.control_at)
         if at_s > run.now:
             code = _end_instant(world)
             if code == _ASK:
@@ -95,10 +104,14 @@ def advance(world: World) -> int:  # noqa: C901, PLR0912 - calls cost compile ti
             _end_step(world, step_engine)
         elif event_at <= run.now and (world.event_kind[0] != TICK or arrival_at > run.now):
             _happen(world)
-        else:
+        elif arrival_at <= run.now:
             s = world.order[run.position]
             run.position += 1
             arrive(world, s)
+        else:
+            _count_idle(world)
+            run.control_at = INFINITY
+            return CONTROL
         if run.report_every > 0 and run.ended >= run.next_report:
             run.next_report += run.report_every
             return REPORT
@@ -172,6 +185,9 @@ def _end_step(world: World, e: int) -> None:
         sequence = pool.sequences[s]
         if kind == FIRST_TOKEN:
             sequence.first_token_at = run.now
+            if sequence.paired:
+                note_stage_left(world, s)
+                let_try(world, s)
         elif kind == FINISHED:
             forget(world, s, e)
             end(world, s, ENDED_FINISHED)
@@ -239,11 +255,17 @@ def _hand_over(world: World, s: int) -> None:
     sequence = world.pool.sequences[s]
     source = sequence.instance
     release_kv(world.pool, source, s)
-    forget(world, s, source)
+    if not sequence.paired or sequence.cancelling:
+        forget(world, s, source)
     wake(world, source)
     if sequence.cancelling:
         sequence.cancelling = 0
         end(world, s, ENDED_CANCELLED)
+        return
+    if sequence.paired:
+        sequence.handed = 1
+        sequence.transferred = 1
+        deliver(world, s, sequence.decode_instance)
         return
     e = choose_decode_instance(world, s)
     if e < 0:
@@ -270,8 +292,23 @@ def _cancel(world: World, s: int) -> None:
     elif sequence.phase == TRANSFER:
         sequence.cancelling = 1
     elif sequence.phase != OUTSIDE and sequence.status == 0:
-        e = sequence.decode_instance
+        e = _whereabouts(world, s)
         if cancel(world.pool, e, s):
             forget(world, s, e)
             end(world, s, ENDED_CANCELLED)
             wake(world, e)
+
+
+def _whereabouts(world: World, s: int) -> int:
+    """The instance that a dispatched request is on, or on its way to."""
+    sequence = world.pool.sequences[s]
+    return int(sequence.instance if sequence.paired and not sequence.handed else sequence.decode_instance)
+
+
+def _lose(world: World, e: int) -> None:
+    """An instance goes: what is on it, or counts on it, is lost, and what a step works on at the step's end."""
+    for s in range(len(world.pool.sequences)):
+        sequence = world.pool.sequences[s]
+        if sequence.phase not in (OUTSIDE, HELD) and (sequence.decode_instance == e or _whereabouts(world, s) == e):
+            sequence.lost = 1
+            _cancel(world, s)
