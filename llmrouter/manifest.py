@@ -42,6 +42,7 @@ class Rejection(StrEnum):
     MODEL_CORRUPT = "ModelCorrupt"  # the bytes are not those the manifest describes, or no runtime can read them
     SINGLE_ROUTER_ONLY = "SingleRouterOnly"  # the model must know every request in flight one by one
     NOT_FINITE = "NotFinite"  # the model answered a probe with NaN or infinity
+    PROBE_FAILED = "ProbeFailed"  # the process that tried the model out did not live to say how it was
 
 
 class PolicyForm(StrEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import uvloop
 from kubernetes.aio import client
 
-from llmrouter.config import CERTIFICATE_FOLDER, TOKENIZERS_FOLDER
+from llmrouter.config import CERTIFICATE_FOLDER, MODELS_FOLDER, TOKENIZERS_FOLDER
 from llmrouter.decision_log_spec import DECISIONS_FOLDER
 from llmrouter.errors import InvalidConfigError
 from llmrouter.logs import configure_logging
@@ -54,6 +55,8 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         tls=_tls(environment),
         redis_password=environment.get("LLMROUTER_REDIS_PASSWORD") or None,
         tokenizers=Path(TOKENIZERS_FOLDER),
+        models=Path(MODELS_FOLDER),
+        kept_models=Path(tempfile.gettempdir()) / "models",
         decisions=Path(DECISIONS_FOLDER),
         place=place,
     )

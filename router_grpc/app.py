@@ -57,6 +57,9 @@ ACKNOWLEDGE_S = 5.0
 RETRY_S = 1.0
 """How long a source of configurations that failed is left alone."""
 
+MODELS_S = 5.0
+"""How often a model that was not on its volume is looked for again."""
+
 CERTIFICATE_S = 2.0
 """How often a mounted certificate is looked at."""
 
@@ -125,6 +128,7 @@ class RouterApp:
         )
         self.front = None if openai_port is None else self._front(host, openai_port, is_shared=is_shared)
         self._gauges = Gauges(world, self.service)
+        self._latest: ConfigBundle | None = None
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
         self._empty = EmptyWatch()
@@ -164,6 +168,7 @@ class RouterApp:
             "scrape": self._every(self._scrape_s, self._scrape, "scrape"),
             "gauges": self._every(lambda: SHOW_S, self._show, "gauges"),
             "calibration": self._every(lambda: CALIBRATE_S, self._calibrate, "calibration"),
+            "models": self._every(lambda: MODELS_S, self._look_for_models, "models"),
         }
         if self._outside.sharing is not None:
             loops["share"] = self._every(lambda: SHARE_S, self._share, "share")
@@ -205,6 +210,7 @@ class RouterApp:
 
     async def adopt(self, bundle: ConfigBundle) -> None:
         """Puts a configuration in force, or keeps the last good one and says why."""
+        self._latest = bundle
         try:
             runtime = await self._runtime_for(bundle)
         except (InvalidConfigError, ModelRejectedError) as error:
@@ -228,6 +234,20 @@ class RouterApp:
             return await asyncio.to_thread(self._outside.builder.build_on_fallback, bundle, error)
         self._good = (bundle, runtime)
         return runtime
+
+    async def _look_for_models(self) -> None:
+        """The latest configuration anew, where a model that it missed on the volume has come."""
+        builder, bundle = self._outside.builder, self._latest
+        if bundle is None or not await asyncio.to_thread(builder.own.has_come):
+            return
+        try:
+            runtime = await asyncio.to_thread(builder.build, bundle)
+        except (InvalidConfigError, ModelRejectedError) as error:
+            self._refuse(error, digest_of(bundle.content))
+            return
+        if bundle is self._latest:
+            self._good = (bundle, runtime)
+            self._put_in_force(runtime)
 
     def _refuse(self, error: LLMRouterError, digest: str) -> None:
         self.world.metrics.config_refused.labels(error.reason).inc()

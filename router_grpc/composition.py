@@ -17,13 +17,14 @@ from prometheus_client import CollectorRegistry
 from llmrouter.lengths.prompt_tokens import PromptTokens
 from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
-from llmrouter.planning.mix import MixMeter
+from llmrouter.planning.mix import Mixes
 from router_grpc.acknowledging import acknowledgement_of
 from router_grpc.adapters.calibration_store import RedisCalibrationStore
 from router_grpc.adapters.engine_metrics import EngineScraper
 from router_grpc.adapters.instances import InstanceDirectory
 from router_grpc.adapters.length_exchange import RedisLengthStore, StoredLengthExchange
 from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
+from router_grpc.adapters.own_models import OwnModels
 from router_grpc.adapters.prefix_exchange import RedisPrefixExchange
 from router_grpc.adapters.redis_ledger import RedisLedger, redis_client
 from router_grpc.adapters.resilient_ledger import ResilientLedger
@@ -41,6 +42,7 @@ from router_grpc.listeners.server import OWN_PICKER_FIELD, PICKER_FIELD
 from router_grpc.open_requests import OpenRequests
 from router_grpc.prefix_sharing import KEY_BYTES, PrefixSharing
 from router_grpc.prefixing import Prefixing
+from router_grpc.probing import probe
 from router_grpc.replica import LoadReplica
 from router_grpc.runtime import RuntimeBuilder
 from router_grpc.world import World
@@ -84,6 +86,10 @@ class Settings:
     tls: Tls | None = None
     redis_password: str | None = None
     tokenizers: Path | None = None
+    models: Path | None = None
+    """Where the volume of models is mounted."""
+    kept_models: Path | None = None
+    """Where copies of what is on that volume are kept."""
     decisions: Path | None = None
     seed: int | None = None
     place: Place | None = None
@@ -147,7 +153,7 @@ def compose(
         metrics=metrics,
         clock=time.monotonic,
         rng=rng,
-        mix=MixMeter(time.monotonic()),
+        mix=Mixes(time.monotonic()),
         is_alone=redis is None,
         prefixes=Prefixing(secrets.token_bytes(KEY_BYTES), is_shared=redis is not None),
         calibrating=Calibrating(None if redis is None else _calibrations(settings, redis)),
@@ -167,7 +173,9 @@ def compose(
         source=source,
         directory=directory,
         scraper=scraper,
-        builder=RuntimeBuilder(time.monotonic, tokenizers=settings.tokenizers),
+        builder=RuntimeBuilder(
+            time.monotonic, tokenizers=settings.tokenizers, own=OwnModels(settings.models, settings.kept_models, probe)
+        ),
         changes=changes,
         sharing=None if redis is None else _sharing(settings, redis, lengths, metrics),
         prefix_sharing=None if redis is None else _prefix_sharing(settings, redis, world),
@@ -204,7 +212,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         resting=app.world.lengths.resting,
         drift=app.world.lengths.watch.drift,
         drift_known=app.world.lengths.watch.drift_known,
-        mix=app.world.mix.mix(app.world.clock()),
+        mixes=app.world.mix.by_model(app.world.clock()),
         at_s=time.time(),
         calibration=app.world.calibrating.told(one.instance_id for one in instances.current()),
         certificate=app.certificate,

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from llmrouter.config import PredictorConfig
     from router_grpc.adapters.length_models import OnnxLengths
     from router_grpc.adapters.tokenizers import TokenCounter
-    from router_grpc.runtime import ConfigBundle
 
     Tokenizers = tuple[Mapping[str, TokenCounter], tuple[str, ...]]
     """Counters by model, and a line for each that could not be read."""
@@ -27,14 +26,15 @@ SHIPPED = {"Text": "text", "RandomForest": "random-forest"}
 
 def length_plan(
     config: PredictorConfig,
-    bundle: ConfigBundle,
+    own_model: Callable[[], tuple[bytes, bytes]],
     find_model: Callable[[str, str], tuple[bytes, bytes]],
     *,
     tokenizers: Tokenizers = ({}, ()),
 ) -> tuple[LengthPlan, Readiness]:
     """The plan; where the declared model must not run, what is learned online answers alone, and the reason is told.
 
-    ``find_model`` brings a shipped artefact by kind and name. Where a tokenizer could not be read, its prompts are
+    ``own_model`` brings the declared model where it is one's own, or raises ModelRejectedError; ``find_model`` a
+    shipped artefact by kind and name. Where a tokenizer could not be read, its prompts are
     estimated, and the message says so.
     """
     counters, problems = tokenizers
@@ -48,21 +48,18 @@ def length_plan(
     if config.type not in SHIPPED:
         return plan, Readiness(ready=True, reason=config.type, message="; ".join(problems))
     try:
-        model = _model(config, bundle, find_model)
+        model = _model(config, own_model, find_model)
     except (InvalidConfigError, ModelRejectedError) as error:
         return plan, Readiness(ready=False, reason=error.reason, message="; ".join((str(error), *problems)))
     return replace(plan, model=model), Readiness(ready=True, reason="Loaded", message="; ".join(problems))
 
 
 def _model(
-    config: PredictorConfig, bundle: ConfigBundle, find_model: Callable[[str, str], tuple[bytes, bytes]]
+    config: PredictorConfig,
+    own_model: Callable[[], tuple[bytes, bytes]],
+    find_model: Callable[[str, str], tuple[bytes, bytes]],
 ) -> OnnxLengths:
-    if config.model_sha256 is None:
-        content = find_model("output_length", SHIPPED[config.type])
-    elif bundle.predictor_model is None or bundle.predictor_manifest is None:
-        raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest of its predictor")
-    else:
-        content = bundle.predictor_model, bundle.predictor_manifest
+    content = find_model("output_length", SHIPPED[config.type]) if config.model_sha256 is None else own_model()
     model = load_lengths(*content, expected_sha256=config.model_sha256)
     if model.reads_prompts != (config.type == "Text"):
         raise ModelRejectedError("TypeMismatch", f"the model {model.name} is not of type {config.type}")

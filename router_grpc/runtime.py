@@ -24,6 +24,7 @@ from llmrouter.routing.rooms import kv_gate, request_bound
 from llmrouter.routing.rules import OWN_ALONE
 from llmrouter.routing.stages import Staged, StageRules
 from router_grpc.adapters.onnx_model import OnnxSharedNetwork, load_network, load_scorer
+from router_grpc.adapters.own_models import Files, OwnModels
 from router_grpc.adapters.tokenizers import load_tokenizers
 from router_grpc.candidate import CandidateRuntime
 from router_grpc.length_plans import length_plan
@@ -124,6 +125,7 @@ class RuntimeBuilder:
         clock: seconds, never going back.
         find_model: brings a shipped artefact by kind and name.
         tokenizers: folder of tokenizers; ``None`` where there is none.
+        own: brings models that are not shipped; ``None`` takes them from configurations, untried.
     """
 
     def __init__(
@@ -131,7 +133,9 @@ class RuntimeBuilder:
         clock: Callable[[], float],
         find_model: Callable[[str, str], tuple[bytes, bytes]] = builtin_model,
         tokenizers: Path | None = None,
+        own: OwnModels | None = None,
     ) -> None:
+        self.own = own or OwnModels()
         self._clock = clock
         self._find_model = find_model
         self._folder = tokenizers
@@ -145,6 +149,7 @@ class RuntimeBuilder:
             ModelRejectedError: its policy's model must not run.
         """
         config, _ = read_config(bundle)
+        self.own.begin()
         return self._assemble(bundle, *self._served(config, bundle))
 
     def build_on_fallback(self, bundle: ConfigBundle, why: ModelRejectedError) -> Runtime:
@@ -200,14 +205,16 @@ class RuntimeBuilder:
                 return self._find_model("policy", policy.model_builtin)
             except InvalidConfigError as error:  # the configuration is good: it is the model that is missing
                 raise ModelRejectedError(error.reason, str(error)) from error
-        if bundle.model is None or bundle.manifest is None:
-            raise ModelRejectedError("ModelNotFound", "the configuration carries no model and manifest for its policy")
-        return bundle.model, bundle.manifest
+        return self.own.policy(policy, _carried(bundle.model, bundle.manifest))
 
     def _assemble(self, bundle: ConfigBundle, served: Served, readiness: Readiness) -> Runtime:
         config, digest = read_config(bundle)
         tokenizers = self._read_tokenizers(config)
-        lengths, predictor_readiness = length_plan(config.predictor, bundle, self._find_model, tokenizers=tokenizers)
+        carried = _carried(bundle.predictor_model, bundle.predictor_manifest)
+        lengths, predictor_readiness = length_plan(
+            config.predictor, lambda: self.own.predictor(config.predictor, carried), self._find_model,
+            tokenizers=tokenizers,
+        )  # fmt: skip
         return Runtime(
             config=config,
             digest=digest,
@@ -256,6 +263,10 @@ def read_config(bundle: ConfigBundle) -> tuple[RouterConfig, str]:
             reason="DigestMismatch",
         )
     return parse_router_config(bundle.content), digest
+
+
+def _carried(model: bytes | None, manifest: bytes | None) -> Files | None:
+    return None if model is None or manifest is None else Files(model, manifest)
 
 
 def _envelope(config: RouterConfig, manifest: Manifest) -> Envelope:

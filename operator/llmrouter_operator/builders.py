@@ -14,6 +14,7 @@ from llmrouter.config import (
     DIGEST_ANNOTATION,
     MANIFEST_KEY,
     MODEL_KEY,
+    MODELS_FOLDER,
     PREDICTOR_MANIFEST_KEY,
     PREDICTOR_MODEL_KEY,
     TOKENIZERS_FOLDER,
@@ -359,6 +360,9 @@ def _volumes(spec: LLMRouterSpec) -> list[Object]:
         volumes.append({"name": "tokenizers", "persistentVolumeClaim": claim})
     elif tokenizers is not None and tokenizers.config_map is not None:
         volumes.append({"name": "tokenizers", "configMap": {"name": tokenizers.config_map.name, "optional": True}})
+    if spec.router.models_claim is not None:
+        models = {"claimName": spec.router.models_claim, "readOnly": True}
+        volumes.append({"name": "models", "persistentVolumeClaim": models})
     secret = _certificate_secret(spec)
     if secret is not None:  # optional: a router says itself that it is missing, and serves
         volumes.append(
@@ -371,6 +375,8 @@ def _mounts(spec: LLMRouterSpec) -> list[Object]:
     mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - a volume of the pod's own
     if spec.router.tokenizers is not None:
         mounts.append({"name": "tokenizers", "mountPath": TOKENIZERS_FOLDER, "readOnly": True})
+    if spec.router.models_claim is not None:
+        mounts.append({"name": "models", "mountPath": MODELS_FOLDER, "readOnly": True})
     if _certificate_secret(spec) is not None:
         mounts.append({"name": "certificate", "mountPath": CERTIFICATE_FOLDER, "readOnly": True})
     return mounts

@@ -84,6 +84,54 @@ def two_column_scorer() -> bytes:
     return scorer_graph(nodes, constants=constants, output_shape=("I", 2))
 
 
+def hungry_scorer() -> bytes:
+    """Takes 32 GiB to answer."""
+    nodes = [
+        helper.make_node("ReduceSum", ["features", "axis"], ["sums"], keepdims=0),
+        helper.make_node("Shape", ["sums"], ["rows"]),
+        helper.make_node("Mul", ["rows", "many"], ["much"]),
+        helper.make_node("ConstantOfShape", ["much"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros", "first"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["sums", "zero"], ["costs"]),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "axis": np.array([1], dtype=np.int64),
+        "first": np.array([0], dtype=np.int64),
+        "many": np.array([2**33], dtype=np.int64),
+    }
+    return scorer_graph(nodes, constants=constants)
+
+
+def endless_scorer() -> bytes:
+    """Adds and adds, some centuries long."""
+    step = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still"]),
+            helper.make_node("Add", ["before", "before"], ["after"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, ["I"]),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, ["I"]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["features", "axis"], ["sums"], keepdims=0),
+        helper.make_node("Loop", ["turns", "go", "sums"], ["costs"], body=step),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "axis": np.array([1], dtype=np.int64),
+        "turns": np.array(2**60, dtype=np.int64),
+        "go": np.array(True),  # noqa: FBT003 - a tensor's value
+    }
+    return scorer_graph(nodes, constants=constants)
+
+
 def lying_scorer() -> bytes:
     """Declares one cost per row and answers a single one."""
     nodes = [

@@ -265,3 +265,13 @@ def test_everything_belongs_to_the_llmrouter_and_is_plain_json() -> None:
         assert owner["uid"] == "uid-1"
         assert "blockOwnerDeletion" not in owner
         assert json.loads(json.dumps(value)) == value
+
+
+def test_the_volume_of_models_is_mounted_to_read_alone() -> None:
+    mounted = spec(router={"replicas": 1, "models": {"persistentVolumeClaim": {"claimName": "m"}}})
+
+    template = build_deployment(OWNER, mounted, DEFAULTS)["spec"]["template"]["spec"]
+    claim = {"claimName": "m", "readOnly": True}
+    assert {"name": "models", "persistentVolumeClaim": claim} in template["volumes"]
+    mount = {"name": "models", "mountPath": "/var/lib/llmrouter/models", "readOnly": True}
+    assert mount in template["containers"][0]["volumeMounts"]
