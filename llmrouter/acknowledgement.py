@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from llmrouter.lengths.distribution import LEVELS
 from llmrouter.resource_types import Resource
 from llmrouter.rollout.wire import WireArm  # noqa: TC001 - a field of a pydantic model
 
@@ -16,14 +17,18 @@ ACKNOWLEDGEMENTS_SUFFIX = "-routers"
 CONFIG_SUFFIX = "-router-config"
 
 
-MAX_MIX = 1e12
+MAX_MIX = 1e15
 """Bound of every number of a mix."""
 
+MAX_MODELS = 32
+"""Models whose mix is told of."""
+
 _Amount = Annotated[float, Field(ge=0, le=MAX_MIX, allow_inf_nan=False)]
+_Law = Annotated[tuple[_Amount, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
 
 class RouterMix(Resource):
-    """What arrives at one router: the fields of ``planning.mix.TrafficMix``."""
+    """What arrives for one model at one router: the fields of ``planning.mix.TrafficMix``."""
 
     requests: _Amount
     requests_per_s: _Amount
@@ -31,8 +36,11 @@ class RouterMix(Resource):
     decode_tokens_per_s: _Amount
     engine_s_per_s: _Amount
     prefill_time_fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    output_p50_tokens: _Amount | None = None
-    output_p90_tokens: _Amount | None = None
+    prefill_squared_per_s: _Amount = 0.0
+    context_tokens_per_s: _Amount = 0.0
+    arrivals_scv: _Amount | None = None
+    prompt_tokens: _Law | None = None
+    output_tokens: _Law | None = None
 
 
 MAX_SLOW = 8
@@ -158,8 +166,8 @@ class RouterAcknowledgement(Resource):
     """Instances that this router gives no new request because they are to go; what is still in flight on each."""
     candidate: RouterCandidate | None = None
     """The policy on trial; ``None`` where the configuration names none."""
-    mix: RouterMix | None = None
-    """What arrives, as it was at ``at_s``; ``None`` while the router is too young to say."""
+    mixes: dict[Annotated[str, Field(max_length=256)], RouterMix] = Field(default_factory=dict, max_length=MAX_MODELS)
+    """What arrives, by model, as it was at ``at_s``; nothing while the router is too young to say."""
     calibration: tuple[RouterCalibration, ...] = Field(default=(), max_length=32)
     """What was learned of step times, of pools that anything was learned of."""
     at_s: float

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmrouter.acknowledgement import (
     MAX_DRAINING,
     MAX_MIX,
+    MAX_MODELS,
     MAX_SLOW,
     RouterAcknowledgement,
     RouterCalibration,
@@ -40,7 +41,7 @@ def acknowledgement_of(
     resting: bool,
     drift: Drift | None,
     drift_known: bool,
-    mix: TrafficMix | None,
+    mixes: Mapping[str, TrafficMix],
     at_s: float,
     calibration: Mapping[str, tuple[Calibrate, Calibration]] | None = None,
     certificate: Readiness | None = None,
@@ -51,8 +52,8 @@ def acknowledgement_of(
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
 
     ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
-    that enough answers came to say so; ``mix`` what arrives. ``calibration`` gives by pool what decisions use of what
-    is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS,
+    that enough answers came to say so; ``mixes`` what arrives, by model. ``calibration`` gives by pool what decisions
+    use of what is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS,
     ``decision_log`` where none is declared. ``draining`` are the requests in flight on instances that are to go.
     """
     ready, total = instances
@@ -90,7 +91,7 @@ def acknowledgement_of(
         in_flight=in_flight,
         draining=_most(draining or {}),
         candidate=candidate,
-        mix=None if mix is None else _mix_of(mix),
+        mixes=_mixes_of(mixes),
         calibration=tuple(_calibration_of(pool, *known) for pool, known in (calibration or {}).items()),
         at_s=at_s,
     )
@@ -101,12 +102,20 @@ def _most(draining: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(draining.items(), key=lambda one: (-one[1], one[0]))[:MAX_DRAINING])
 
 
-def _mix_of(mix: TrafficMix) -> RouterMix:
-    """The mix in six digits, within its bounds."""
-    rounded = {
-        name: value if value is None else min(float(f"{value:.6g}"), MAX_MIX) for name, value in asdict(mix).items()
+def _mixes_of(mixes: Mapping[str, TrafficMix]) -> dict[str, RouterMix]:
+    """Of the models that ask for the most engine time, in six digits and within bounds."""
+    most = sorted(mixes, key=lambda model: (-mixes[model].engine_s_per_s, model))[:MAX_MODELS]
+    return {
+        model: RouterMix(**{name: _rounded(value) for name, value in asdict(mixes[model]).items()}) for model in most
     }
-    return RouterMix(**rounded)
+
+
+def _rounded(value: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return tuple(min(float(f"{one:.4g}"), MAX_MIX) for one in value)
+    return min(float(f"{value:.6g}"), MAX_MIX)
 
 
 def _calibration_of(pool: str, calibrate: Calibrate, known: Calibration) -> RouterCalibration:

@@ -54,7 +54,7 @@ class Gauges:
             info.labels(name, candidate.digest[:12], provider, candidate.deciding, CANDIDATE).set(1)
 
     def _show_mix(self, now_s: float) -> None:
-        metrics, mix = self._world.metrics, self._world.mix.mix(now_s)
+        metrics, mix = self._world.metrics, self._world.mix.whole(now_s)
         fraction = None if mix is None else mix.prefill_time_fraction
         metrics.mix_prefill_tokens_per_second.set(UNKNOWN if mix is None else mix.prefill_tokens_per_s)
         metrics.mix_decode_tokens_per_second.set(UNKNOWN if mix is None else mix.decode_tokens_per_s)

@@ -27,7 +27,9 @@ def note_dispatch(world: World, request_id: str, foretold: Foretold) -> None:
         return
     sharers = max(1, world.replica.load_of(instance.instance_id).requests)
     cached_tokens = min(entry.reservation.cached_tokens, foretold.prompt_tokens)
-    entry.dispatched = Dispatched(foretold.law, foretold.prompt_tokens, instance.profile, sharers, cached_tokens)
+    entry.dispatched = Dispatched(
+        foretold.law, foretold.prompt_tokens, instance.profile, sharers, cached_tokens, foretold.request.model
+    )
     world.mix.dispatched(entry.dispatched, now_s=world.clock())
 
 

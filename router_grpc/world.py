@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from llmrouter.planning.mix import MixMeter
+from llmrouter.planning.mix import Mixes
 from llmrouter.routing.inflight import contribution, prefill_contribution
 from llmrouter.routing.outliers import Outliers
 from llmrouter.routing.slow_start import SlowStart
@@ -45,7 +45,7 @@ class World:
     clock: Callable[[], float]
     rng: random.Random
     unbroken: Unbroken = field(default_factory=Unbroken)
-    mix: MixMeter = field(default_factory=MixMeter)
+    mix: Mixes = field(default_factory=Mixes)
     calibrating: Calibrating = field(default_factory=Calibrating)
     prefixes: Prefixing = field(default_factory=Prefixing)
     is_alone: bool = False

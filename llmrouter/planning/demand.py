@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.errors import InvalidInputError
+from llmrouter.lengths.distribution import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from llmrouter.planning.mix import TrafficMix
 
     Floats = NDArray[np.float64]
 
@@ -91,6 +94,33 @@ def demand_of(
         context_tokens=float(np.mean(output_N * (prompt_N + 0.5 * output_N))),
         arrivals_scv=arrivals_scv,
     )
+
+
+def demand_of_mix(model: str, mix: TrafficMix, *, times: float = 1.0) -> ModelDemand | None:
+    """The demand that a measured mix shows, ``times`` as much of it; ``None`` where its lengths are not known."""
+    if mix.requests_per_s <= 0.0 or mix.prompt_tokens is None or mix.output_tokens is None:
+        return None
+    return ModelDemand(
+        model=model,
+        requests_per_s=mix.requests_per_s * times,
+        prefill_tokens=_points(mix.prompt_tokens, mix.prefill_tokens_per_s / mix.requests_per_s),
+        output_tokens=_points(mix.output_tokens, mix.decode_tokens_per_s / mix.requests_per_s),
+        prefill_tokens_squared=mix.prefill_squared_per_s / mix.requests_per_s,
+        context_tokens=mix.context_tokens_per_s / mix.requests_per_s,
+        arrivals_scv=1.0 if mix.arrivals_scv is None else mix.arrivals_scv,
+    )
+
+
+def _points(quantiles: Sequence[float], mean: float) -> tuple[float, ...]:
+    """The points of a law given by its quantiles at ``LEVELS``, brought to its mean.
+
+    Between quantiles, and beyond them, logarithms are linear in the level: see ``lengths/distribution.py``.
+    """
+    logs_Q = np.log(np.maximum(np.asarray(quantiles, float), 1.0))
+    first, last = logs_Q[0] - 2.0 * (logs_Q[1] - logs_Q[0]), logs_Q[-1] + 2.0 * (logs_Q[-1] - logs_Q[-2])
+    places = (np.arange(POINTS) + 0.5) / POINTS
+    points = np.exp(np.interp(places, (0.0, *LEVELS, 1.0), (max(first, 0.0), *logs_Q, last)))
+    return tuple((points * (mean / points.mean())).tolist())
 
 
 def equal_masses(values_N: Floats) -> tuple[float, ...]:

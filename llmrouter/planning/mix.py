@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.lengths.bins import BINS, STARTS_B, bin_of, quantiles_of
-from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, MEDIAN, MIN_TOKENS
+from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, MIN_TOKENS
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from numpy.typing import NDArray
+
     from llmrouter.domain import EngineProfile
     from llmrouter.lengths.distribution import LengthDistribution
+
+    Floats = NDArray[np.float64]
 
 WINDOW_S = 60.0
 """W: a request counts for 37 % after so long."""
@@ -35,39 +39,59 @@ MIN_AGE_S = 10.0
 MIN_REQUESTS = 10.0
 """Fewer requests than this in the windows of all routers together are no mix."""
 
-_HIGH = LEVELS.index(0.9)
 _EDGES_Q = np.concatenate(([0.0], (np.array(LEVELS[:-1]) + np.array(LEVELS[1:])) / 2.0, [1.0]))
 _MASSES = tuple(np.diff(_EDGES_Q).tolist())
 """Share of a law that stands at each of its quantiles: up to half way to its neighbours."""
 
 _STARTS = STARTS_B.tolist()
 _RENEW_S = 20.0 * WINDOW_S
-_REQUESTS, _PREFILL, _DECODE, _PREFILL_S, _DECODE_S, _SUMS = range(6)
+_REQUESTS, _PREFILL, _DECODE, _PREFILL_S, _DECODE_S, _SQUARES, _CONTEXT, _GAPS, _GAPS_SQUARED, _SUMS = range(10)
+_PROMPTS = _SUMS + BINS
+_ADDED = (
+    *("requests", "requests_per_s", "prefill_tokens_per_s", "decode_tokens_per_s", "engine_s_per_s"),
+    *("prefill_squared_per_s", "context_tokens_per_s"),
+)
+_SEEN_GAPS = 10.0
+"""Fewer gaps than this say nothing of how bursty arrivals are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficMix:
     """What arrives. Rates are per second; nothing is negative; ``None`` where there is nothing to take it from.
 
-    ``requests`` is the count in the window, older ones weighing less. ``engine_s_per_s`` is the engine time that is
-    asked for in a second: engines that would be busy. ``prefill_time_fraction`` is the share of prefill in it.
-    Quantiles are of the merged laws of answers.
+    With p prompt tokens, c of them cached, and d output tokens of a request:
+
+    Attributes:
+        requests: the count in the window, older ones weighing less.
+        requests_per_s: of them.
+        prefill_tokens_per_s: Σ(p − c).
+        decode_tokens_per_s: Σ d.
+        engine_s_per_s: engine time that is asked for in a second: engines that would be busy.
+        prefill_time_fraction: share of prefill in it.
+        prefill_squared_per_s: Σ(p² − c²), which attention to the prompt costs.
+        context_tokens_per_s: Σ d·(p + d/2), which attention costs the decode steps.
+        arrivals_scv: squared coefficient of variation of the gaps between dispatches: 1 for Poisson.
+        prompt_tokens: p − c at ``LEVELS``.
+        output_tokens: d at ``LEVELS``, of the merged laws of answers.
     """
 
-    requests: float
-    requests_per_s: float
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    engine_s_per_s: float
-    prefill_time_fraction: float | None
-    output_p50_tokens: float | None
-    output_p90_tokens: float | None
+    requests: float = 0.0
+    requests_per_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    engine_s_per_s: float = 0.0
+    prefill_time_fraction: float | None = None
+    prefill_squared_per_s: float = 0.0
+    context_tokens_per_s: float = 0.0
+    arrivals_scv: float | None = None
+    prompt_tokens: tuple[float, ...] | None = None
+    output_tokens: tuple[float, ...] | None = None
 
 
 @quick
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """One request as it was dispatched: the law of its answer, and the engine that runs it.
+    """One request as it was dispatched: the law of its answer, the engine that runs it, and the model it asks for.
 
     ``sharers`` are the requests in flight on that engine, this one with them: at least 1. ``cached_tokens`` of the
     prompt are in its prefix cache: they are not computed.
@@ -78,6 +102,7 @@ class Dispatched:
     profile: EngineProfile
     sharers: int
     cached_tokens: int = 0
+    model: str = ""
 
     def seconds(self, output_tokens: float) -> tuple[float, float]:
         """Engine time with an answer of so many tokens: see ``engine_seconds``."""
@@ -97,18 +122,28 @@ class MixMeter:
         self._started_at_s = started_at_s
         self._at_s = started_at_s
         self._unit_at_s = started_at_s
-        self._sums = [0.0] * (_SUMS + BINS)  # in units that grow by exp(1/W) a second, so that nothing need decay
+        self._arrived_at_s: float | None = None
+        # in units that grow by exp(1/W) a second, so that nothing need decay
+        self._sums = [0.0] * (_SUMS + 2 * BINS)
 
     def dispatched(self, one: Dispatched, *, now_s: float) -> None:
         """Counts a request by what is expected of it."""
-        output_tokens = one.law.expected_tokens
+        output_tokens, prompt_tokens, cached_tokens = one.law.expected_tokens, one.prompt_tokens, one.cached_tokens
         prefill_s, decode_s = one.seconds(output_tokens)
         unit, sums = self._unit(now_s), self._sums
         sums[_REQUESTS] += unit
-        sums[_PREFILL] += unit * (one.prompt_tokens - one.cached_tokens)
+        sums[_PREFILL] += unit * (prompt_tokens - cached_tokens)
         sums[_DECODE] += unit * output_tokens
         sums[_PREFILL_S] += unit * prefill_s
         sums[_DECODE_S] += unit * decode_s
+        sums[_SQUARES] += unit * (prompt_tokens * prompt_tokens - cached_tokens * cached_tokens)
+        sums[_CONTEXT] += unit * output_tokens * (prompt_tokens + 0.5 * output_tokens)
+        if self._arrived_at_s is not None:
+            gap_s = self._at_s - self._arrived_at_s
+            sums[_GAPS] += unit * gap_s
+            sums[_GAPS_SQUARED] += unit * gap_s * gap_s
+        self._arrived_at_s = self._at_s
+        sums[_PROMPTS + max(0, bisect_right(_STARTS, prompt_tokens - cached_tokens) - 1)] += unit
         self._add_law(one.law, unit)
 
     def finished(self, one: Dispatched, *, output_tokens: float, now_s: float) -> None:
@@ -119,6 +154,8 @@ class MixMeter:
         unit = self._unit(now_s)
         self._sums[_DECODE] += unit * (tokens - expected_tokens)
         self._sums[_DECODE_S] += unit * (decode_s - expected_s)
+        context = tokens * (one.prompt_tokens + 0.5 * tokens)
+        self._sums[_CONTEXT] += unit * (context - expected_tokens * (one.prompt_tokens + 0.5 * expected_tokens))
         self._add_law(one.law, -unit)
         self._sums[_SUMS + bin_of(tokens)] += unit
 
@@ -130,10 +167,8 @@ class MixMeter:
             return None
         window_s = -WINDOW_S * math.expm1(-age_s / WINDOW_S)
         sums = np.maximum(np.array(self._sums) * math.exp((self._unit_at_s - at_s) / WINDOW_S), 0.0)
-        requests, prefill, decode, prefill_s, decode_s = sums[:_SUMS].tolist()
-        counts_B = sums[_SUMS:]
-        total, work_s = float(counts_B.sum()), prefill_s + decode_s
-        quantiles_Q = quantiles_of(counts_B[None] / total)[0].tolist() if total > 0.0 else None
+        requests, prefill, decode, prefill_s, decode_s, squares, context, gaps, gaps_squared = sums[:_SUMS].tolist()
+        work_s = prefill_s + decode_s
         return TrafficMix(
             requests=requests,
             requests_per_s=requests / window_s,
@@ -141,8 +176,11 @@ class MixMeter:
             decode_tokens_per_s=decode / window_s,
             engine_s_per_s=work_s / window_s,
             prefill_time_fraction=prefill_s / work_s if work_s > 0.0 else None,
-            output_p50_tokens=quantiles_Q[MEDIAN] if quantiles_Q else None,
-            output_p90_tokens=quantiles_Q[_HIGH] if quantiles_Q else None,
+            prefill_squared_per_s=squares / window_s,
+            context_tokens_per_s=context / window_s,
+            arrivals_scv=_scv(requests, gaps, gaps_squared),
+            prompt_tokens=_law(sums[_PROMPTS:]),
+            output_tokens=_law(sums[_SUMS:_PROMPTS]),
         )
 
     def _unit(self, now_s: float) -> float:
@@ -159,6 +197,51 @@ class MixMeter:
     def _add_law(self, law: LengthDistribution, weight: float) -> None:
         for tokens, mass in zip(law.quantiles, _MASSES, strict=True):
             self._sums[_SUMS + max(0, bisect_right(_STARTS, tokens) - 1)] += weight * mass
+
+
+class Mixes:
+    """The mix of one router's requests, model by model. The names are those of its configuration, and so are few."""
+
+    def __init__(self, started_at_s: float = 0.0) -> None:
+        self._started_at_s = started_at_s
+        self._meters: dict[str, MixMeter] = {}
+
+    def dispatched(self, one: Dispatched, *, now_s: float) -> None:
+        """Counts a request by what is expected of it."""
+        meter = self._meters.get(one.model)
+        if meter is None:
+            meter = self._meters[one.model] = MixMeter(self._started_at_s)
+        meter.dispatched(one, now_s=now_s)
+
+    def finished(self, one: Dispatched, *, output_tokens: float, now_s: float) -> None:
+        """Corrects what was expected of a request that was counted."""
+        self._meters[one.model].finished(one, output_tokens=output_tokens, now_s=now_s)
+
+    def by_model(self, now_s: float) -> dict[str, TrafficMix]:
+        """The mix of each model that was asked for; none within ``MIN_AGE_S`` of the start."""
+        found = {model: meter.mix(now_s) for model, meter in self._meters.items()}
+        return {model: mix for model, mix in found.items() if mix is not None}
+
+    def whole(self, now_s: float) -> TrafficMix | None:
+        """That of all models together; ``None`` within ``MIN_AGE_S`` of the start."""
+        if now_s - self._started_at_s < MIN_AGE_S:
+            return None
+        return added(self.by_model(now_s).values())
+
+
+def _scv(requests: float, gaps_s: float, gaps_s_squared: float) -> float | None:
+    """Squared coefficient of variation of gaps, from their count and moments."""
+    if requests < _SEEN_GAPS or gaps_s <= 0.0:
+        return None
+    return max(requests * gaps_s_squared / (gaps_s * gaps_s) - 1.0, 0.0)
+
+
+def _law(counts_B: Floats) -> tuple[float, ...] | None:
+    """Quantiles at ``LEVELS``, to a token."""
+    total = float(counts_B.sum())
+    if total <= 0.0:
+        return None
+    return tuple(round(one, 1) for one in quantiles_of(counts_B[None] / total)[0].tolist())
 
 
 def engine_seconds(
@@ -184,25 +267,35 @@ def engine_seconds(
 
 
 def merged(mixes: Iterable[TrafficMix]) -> TrafficMix | None:
-    """The mix of several routers; ``None`` with fewer than ``MIN_REQUESTS`` requests together.
+    """The mix of several routers; ``None`` with fewer than ``MIN_REQUESTS`` requests together: see ``added``."""
+    whole = added(mixes)
+    return whole if whole.requests >= MIN_REQUESTS else None
+
+
+def added(mixes: Iterable[TrafficMix]) -> TrafficMix:
+    """Mixes of several routers or models as one.
 
     Rates add up. The fraction is weighted by engine time, which is exact; quantiles by requests, which is exact where
-    routers see the same laws.
+    their laws are the same; the variation of gaps by rates (the asymptotic method of Whitt 1982 for the superposition
+    of arrivals).
     """
     all_of = list(mixes)
-    requests = sum(one.requests for one in all_of)
-    if requests < MIN_REQUESTS:
-        return None
     return TrafficMix(
-        requests=requests,
-        requests_per_s=sum(one.requests_per_s for one in all_of),
-        prefill_tokens_per_s=sum(one.prefill_tokens_per_s for one in all_of),
-        decode_tokens_per_s=sum(one.decode_tokens_per_s for one in all_of),
-        engine_s_per_s=sum(one.engine_s_per_s for one in all_of),
+        **{name: sum(getattr(one, name) for one in all_of) for name in _ADDED},
         prefill_time_fraction=_weighted((one.prefill_time_fraction, one.engine_s_per_s) for one in all_of),
-        output_p50_tokens=_weighted((one.output_p50_tokens, one.requests) for one in all_of),
-        output_p90_tokens=_weighted((one.output_p90_tokens, one.requests) for one in all_of),
+        arrivals_scv=_weighted((one.arrivals_scv, one.requests_per_s) for one in all_of),
+        prompt_tokens=_laws((one.prompt_tokens, one.requests) for one in all_of),
+        output_tokens=_laws((one.output_tokens, one.requests) for one in all_of),
     )
+
+
+def _laws(laws: Iterable[tuple[tuple[float, ...] | None, float]]) -> tuple[float, ...] | None:
+    """Quantiles, each weighted; ``None`` where nothing is known."""
+    known = [(law, weight) for law, weight in laws if law is not None and weight > 0.0]
+    total = sum(weight for _, weight in known)
+    if not known:
+        return None
+    return tuple(sum(law[place] * weight for law, weight in known) / total for place in range(len(LEVELS)))
 
 
 def _weighted(values: Iterable[tuple[float | None, float]]) -> float | None:

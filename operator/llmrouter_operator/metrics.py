@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from llmrouter_operator.demand_metrics import DemandMetrics
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -45,6 +47,7 @@ class OperatorMetrics:
             registry=registry,
         )
         self._shown: dict[ObjectKey, set[str]] = {}
+        self.demand = DemandMetrics(registry)
 
     def show_conditions(self, key: ObjectKey, conditions: Iterable[Mapping[str, str]]) -> None:
         """Shows the conditions of one LLMRouter in place of those shown before; none of them when it is gone."""

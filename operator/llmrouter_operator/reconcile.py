@@ -12,6 +12,7 @@ from llmrouter_operator.builders import Names
 from llmrouter_operator.choice import read_last_good
 from llmrouter_operator.cluster import ClusterError
 from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
+from llmrouter_operator.mix_memory import MixMemory, with_mix
 from llmrouter_operator.model_files import is_remote, model_reference
 from llmrouter_operator.models import (
     COMPONENT,
@@ -87,12 +88,15 @@ class Reconciler:
         self._defaults = defaults
         self._metrics = metrics
         self._now = now
+        self._memory = MixMemory()
 
     async def reconcile(self, key: ObjectKey) -> Outcome:
         """Raises ClusterError where the API server refused or did not answer; then it is to be tried again."""
         observed = await self._observe(key)
         if observed is None:
             self._metrics.show_conditions(key, ())
+            self._metrics.demand.forget(key)
+            self._memory.forget(key)
             return Outcome(gone=True)
         plan = decide(observed, self._defaults)
         try:
@@ -190,6 +194,8 @@ class Reconciler:
         said = read_acknowledgements(owned.get(Ref(CONFIG_MAP, names.acknowledgements)), live_pods(observed.pods))
         self._metrics.malformed_acknowledgements.inc(said.malformed)
         facts = gather_facts(router, plan, owned.get(Ref(DEPLOYMENT, names.workload)), said)
+        facts = with_mix(facts, self._memory, at_s=self._now().timestamp())
+        self._metrics.demand.show_demand(plan.key, facts.mixes, facts.forecast)
         in_force = read_last_good(owned.get(Ref(CONFIG_MAP, names.config)))
         old = router.get("status") or {}
         new = build_status(

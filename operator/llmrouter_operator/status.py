@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from llmrouter.config import PolicyConfig
+    from llmrouter.planning.mix import TrafficMix
+    from llmrouter_operator.mix_memory import MixForecast
     from llmrouter_operator.models import Object, Plan
 
 DIGEST_CHARACTERS = 12
@@ -58,6 +60,8 @@ class Facts:
     said: Acknowledgements
     plan: Plan
     processes: int = 1
+    mixes: Mapping[str, TrafficMix] = field(default_factory=dict)
+    forecast: MixForecast | None = None
 
     @property
     def voices(self) -> int:
@@ -175,7 +179,7 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if counts is not None:
         ready, total = counts
         status["instances"] = {"ready": ready, "total": total, "summary": f"{ready}/{total}"}
-    mix = mix_status(old.get("mix"), facts.said.by_router.values(), now)
+    mix = mix_status(old.get("mix"), facts.mixes, now, facts.forecast)
     if mix is not None:
         status["mix"] = mix
     calibration = calibration_status(old.get("calibration"), facts.said.by_router.values(), now)

@@ -82,14 +82,21 @@ def test_routers_that_acknowledge_make_it_ready(control_plane: ControlPlane, spa
 
 def test_the_traffics_mix_is_shown_and_goes_when_routers_fall_silent(control_plane: ControlPlane, space: Space) -> None:
     amounts = {"requests_per_s": 10, "prefill_tokens_per_s": 5_000, "decode_tokens_per_s": 2_000, "engine_s_per_s": 2}
-    mix = RouterMix(requests=600, prefill_time_fraction=0.62, **amounts)
+    law = (10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 600.0)
+    mix = RouterMix(requests=600, prefill_time_fraction=0.62, prompt_tokens=law, output_tokens=law, **amounts)
 
-    acknowledge(space, mix=mix, at_s=time.time())
+    acknowledge(space, mixes={"m": mix}, at_s=time.time())
 
     space.wait(lambda: "mix" in space.status("fleet"), "the mix")
     shown = space.status("fleet")["mix"]
     assert (shown["requestsPerSecond"], shown["prefillTokensPerSecond"]) == (20, 10_000)
     assert (shown["decodeTokensPerSecond"], shown["prefillTimeFraction"]) == (4_000, 0.62)
+    (model,) = shown["models"]
+    assert (model["model"], model["engineSecondsPerSecond"], model["outputTokens"]) == (
+        "m",
+        4,
+        {"p50": 100, "p90": 400},
+    )
     assert "62% prefill" in control_plane.kubectl("get", "llmr", "-n", space.name, "--no-headers")
 
     acknowledge(space)

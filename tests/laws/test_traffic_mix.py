@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, LengthDistribution
+from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, MEDIAN, LengthDistribution
 from llmrouter.planning.mix import (
     MIN_AGE_S,
     MIN_REQUESTS,
     WINDOW_S,
     Dispatched,
+    Mixes,
     MixMeter,
     TrafficMix,
     engine_seconds,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 PROFILE = LLAMA_31_8B_RTX_4090
 SPREAD = 0.8
+ADDED = ("requests", "requests_per_s", "prefill_tokens_per_s", "decode_tokens_per_s", "engine_s_per_s")
 
 
 def law(median_tokens: float, spread: float = SPREAD) -> LengthDistribution:
@@ -71,8 +73,8 @@ def test_rates_of_a_steady_stream_are_right_from_the_first_word_on(age_s: float)
     assert mix.decode_tokens_per_s == pytest.approx(10.0 * one.law.expected_tokens, rel=1e-3)
     assert mix.engine_s_per_s == pytest.approx(10.0 * (prefill_s + decode_s), rel=1e-3)
     assert mix.prefill_time_fraction == pytest.approx(prefill_s / (prefill_s + decode_s))
-    assert mix.output_p50_tokens == pytest.approx(200.0, rel=0.15)
-    assert mix.output_p90_tokens == pytest.approx(one.law.quantiles[LEVELS.index(0.9)], rel=0.15)
+    assert mix.output_tokens == pytest.approx(one.law.quantiles, rel=0.15)
+    assert mix.prompt_tokens == pytest.approx([500.0] * len(LEVELS), rel=0.08)
 
 
 @pytest.mark.parametrize("wrong", [0.2, 1.0, 4.0])
@@ -89,7 +91,8 @@ def test_wrong_predictions_are_made_good_by_the_answers(wrong: float) -> None:
     mix = mix_of(meter, age_s)
 
     assert mix.decode_tokens_per_s == pytest.approx(50.0 * true.expected_tokens, rel=0.05)
-    assert mix.output_p50_tokens == pytest.approx(200.0, rel=0.1)
+    assert mix.output_tokens is not None
+    assert mix.output_tokens[MEDIAN] == pytest.approx(200.0, rel=0.1)
     assert mix.requests_per_s == pytest.approx(50.0, rel=1e-2)
 
 
@@ -147,7 +150,7 @@ def test_parts_add_up_to_the_whole(heard: list[Event]) -> None:
     assume(together is not None and together.requests > 1.001 * MIN_REQUESTS)
     assert parts is not None
     assert together is not None
-    for name in ("requests", "requests_per_s", "prefill_tokens_per_s", "decode_tokens_per_s", "engine_s_per_s"):
+    for name in (*ADDED, "context_tokens_per_s", "prefill_squared_per_s"):
         assert getattr(parts, name) == pytest.approx(getattr(together, name), rel=1e-6, abs=1e-6), name
     assert parts.prefill_time_fraction == pytest.approx(together.prefill_time_fraction, rel=1e-6)
 
@@ -165,9 +168,10 @@ def test_nothing_is_negative_and_all_is_finite_whatever_the_clock_does(heard: li
     if mix is None:
         return
     for name, value in asdict(mix).items():
-        assert value is None or (math.isfinite(value) and value >= 0.0), name
+        for number in value if isinstance(value, tuple) else (value,):
+            assert number is None or (math.isfinite(number) and number >= 0.0), name
     assert mix.prefill_time_fraction is None or mix.prefill_time_fraction <= 1.0
-    assert mix.output_p90_tokens is None or mix.output_p90_tokens <= MAX_TOKENS
+    assert mix.output_tokens is None or max(mix.output_tokens) <= MAX_TOKENS
 
 
 def test_overestimates_that_end_in_a_silence_do_not_turn_negative() -> None:
@@ -199,8 +203,50 @@ def test_what_is_long_past_is_forgotten() -> None:
         meter.dispatched(dispatched(), now_s=1.0)
     assert mix_of(meter, 1.0 + WINDOW_S).requests == pytest.approx(1_000 / math.e)
     late = mix_of(meter, 1e9)
-    assert (late.requests_per_s, late.prefill_time_fraction, late.output_p50_tokens) == (0.0, None, None)
+    assert (late.requests_per_s, late.prefill_time_fraction, late.output_tokens) == (0.0, None, None)
     assert merged([late]) is None
+
+
+def test_moments_are_those_of_what_was_computed_and_asked_for() -> None:
+    meter, one = MixMeter(), Dispatched(law(100.0, 0.0), 1_000, PROFILE, sharers=8, cached_tokens=400)
+    for n in range(600):
+        meter.dispatched(one, now_s=0.1 * n)
+        meter.finished(one, output_tokens=50.0, now_s=0.1 * n)
+
+    mix = mix_of(meter, 60.0)
+
+    assert mix.prefill_squared_per_s / mix.requests_per_s == pytest.approx(1_000**2 - 400**2)
+    assert mix.context_tokens_per_s / mix.requests_per_s == pytest.approx(50 * (1_000 + 25))
+    assert mix.prompt_tokens == pytest.approx([600.0] * len(LEVELS), rel=0.08)
+
+
+@pytest.mark.parametrize(("shape", "scv"), [(1e6, 0.0), (1.0, 1.0), (0.25, 4.0)])
+def test_gaps_between_arrivals_tell_how_bursty_they_are(shape: float, scv: float) -> None:
+    rng, meter, now_s = np.random.default_rng(3), MixMeter(), 0.0
+    for gap_s in (rng.gamma(shape, 0.01 / shape, 12_000)).tolist():
+        now_s += gap_s
+        meter.dispatched(dispatched(), now_s=now_s)
+    assert mix_of(meter, now_s).arrivals_scv == pytest.approx(scv, rel=0.15, abs=0.01)
+
+
+def test_models_are_told_apart_and_add_up() -> None:
+    mixes, whole = Mixes(), MixMeter()
+    for n in range(600):
+        one = replace(dispatched(1_000.0 if n % 3 else 50.0), model="long" if n % 3 else "short")
+        for meter in (mixes, whole):
+            meter.dispatched(one, now_s=0.1 * n)
+            meter.finished(one, output_tokens=70.0, now_s=0.1 * n)
+    by_model, together, meant = mixes.by_model(60.0), mixes.whole(60.0), mix_of(whole, 60.0)
+
+    assert sorted(by_model) == ["long", "short"]
+    assert by_model["long"].requests_per_s == pytest.approx(2 * by_model["short"].requests_per_s, rel=0.02)
+    assert together is not None
+    for name in ADDED:
+        assert getattr(together, name) == pytest.approx(getattr(meant, name))
+    assert Mixes(0.0).whole(MIN_AGE_S / 2) is None
+    silent = Mixes(0.0).whole(MIN_AGE_S)
+    assert silent is not None
+    assert silent.requests_per_s == 0.0
 
 
 def test_too_little_is_no_mix() -> None:
@@ -223,7 +269,8 @@ def test_quantiles_of_routers_are_weighted_by_their_requests() -> None:
         meters[n % 4 == 0].dispatched(dispatched(1_000.0 if n % 4 == 0 else 100.0, spread=0.1), now_s=100.0)
     both = merged(mix_of(meter, 100.0) for meter in meters)
     assert both is not None
-    assert both.output_p50_tokens == pytest.approx(0.75 * 100 + 0.25 * 1_000, rel=0.1)
+    assert both.output_tokens is not None
+    assert both.output_tokens[MEDIAN] == pytest.approx(0.75 * 100 + 0.25 * 1_000, rel=0.1)
 
 
 @pytest.mark.parametrize("profile", [LLAMA_31_8B_RTX_4090, LLAMA_31_8B_RTX_PRO_6000], ids=lambda one: one.name)

@@ -36,7 +36,7 @@ from router_grpc.v1 import router_pb2_grpc as pb_grpc
 from router_grpc.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from llmrouter.acknowledgement import RouterAcknowledgement
     from llmrouter.config import RouterConfig
@@ -139,7 +139,7 @@ def said_of(
     resting: bool = False,
     drift: Drift | None = None,
     drift_known: bool = True,
-    mix: TrafficMix | None = None,
+    mixes: Mapping[str, TrafficMix] | None = None,
 ) -> RouterAcknowledgement:
     """What a router that runs this acknowledges; one of its two instances is ready."""
     return acknowledgement_of(
@@ -151,7 +151,7 @@ def said_of(
         resting=resting,
         drift=drift,
         drift_known=drift_known,
-        mix=mix,
+        mixes=mixes or {},
         at_s=0.0,
     )
 

@@ -14,10 +14,12 @@ from llmrouter.acknowledgement import RouterAcknowledgement, RouterMix
 from llmrouter.config import PolicyConfig
 from llmrouter.lengths.predictor import LengthRequest
 from llmrouter.lengths.served import certain
+from llmrouter.planning.forecast import Band
 from llmrouter.planning.mix import Dispatched, MixMeter
 from llmrouter.profiles import LLAMA_31_8B_RTX_4090
 from llmrouter.resources import LLMRouterSpec
-from llmrouter_operator.mix import MOVED, STALE_AFTER_S, WRITTEN_AFTER_S, mix_status
+from llmrouter_operator.mix import MOVED, STALE_AFTER_S, WRITTEN_AFTER_S, mix_status, mixes_of
+from llmrouter_operator.mix_memory import MixForecast, MixMemory, with_mix
 from llmrouter_operator.models import ObjectKey, Plan, PolicyChoice
 from llmrouter_operator.status import Acknowledgements, Facts, build_status, transitions
 
@@ -56,13 +58,13 @@ def said(
         instances_ready=8,
         instances_total=8,
         in_flight=0,
-        mix=mix.model_copy(update=changes) if mix else None,
+        mixes={"m": mix.model_copy(update=changes)} if mix else {},
         at_s=START.timestamp() + at_s,
     )
 
 
 def status(*acknowledgements: RouterAcknowledgement, old: Object | None = None, now_s: float = 0.0) -> Object | None:
-    return mix_status(old, acknowledgements, at(now_s))
+    return mix_status(old, mixes_of(acknowledgements, START.timestamp() + now_s), at(now_s))
 
 
 def test_routers_are_merged_by_what_they_carry() -> None:
@@ -71,10 +73,45 @@ def test_routers_are_merged_by_what_they_carry() -> None:
         "requestsPerSecond": 12.5,
         "prefillTokensPerSecond": 10_000,
         "decodeTokensPerSecond": 2_120,
+        "engineSecondsPerSecond": 3,
         "prefillTimeFraction": 0.62,
         "summary": "62% prefill",
+        "models": [
+            {
+                "model": "m",
+                "requestsPerSecond": 12.5,
+                "prefillTokensPerSecond": 10_000,
+                "decodeTokensPerSecond": 2_120,
+                "engineSecondsPerSecond": 3,
+                "prefillTimeFraction": 0.62,
+            }
+        ],
         "observedAt": at(0),
     }
+
+
+def test_models_are_told_apart_with_their_lengths() -> None:
+    law = (10.0, 20.0, 50.0, 100.4, 200.0, 400.0, 600.0)
+    long = MIX.model_copy(update={"prompt_tokens": law, "output_tokens": law})
+    both = said().model_copy(update={"mixes": {"short": MIX, "long": long}})
+
+    shown = status(both)
+
+    assert shown is not None
+    assert [one["model"] for one in shown["models"]] == ["long", "short"]
+    assert shown["models"][0]["promptTokens"] == {"p50": 100, "p90": 400}
+    assert "outputTokens" not in shown["models"][1]
+    assert shown["requestsPerSecond"] == 20
+    moved = both.model_copy(update={"mixes": {"long": MIX.model_copy(update={"requests_per_s": 20.0})}})
+    assert status(moved, old=shown, now_s=1) != shown
+
+
+def test_a_forecast_is_told_with_its_horizon() -> None:
+    band = Band(9.0, 10.0, 12.345)
+    shown = mix_status(None, mixes_of([said()], START.timestamp()), at(0), MixForecast(300.0, (band, band, band)))
+    assert shown is not None
+    assert shown["forecast"]["horizonSeconds"] == 300
+    assert shown["forecast"]["requestsPerSecond"] == {"low": 9, "mid": 10, "high": 12.3}
 
 
 def test_what_is_stale_absent_or_too_little_is_omitted() -> None:
@@ -118,7 +155,12 @@ def test_the_status_has_a_mix_and_no_event_tells_of_it() -> None:
     policy = PolicyChoice(PolicyConfig(name="plain", type="RoundRobin"))
     plan = Plan(key=ObjectKey("team", "fleet"), spec=spec, choice=policy, config_digest="new")
     silent, speaking = (
-        Facts(1, 1, 1, rolled_out=True, said=Acknowledgements({"a": said(mix=mix)}), plan=plan) for mix in (None, MIX)
+        with_mix(
+            Facts(1, 1, 1, rolled_out=True, said=Acknowledgements({"a": said(mix=mix)}), plan=plan),
+            MixMemory(),
+            at_s=START.timestamp(),
+        )
+        for mix in (None, MIX)
     )
     before = build_status({}, silent, in_force=None, now=at(0))
     after = build_status(before, speaking, in_force=None, now=at(1))
@@ -142,7 +184,7 @@ def writes_in_an_hour(rate_per_s: float, *, every_s: float) -> int:
         if at_s >= look_s:
             mix = meter.mix(at_s)
             assert mix is not None
-            new = mix_status(old, [said(at_s=at_s, mix=RouterMix(**asdict(mix)))], at(at_s))
+            new = status(said(at_s=at_s, mix=RouterMix(**asdict(mix))), old=old, now_s=at_s)
             written, old, look_s = written + (new != old), new, look_s + every_s
     return written
 

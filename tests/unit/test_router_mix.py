@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 
 import pytest
-from support.router_world import Bench, config_of, said_of
+from support.router_world import MODEL, Bench, config_of, said_of
 
-from llmrouter.acknowledgement import MAX_MIX, RouterAcknowledgement
+from llmrouter.acknowledgement import MAX_MIX, MAX_MODELS, RouterAcknowledgement
 from llmrouter.config import canonical_json
-from llmrouter.planning.mix import MIN_AGE_S, MixMeter, TrafficMix, engine_seconds
+from llmrouter.lengths.distribution import LEVELS
+from llmrouter.lengths.predictor import LengthRequest
+from llmrouter.lengths.served import certain
+from llmrouter.planning.mix import MIN_AGE_S, Dispatched, Mixes, TrafficMix, engine_seconds
 from llmrouter.profiles import LLAMA_31_8B_RTX_4090
 from router_grpc.gauges import Gauges
 from router_grpc.reports import ReportKind
 
 FORETOLD, PROMPT = 100.0, 100
+SHORT = certain(5.0, LengthRequest(application="", model="", prompt_tokens=10), source="x")
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def bench() -> Bench:
 
 
 def mix_of(bench: Bench) -> TrafficMix:
-    mix = bench.world.mix.mix(bench.clock.now_s)
+    mix = bench.world.mix.whole(bench.clock.now_s)
     assert mix is not None
     return mix
 
@@ -98,19 +102,28 @@ async def test_the_mix_is_acknowledged_in_few_digits_and_read_back(bench: Bench)
     bench.clock.now_s += 1
     runtime = bench.service.runtime
     assert runtime is not None
-    text = canonical_json(said_of(runtime, mix=mix_of(bench)))
-    read = RouterAcknowledgement.model_validate_json(text)
-    assert read.mix is not None
-    assert len(canonical_json(read.mix)) < 400
-    assert read.mix.decode_tokens_per_s == pytest.approx(mix_of(bench).decode_tokens_per_s, rel=1e-5)
-    assert TrafficMix(**read.mix.model_dump()).requests == pytest.approx(mix_of(bench).requests, rel=1e-5)
+    text = canonical_json(said_of(runtime, mixes=bench.world.mix.by_model(bench.clock.now_s)))
+    [(model, read)] = RouterAcknowledgement.model_validate_json(text).mixes.items()
+    assert model == MODEL
+    assert len(canonical_json(read)) < 700
+    assert read.decode_tokens_per_s == pytest.approx(mix_of(bench).decode_tokens_per_s, rel=1e-5)
+    assert TrafficMix(**read.model_dump()).requests == pytest.approx(mix_of(bench).requests, rel=1e-5)
 
 
 async def test_a_young_router_says_nothing_and_no_amount_is_beyond_its_bound(bench: Bench) -> None:
     runtime = bench.service.runtime
     assert runtime is not None
-    assert said_of(runtime, mix=MixMeter(bench.clock.now_s).mix(bench.clock.now_s + MIN_AGE_S / 2)).mix is None
-    huge = TrafficMix(1e300, 1e300, 1e300, 1e300, 1e300, 0.5, None, None)
-    acknowledged = said_of(runtime, mix=huge).mix
-    assert acknowledged is not None
+    young = Mixes(100.0)
+    young.dispatched(Dispatched(SHORT, 10, LLAMA_31_8B_RTX_4090, sharers=1), now_s=101.0)
+    assert young.by_model(100.0 + MIN_AGE_S / 2) == {}
+    huge = TrafficMix(requests=1e300, engine_s_per_s=1e300, output_tokens=(1e300,) * len(LEVELS))
+    acknowledged = said_of(runtime, mixes={"m": huge}).mixes["m"]
     assert acknowledged.requests == MAX_MIX
+    assert acknowledged.output_tokens == (MAX_MIX,) * len(LEVELS)
+
+
+async def test_of_too_many_models_the_busiest_are_told(bench: Bench) -> None:
+    runtime = bench.service.runtime
+    assert runtime is not None
+    many = {f"m{n}": TrafficMix(engine_s_per_s=float(n)) for n in range(MAX_MODELS + 8)}
+    assert sorted(said_of(runtime, mixes=many).mixes) == sorted(f"m{n}" for n in range(8, MAX_MODELS + 8))
