@@ -107,7 +107,7 @@ def lone(prompt: int, output: int, *, hands_first_token: bool) -> Outcomes:
 
 
 def test_the_first_token_comes_with_the_prompt_or_with_its_kv() -> None:
-    """A lone prompt of 30 tokens, 0.03 s of KV: its first token where it is computed, or a step after its KV is there."""
+    """A lone prompt of 30 tokens, 0.03 s of KV: the first token where it is computed, or a step after the KV."""
     at_once, behind = lone(30, 3, hands_first_token=True), lone(30, 3, hands_first_token=False)
     computed_s = LARGE.base_prefill_s + LARGE.prefill_s_per_token * 30 + LARGE.prefill_s_per_token_squared * 900
     assert at_once.ttft_s[0] == pytest.approx(computed_s)
