@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
+from router_grpc.decision_log_port import finder, told_decisions
 from router_grpc.metrics_port import serving_metrics
 from router_grpc.processes import told_metrics
 from router_grpc.unbroken import end_tasks
@@ -65,11 +66,12 @@ async def run_until_stopped(
 
 @asynccontextmanager
 async def _told(router: Router, host: str, port: int, place: Place | None) -> AsyncIterator[None]:
+    find = finder(router.app.world.decisions)
     if place is None:
-        with serving_metrics(router.registry, host, port):
+        with serving_metrics(router.registry, host, port, find=find):
             yield
     else:
-        async with told_metrics(router.registry, place):
+        async with told_metrics(router.registry, place), told_decisions(find, place):
             yield
 
 

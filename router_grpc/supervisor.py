@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from router_grpc.decision_log_port import asking
 from router_grpc.metrics_port import serving_metrics
 from router_grpc.processes import FOLDER, NUMBER, Place
 
@@ -154,7 +155,8 @@ async def supervise(
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop_all)
-        with serving_metrics(registry, metrics_host, metrics_port):
+        find = asking([child.place for child in children])
+        with serving_metrics(registry, metrics_host, metrics_port, find=find):
             _log.info("processes begin", extra={"processes": processes, "pid": os.getpid()})
             lives = [asyncio.create_task(child.live()) for child in children]
             done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)

@@ -21,6 +21,7 @@ from llmrouter.config import (
     canonical_json,
     digest_of,
 )
+from llmrouter_operator.decision_log import decision_mounts, decision_volumes, store_credentials
 from llmrouter_operator.models import (
     COMPONENT,
     COMPONENT_LABEL,
@@ -313,6 +314,7 @@ def _container(owner: Owner, spec: LLMRouterSpec, defaults: RouterDefaults) -> O
         "imagePullPolicy": defaults.pull_policy,
         "command": ["python", "-m", "router_grpc"],
         "env": _environment(owner, spec),
+        "envFrom": store_credentials(spec),
         "ports": _container_ports(spec),
         "startupProbe": _probe(port, "liveness", period_s=2, failures=60),
         "readinessProbe": _probe(port, "readiness", period_s=2, failures=2),
@@ -363,6 +365,7 @@ def _volumes(spec: LLMRouterSpec) -> list[Object]:
     if spec.router.models_claim is not None:
         models = {"claimName": spec.router.models_claim, "readOnly": True}
         volumes.append({"name": "models", "persistentVolumeClaim": models})
+    volumes += decision_volumes(spec)
     secret = _certificate_secret(spec)
     if secret is not None:  # optional: a router says itself that it is missing, and serves
         volumes.append(
@@ -377,6 +380,7 @@ def _mounts(spec: LLMRouterSpec) -> list[Object]:
         mounts.append({"name": "tokenizers", "mountPath": TOKENIZERS_FOLDER, "readOnly": True})
     if spec.router.models_claim is not None:
         mounts.append({"name": "models", "mountPath": MODELS_FOLDER, "readOnly": True})
+    mounts += decision_mounts(spec)
     if _certificate_secret(spec) is not None:
         mounts.append({"name": "certificate", "mountPath": CERTIFICATE_FOLDER, "readOnly": True})
     return mounts

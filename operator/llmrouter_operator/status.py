@@ -234,6 +234,7 @@ def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
         "InstancesAvailable": instances_available(facts),
         **pool_conditions(facts),
         **certificate_condition(facts),
+        **decision_log_condition(facts),
     }
     verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
     return [
@@ -390,6 +391,18 @@ def certificate_condition(facts: Facts) -> dict[str, Verdict]:
         return said.certificate_ready, said.certificate_reason, remark
 
     return {"CertificateReady": _all_say(facts, what, good="SelfSigned" if is_own else "Mounted")}
+
+
+def decision_log_condition(facts: Facts) -> dict[str, Verdict]:
+    """Whether the declared decision log is written; nothing where none is. Routing goes on without it."""
+    log = None if facts.plan.spec is None else facts.plan.spec.decision_log
+    if log is None or log.fraction <= 0.0:
+        return {}
+
+    def what(said: RouterAcknowledgement) -> tuple[bool | None, str, str]:
+        return said.decision_log_ready, said.decision_log_reason, said.decision_log_message
+
+    return {"DecisionLogReady": _all_say(facts, what, good="Written")}
 
 
 def _all_say(
