@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram, Summary
+from prometheus_client import Gauge, Summary
+
+from llmrouter.late_metrics import LateCounter, LateHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Counter, Histogram
 
 DECISION_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -36,7 +38,7 @@ class _Maker:
         self._registry = registry
 
     def counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-        made = Counter(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
+        made = LateCounter(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
         made.labels = cache(made.labels)  # type: ignore[method-assign]  # a tenth of the time; labels are bounded
         return made
 
@@ -47,7 +49,7 @@ class _Maker:
         return Summary(f"llmrouter_{name}", text, tuple(labels), registry=self._registry)
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()) -> Histogram:
-        made = Histogram(f"llmrouter_{name}", text, tuple(labels), buckets=buckets, registry=self._registry)
+        made = LateHistogram(f"llmrouter_{name}", text, tuple(labels), buckets=buckets, registry=self._registry)
         made.labels = cache(made.labels)  # type: ignore[method-assign]  # as above
         return made
 
