@@ -221,7 +221,7 @@ def _missing_for_promotion(declared: Declared, heard: Heard, elapsed_s: float) -
     if heard.running < heard.voices or heard.resting is not None:
         return "; is promoted only where all routers try it"
     doubt = heard.verdict.open_question if heard.verdict is not None else None
-    return f"; not promoted yet, as it is not sure that {doubt}" if doubt is not None else ""
+    return f"; not promoted yet: {doubt}" if doubt is not None else ""
 
 
 def _proof(declared: Declared, heard: Heard, elapsed_s: float) -> Why | None:

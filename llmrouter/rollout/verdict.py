@@ -49,8 +49,9 @@ class Comparison:
             return f"{self.metric}: {min(current, candidate)} requests in the smaller arm"
         one = self.interval
         if self.metric == ERRORS:
-            what = f"{one.estimate:+.1%} of the requests fail ({one.low:+.1%} to {one.high:+.1%})"
-            return f"{what}, {self.limit:+.1%} is allowed, over {candidate} requests"
+            estimate, low, high, limit = (100 * part for part in (one.estimate, one.low, one.high, self.limit))
+            what = f"failed requests are {estimate:+.1f} points more of all ({low:+.1f} to {high:+.1f})"
+            return f"{what}, {limit:+.1f} is allowed, over {candidate} requests"
         what = (
             f"{_WORDS[self.metric]} is {one.estimate:.2f} times the current policy's ({one.low:.2f} to {one.high:.2f})"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.config import DIGEST_ANNOTATION
 from llmrouter_operator.builders import Names
+from llmrouter_operator.candidate_status import candidate_notes, candidate_status
 from llmrouter_operator.choice import read_last_good
 from llmrouter_operator.cluster import ClusterError
 from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
@@ -60,6 +61,8 @@ AGAIN_SOON_S = 2.0
 REFERRED_AGAIN_S = 5.0
 """How often what is somebody else's is read again. A model's ConfigMap is not watched, there may be thousands; nor are
 InferencePools, whose kind the API server may not know: routers watch theirs."""
+TRIAL_AGAIN_S = 5.0
+"""How often the arms of a trial are looked at."""
 _KINDS = {kind.kind: kind for kind in OWNED_KINDS}
 
 
@@ -99,6 +102,7 @@ class Reconciler:
             self._memory.forget(key)
             return Outcome(gone=True)
         plan = decide(observed, self._defaults)
+        observed = await self._latch(observed, plan)
         try:
             owned = await self._apply(observed, plan)
         except ClusterError as error:
@@ -107,6 +111,8 @@ class Reconciler:
         await self._report(observed, _in_force(plan, owned), owned)
         if plan.troubled:
             return Outcome(again_after_s=AGAIN_SOON_S)
+        if plan.candidate is not None and plan.candidate.life.is_on_trial:
+            return Outcome(again_after_s=TRIAL_AGAIN_S)
         refers = observed.inference_pools or any(isinstance(one, dict) for one in observed.models)
         return Outcome(again_after_s=REFERRED_AGAIN_S if refers else None)
 
@@ -117,17 +123,18 @@ class Reconciler:
         refs = Names(key).refs()
         labels = {ROUTER_LABEL: key.name, COMPONENT_LABEL: COMPONENT}
         spec = router.get("spec") or {}
-        policy_name = (spec.get("policyRef") or {}).get("name", "")
-        policy, pods, pools, owned = await asyncio.gather(
-            self._get_policy(key.namespace, policy_name),
+        policy, candidate_policy, pods, pools, owned = await asyncio.gather(
+            self._get_policy(key.namespace, spec),
+            self._get_policy(key.namespace, spec.get("candidate")),
             self._cluster.find(POD, key.namespace, labels=labels),
             self._get_all(INFERENCE_POOL, key.namespace, referenced_pools(spec)),
             asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
         owned_by_ref = dict(zip(refs, owned, strict=True))
         in_force = owned_by_ref[Ref(CONFIG_MAP, Names(key).config)]
-        model, predictor_model, services = await asyncio.gather(
+        model, candidate_model, predictor_model, services = await asyncio.gather(
             self._get_model(key, (policy or {}).get("spec"), in_force),
+            self._get_model(key, (candidate_policy or {}).get("spec"), in_force),
             self._get_model(key, spec.get("predictor"), in_force),
             self._get_services(key.namespace, pools),
         )
@@ -139,7 +146,22 @@ class Reconciler:
             owned=services | owned_by_ref,
             pods=tuple(pods),
             inference_pools=pools,
+            candidate_policy=candidate_policy,
+            candidate_model=candidate_model,
+            at=_instant(self._now()),
         )
+
+    async def _latch(self, observed: Observed, plan: Plan) -> Observed:
+        """Writes how a trial ended before routers are told: whatever fails after that, it has ended."""
+        if plan.candidate is None or not plan.candidate.has_just_ended:
+            return observed
+        router = observed.router
+        old = router["status"]
+        new = {**old, "candidate": candidate_status(old["candidate"], plan.candidate, observed.at)}
+        await self._write_status(router, new)
+        for note in candidate_notes(old, new):
+            await self._post(router, note)
+        return replace(observed, router={**router, "status": new})
 
     async def _get_all(self, kind: Kind, namespace: str, names: Sequence[str]) -> dict[str, Object | None]:
         found = await asyncio.gather(*(self._cluster.get(kind, namespace, name) for name in names))
@@ -150,7 +172,9 @@ class Reconciler:
         found = await self._get_all(SERVICE, namespace, picker_services(pools.values()))
         return {Ref(SERVICE, name): value for name, value in found.items()}
 
-    async def _get_policy(self, namespace: str, name: str) -> Object | None:
+    async def _get_policy(self, namespace: str, part: Object | None) -> Object | None:
+        """The RoutingPolicy that a part of a spec refers to."""
+        name = ((part or {}).get("policyRef") or {}).get("name", "")
         return await self._cluster.get(ROUTING_POLICY, namespace, name) if name else None
 
     async def _get_model(self, key: ObjectKey, part: Object | None, in_force: Object | None) -> Seen:
@@ -202,22 +226,24 @@ class Reconciler:
             old,
             facts,
             in_force=in_force.config if in_force else None,
-            now=self._now().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            now=observed.at,
         )
         self._metrics.show_conditions(plan.key, new["conditions"])
         if new == old:
             return
-        metadata = metadata_of(router)
-        identity = {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]}
-        base = {"apiVersion": LLM_ROUTER.api_version, "kind": LLM_ROUTER.kind, "metadata": identity}
-        await self._cluster.apply_status(LLM_ROUTER, {**base, "status": new})
+        await self._write_status(router, new)
         for note in transitions(old, new):
             await self._post(router, note)
 
+    async def _write_status(self, router: Object, status: Object) -> None:
+        metadata = metadata_of(router)
+        identity = {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]}
+        base = {"apiVersion": LLM_ROUTER.api_version, "kind": LLM_ROUTER.kind, "metadata": identity}
+        await self._cluster.apply_status(LLM_ROUTER, {**base, "status": status})
+
     async def _post(self, router: Object, note: Note) -> None:
         """Posts an Event; one that cannot be posted is logged and not retried, because the status says the same."""
-        metadata, now = metadata_of(router), self._now()
-        at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata, at = metadata_of(router), _instant(self._now())
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -256,6 +282,10 @@ def _restored(observed: Observed, desired: Object, before: Object | None, after:
     if moved and changed_by_hand(desired, before):
         return Note("Restored", f"{what} was changed by another hand and is restored", warning=True)
     return None
+
+
+def _instant(now: datetime) -> str:
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _failed(plan: Plan, observed: Observed, error: ClusterError) -> Plan:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from llmrouter.acknowledgement import RouterAcknowledgement
 from llmrouter_operator.calibration import calibration_status, slow_notes
+from llmrouter_operator.candidate_status import CONDITION, candidate_condition, candidate_notes, candidate_status
 from llmrouter_operator.mix import mix_status
 from llmrouter_operator.models import Note, metadata_of
 
@@ -179,6 +180,9 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if counts is not None:
         ready, total = counts
         status["instances"] = {"ready": ready, "total": total, "summary": f"{ready}/{total}"}
+    candidate = candidate_status(old.get("candidate"), plan.candidate, now) if plan.spec else old.get("candidate")
+    if candidate is not None:
+        status["candidate"] = candidate
     mix = mix_status(old.get("mix"), facts.mixes, now, facts.forecast)
     if mix is not None:
         status["mix"] = mix
@@ -200,7 +204,7 @@ def transitions(old: Object, new: Object) -> list[Note]:
         )
     for condition in new["conditions"]:
         kind, was = condition["type"], before.get(condition["type"], {})
-        if kind == "Progressing" or condition["status"] == "Unknown":
+        if kind in {"Progressing", CONDITION} or condition["status"] == "Unknown":
             continue
         if kind == "Ready" and condition["reason"] == "NoRouterReady" and was.get("status") != "True":
             continue  # it only starts
@@ -213,7 +217,7 @@ def transitions(old: Object, new: Object) -> list[Note]:
             notes.append(
                 Note(condition["reason"], f"{kind}: {condition['message']}", warning=condition["status"] == "False")
             )
-    return [*notes, *slow_notes(old.get("calibration"), new.get("calibration"))]
+    return [*notes, *candidate_notes(old, new), *slow_notes(old.get("calibration"), new.get("calibration"))]
 
 
 def _drift_note(condition: Object, was: Object) -> list[Note]:
@@ -235,6 +239,7 @@ def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
         **pool_conditions(facts),
         **certificate_condition(facts),
         **decision_log_condition(facts),
+        **{kind: Verdict(*said) for kind, said in candidate_condition(facts.plan.candidate).items()},
     }
     verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
     return [
