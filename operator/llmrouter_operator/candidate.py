@@ -11,7 +11,9 @@ from llmrouter.rollout.arm_stats import merged
 from llmrouter.rollout.arms import ARMS, CANDIDATE, CURRENT
 from llmrouter.rollout.life import ON_TRIAL, Before, Declared, Heard, Life, Phase, Why, step
 from llmrouter.rollout.verdict import verdict
+from llmrouter_operator.candidate_status import RESTS
 from llmrouter_operator.choice import compile_referenced
+from llmrouter_operator.models import Problem
 from llmrouter_operator.status import DIGEST_CHARACTERS, live_pods, read_acknowledgements
 
 if TYPE_CHECKING:
@@ -22,13 +24,10 @@ if TYPE_CHECKING:
     from llmrouter.resources import LLMRouterSpec
     from llmrouter.rollout.arm_stats import ArmStats
     from llmrouter.rollout_specs import CandidateSpec
-    from llmrouter_operator.models import Object, Observed, PolicyChoice, Problem
+    from llmrouter_operator.models import Object, Observed, PolicyChoice
 
 OPERATORS_SHARE = 0.5
 """Of the false alarms that the guardrails allow; the routers have the other half."""
-
-RESTS = frozenset({"TooSlow", "OutOfDistribution", "MissingFeatures", "NotFinite", "Error", "Invalid", "HoldOverruled"})
-"""Why a candidate that a router runs does not decide for a while; every other reason is why it cannot be run at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,10 @@ class CandidateChoice:
         return self.policy if self.life.is_on_trial else None
 
     @property
-    def promoted(self) -> PolicyChoice | None:
-        """The candidate where it serves all requests."""
-        return self.policy if self.life.phase is Phase.PROMOTED else None
+    def problem(self) -> Problem:
+        """Why it cannot be made; of no meaning where it can."""
+        why = self.declared.problem or self.life.why
+        return Problem(why.reason, why.message)
 
     def refused(self, problem: Problem, now: str) -> CandidateChoice:
         """The same candidate, which cannot be tried."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from llmrouter.rollout.arms import ARMS
-from llmrouter.rollout.life import ON_TRIAL, Phase
+from llmrouter.rollout.life import FETCHING, ON_TRIAL, Phase
 from llmrouter_operator.models import Note
 
 if TYPE_CHECKING:
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from llmrouter_operator.models import Object
 
 CONDITION = "CandidateHealthy"
+RESTS = frozenset({"TooSlow", "OutOfDistribution", "MissingFeatures", "NotFinite", "Error", "Invalid", "HoldOverruled"})
+"""Why a candidate that a router runs does not decide for a while; every other reason is why it cannot be run at all."""
+
 WRITTEN_AFTER_S = 10.0
 """Numbers that moved are written no sooner than so long after the last ones."""
 
 _NUMBERS = ("arms", "comparisons", "shadow", "message")
-_UNSURE = frozenset({"NotAcknowledged", "NoVerdictYet", "Fetching"})
+_UNSURE = frozenset({"NotAcknowledged", "NoVerdictYet", FETCHING, *RESTS})
 
 
 def candidate_status(old: Object | None, choice: CandidateChoice | None, now: str) -> Object | None:
@@ -52,29 +55,27 @@ def candidate_status(old: Object | None, choice: CandidateChoice | None, now: st
     return new if old is None or _is_due(old, new) else old
 
 
-def candidate_condition(choice: CandidateChoice | None) -> dict[str, tuple[str, str, str]]:
-    """The condition by its name: status, reason, message; nothing where no candidate is declared."""
-    if choice is None:
+def candidate_condition(said: Object | None) -> dict[str, tuple[str, str, str]]:
+    """The condition by its name: status, reason, message; of ``status.candidate`` as it is to be written."""
+    if said is None:
         return {}
-    life = choice.life
-    if life.phase in {Phase.ROLLED_BACK, Phase.REFUSED}:
+    if said["phase"] in {Phase.ROLLED_BACK, Phase.REFUSED}:
         status = "False"
-    elif life.why.reason in _UNSURE or choice.heard.resting is not None:
+    elif said["reason"] in _UNSURE:
         status = "Unknown"
     else:
         status = "True"
-    name = choice.declared.spec.policy_ref.name
-    return {CONDITION: (status, life.why.reason, f"{name} ({life.phase}): {life.why.message}")}
+    return {CONDITION: (status, said["reason"], f"{said['name']} ({said['phase']}): {said['message']}")}
 
 
 def candidate_notes(old: Object, new: Object) -> list[Note]:
     """Events for what changed of the candidate between two statuses."""
     before, after = old.get("candidate") or {}, new.get("candidate") or {}
     notes = _farewell(before, after, new)
-    if not after or (before and before["phase"] == after["phase"] and _trial(before) == _trial(after)):
+    if not after or (before and before.get("phase") == after["phase"] and _trial(before) == _trial(after)):
         return notes
     what, phase = _named(after), after["phase"]
-    if phase in ON_TRIAL and (not before or before["phase"] not in ON_TRIAL or _trial(before) != _trial(after)):
+    if phase in ON_TRIAL and (not before or before.get("phase") not in ON_TRIAL or _trial(before) != _trial(after)):
         share = f" for {after['percent']} % of the requests" if "percent" in after else ""
         notes.append(Note("CandidateStarted", f"{what} is on trial: {after['mode']}{share}"))
     elif phase == Phase.ROLLED_BACK:
@@ -91,13 +92,13 @@ def _farewell(before: Object, after: Object, new: Object) -> list[Note]:
     """What is to be said of a trial that another one, or none, takes the place of."""
     if not before or (after and _trial(before) == _trial(after)):
         return []
-    if before["phase"] in ON_TRIAL:
+    if before.get("phase") in ON_TRIAL:
         if after and after["phase"] == Phase.REFUSED and "digest" not in after:
             return []  # the same one, which can no longer be made: that is said
         why = f"{_named(after)} takes its place" if after else "spec.candidate is gone"
         return [Note("CandidateAbandoned", f"{_named(before)} is on trial no more: {why}")]
-    if before["phase"] == Phase.PROMOTED:
-        serves = (new.get("activePolicy") or {}).get("name") == before["name"]
+    if before.get("phase") == Phase.PROMOTED:
+        serves = (new.get("activePolicy") or {}).get("name") == before.get("name")
         if serves:
             return [Note("PromotionCompleted", f"{_named(before)} is the policy that the spec names")]
         return [Note("PromotionEnded", f"{_named(before)} serves all requests no more: the spec was changed")]
@@ -109,7 +110,7 @@ def _trial(status: Object) -> tuple[object, ...]:
 
 
 def _named(status: Object) -> str:
-    return f"{status['name']} {status['digest']}" if "digest" in status else str(status["name"])
+    return f"{status.get('name', '')} {status.get('digest', '')}".strip()
 
 
 def _numbers(choice: CandidateChoice) -> Object:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from llmrouter.config import MAX_CONFIG_BYTES, canonical_json, compile_router, digest_of, explain
 from llmrouter.errors import InvalidConfigError
 from llmrouter.resources import LLMRouterSpec
+from llmrouter.rollout.life import Phase
 from llmrouter_operator.builders import Names, Owner, build_config_map, build_objects
 from llmrouter_operator.candidate import choose_candidate
 from llmrouter_operator.choice import choose_policy, config_in_force, keep_last_good, read_last_good
@@ -84,7 +85,7 @@ def _plan(observed: Observed, spec: LLMRouterSpec, defaults: RouterDefaults) -> 
         ),
         choose_predictor(spec.predictor, observed.predictor_model, last.predictor, claim=spec.router.models_claim),
     )
-    chosen, config = _fitting(observed, spec, _with_candidate(observed, owner, spec, declared), last)
+    chosen, config = _fitting(observed, spec, _with_candidate(observed, spec, declared, last), last)
     on_trial = chosen.on_trial
     config_map = build_config_map(
         owner,
@@ -122,12 +123,18 @@ class _Last(NamedTuple):
     predictor: LastPredictor | None
 
 
-def _with_candidate(observed: Observed, owner: Owner, spec: LLMRouterSpec, declared: _Chosen) -> _Chosen:
-    """The same with the candidate: beside the policy, or in its place once it is promoted."""
-    routers = observed.owned.get(Ref(CONFIG_MAP, owner.names.acknowledgements))
+def _with_candidate(observed: Observed, spec: LLMRouterSpec, declared: _Chosen, last: _Last) -> _Chosen:
+    """The same with the candidate: beside the policy, or in its place once it is promoted.
+
+    A promoted one that can no longer be made, because its RoutingPolicy is gone, is the last good policy.
+    """
+    routers = observed.owned.get(Ref(CONFIG_MAP, Names(key_of(observed.router)).acknowledgements))
     candidate = choose_candidate(observed, spec, declared.policy, routers)
-    promoted = None if candidate is None else candidate.promoted
-    return declared._replace(policy=promoted or declared.policy, candidate=candidate)
+    if candidate is None or candidate.life.phase is not Phase.PROMOTED:
+        return declared._replace(candidate=candidate)
+    if candidate.policy is not None:
+        return declared._replace(policy=candidate.policy, candidate=candidate)
+    return declared._replace(policy=keep_last_good(candidate.problem, last.policy), candidate=candidate)
 
 
 def _fitting(observed: Observed, spec: LLMRouterSpec, declared: _Chosen, last: _Last) -> tuple[_Chosen, bytes]:

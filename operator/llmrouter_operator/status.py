@@ -180,7 +180,7 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if counts is not None:
         ready, total = counts
         status["instances"] = {"ready": ready, "total": total, "summary": f"{ready}/{total}"}
-    candidate = candidate_status(old.get("candidate"), plan.candidate, now) if plan.spec else old.get("candidate")
+    candidate = _candidate(old, facts, now)
     if candidate is not None:
         status["candidate"] = candidate
     mix = mix_status(old.get("mix"), facts.mixes, now, facts.forecast)
@@ -190,6 +190,12 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if calibration is not None:
         status["calibration"] = calibration
     return status
+
+
+def _candidate(old: Object, facts: Facts, now: str) -> Object | None:
+    """``status.candidate``; a spec that is not in force leaves it as it is."""
+    before: Object | None = old.get("candidate")
+    return before if facts.plan.spec is None else candidate_status(before, facts.plan.candidate, now)
 
 
 def transitions(old: Object, new: Object) -> list[Note]:
@@ -239,7 +245,7 @@ def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
         **pool_conditions(facts),
         **certificate_condition(facts),
         **decision_log_condition(facts),
-        **{kind: Verdict(*said) for kind, said in candidate_condition(facts.plan.candidate).items()},
+        **{kind: Verdict(*said) for kind, said in candidate_condition(_candidate(old, facts, now)).items()},
     }
     verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
     return [
