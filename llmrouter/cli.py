@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         help="model of types Onnx and Learned of one's own, as `llmrouter train` writes it (default: the shipped one)",
     )
     serve.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="folder in the place of the volume that model.persistentVolumeClaim names",
+    )
+    serve.add_argument(
         "--tokenizers",
         type=Path,
         metavar="DIR",
@@ -81,6 +87,9 @@ FORWARDED = {
     "epp-conformance": "ask any endpoint picker whether it speaks the protocol",
     "simulate": "run one policy on one workload, simulated",
     "bench": "compare policies, paired and with intervals, over cells and loads",
+    "plan": "say which pools, and how many GPUs, recorded traffic needs",
+    "explain": "say one routing decision in words",
+    "replay": "estimate from a decision log what another policy would have done",
     "tune": "find better numbers for the default policy on your traffic, or keep the ones you have",
     "validate-engine": "hold the engine model against measured engines, or fit it to one's own",
     "train": "learn a routing agent in simulation, and export it",
@@ -95,6 +104,9 @@ MODULES = {
     "epp-conformance": "llmrouter.testbed.epp.command",
     "simulate": "llmrouter.study.simulate_command",
     "bench": "llmrouter.study.bench_command",
+    "plan": "llmrouter.study.sizing.command",
+    "explain": "llmrouter.replay.explain_command",
+    "replay": "llmrouter.replay.replay_command",
     "tune": "llmrouter.tuning.command",
     "validate-engine": "llmrouter.validation.command",
     "train": "llmrouter.training.train_command",
@@ -129,6 +141,7 @@ def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         predictor=options.predictor,
         tokenizers=options.tokenizers,
         policy_model=options.policy_model,
+        models=options.models,
         decisions=options.decisions,
         certificate=options.certificate,
         processes=options.processes,

@@ -32,6 +32,7 @@ def serve(
     predictor: Path | None = None,
     tokenizers: Path | None = None,
     policy_model: Path | None = None,
+    models: Path | None = None,
     decisions: Path | None = None,
     certificate: Path | None = None,
     processes: int = 1,
@@ -39,14 +40,16 @@ def serve(
 ) -> int:
     """Serves the file's configuration until SIGTERM or SIGINT; raises InvalidConfigError if it cannot begin.
 
-    ``predictor`` and ``policy_model`` are folders of models of one's own, ``tokenizers`` that of the models'
-    tokenizers, ``decisions`` that of decision logs, the current one where it is not said, ``certificate`` one with
-    ``tls.crt`` and ``tls.key``, read again when they change. Several ``processes`` run ``command`` each, which serves
-    the same; returns an exit status.
+    ``predictor`` and ``policy_model`` are folders of models of one's own, ``models`` that of all that the file's
+    ``persistentVolumeClaim`` names, ``tokenizers`` that of the models' tokenizers, ``decisions`` that of decision logs,
+    the current one where it is not said, ``certificate`` one with ``tls.crt`` and ``tls.key``, read again when they
+    change. Several ``processes`` run ``command`` each, which serves the same; returns an exit status.
     """
     if tokenizers is not None and not tokenizers.is_dir():
         raise InvalidConfigError(f"--tokenizers {tokenizers}: no such folder")
-    source = FileSource(path, predictor=predictor, policy_model=policy_model)
+    if models is not None and not models.is_dir():
+        raise InvalidConfigError(f"--models {models}: no such folder")
+    source = FileSource(path, predictor=predictor, policy_model=policy_model, models=models)
     config = source.read()
     configure_logging(config.log_level)
     tls = _tls(config, certificate)
@@ -63,6 +66,7 @@ def serve(
         tls=tls,
         redis_password=os.environ.get("LLMROUTER_REDIS_PASSWORD"),
         tokenizers=tokenizers,
+        models=models,
         decisions=decisions or Path.cwd(),
         place=place,
     )

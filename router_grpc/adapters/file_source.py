@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from llmrouter.manifest import (
     parse_manifest,
 )
 from llmrouter.resources import MODEL_TYPES
+from router_grpc.adapters.fetched_models import FetchedModels
 from router_grpc.runtime import ConfigBundle
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmrouter.config import PolicyConfig, RouterConfig
+    from llmrouter.config_file import Declared
     from llmrouter.manifest import Manifest
     from llmrouter.resources import RoutingPolicySpec
+    from router_grpc.adapters.own_models import Files
 
 POLL_S = 0.25
 
@@ -46,7 +50,7 @@ def compile_file(text: str) -> RouterConfig:
         raise InvalidConfigError(
             f"{where}: listeners.extProc.certificateSecretRef needs Kubernetes: standalone has --certificate DIR"
         )
-    if declared.router.predictor.model is not None:
+    if declared.router.predictor.model is not None and declared.router.predictor.model.config_map is not None:
         raise InvalidConfigError(f"{where}: predictor.model.configMap needs Kubernetes: standalone has --predictor DIR")
     section, candidate = _section(declared.policy_name, declared.policy), None
     if declared.router.candidate is not None and declared.candidate is not None:
@@ -72,11 +76,22 @@ class FileSource:
     """Follows one file. A version that cannot be used changes nothing.
 
     ``predictor`` is the folder of an output-length model of one's own, ``policy_model`` that of a policy model in place
-    of the file's ``model.builtin``; they are read again with every version of the file.
+    of the file's ``model.builtin``; they are read again with every version of the file. ``models`` is the folder that
+    stands for the volume of ``router.models``; ``clock_s`` gives seconds that never go back.
     """
 
-    def __init__(self, path: Path, *, predictor: Path | None = None, policy_model: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        predictor: Path | None = None,
+        policy_model: Path | None = None,
+        models: Path | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
+        self._models = models
+        self._fetched = FetchedModels(clock_s)
         self._predictor = predictor
         self._policy_model = policy_model
 
@@ -108,19 +123,49 @@ class FileSource:
 
     def _compile(self, text: str) -> tuple[RouterConfig, ConfigBundle]:
         config = compile_file(text)
-        bundle = ConfigBundle(content=b"")
+        bundle = self._named(config, parse(text))
         if self._predictor is not None:
             model, manifest = _read_predictor(self._predictor, config.predictor.type)
-            predictor = config.predictor.model_copy(update={"model_sha256": digest_of(model)})
+            predictor = config.predictor.model_copy(update={"model_sha256": digest_of(model), "model_path": None})
             config = config.model_copy(update={"predictor": predictor})
             bundle = replace(bundle, predictor_model=model, predictor_manifest=manifest)
         forced = config.policy.guard.force_fallback
         if self._policy_model is not None and config.policy.type in MODEL_TYPES and not forced:
             model, manifest = _read_policy_model(self._policy_model, config.policy.type)
-            policy = config.policy.model_copy(update={"model_builtin": None, "model_sha256": digest_of(model)})
+            given = {"model_builtin": None, "model_path": None, "model_sha256": digest_of(model)}
+            policy = config.policy.model_copy(update=given)
             config = config.model_copy(update={"policy": policy})
             bundle = replace(bundle, model=model, manifest=manifest)
         return config, replace(bundle, content=canonical_json(config))
+
+    def _named(self, config: RouterConfig, declared: Declared) -> ConfigBundle:
+        """Without its content: the models that the file names by URL or reference; raises InvalidConfigError."""
+        bundle = ConfigBundle(content=b"")
+        paths = [
+            None if self._policy_model is not None else config.policy.model_path,
+            None if self._predictor is not None else config.predictor.model_path,
+            None if config.candidate is None else config.candidate.policy.model_path,
+        ]
+        if any(path is not None for path in paths) and self._models is None:
+            raise InvalidConfigError("a model on a persistentVolumeClaim: standalone has --models DIR in its place")
+        policy = None if self._policy_model is not None else self._policy(declared.policy, "RoutingPolicy")
+        if policy is not None:
+            bundle = replace(bundle, model=policy.model, manifest=policy.manifest)
+        candidate = self._policy(declared.candidate, "RoutingPolicy of candidate")
+        if candidate is not None:
+            bundle = replace(bundle, candidate_model=candidate.model, candidate_manifest=candidate.manifest)
+        model = declared.router.predictor.model
+        if model is not None and model.remote is not None and self._predictor is None:
+            where = "predictor.model"
+            files = self._fetched.get(where, model, kind=ModelKind.OUTPUT_LENGTH, sha256=model.sha256)
+            bundle = replace(bundle, predictor_model=files.model, predictor_manifest=files.manifest)
+        return bundle
+
+    def _policy(self, spec: RoutingPolicySpec | None, who: str) -> Files | None:
+        if spec is None or spec.model is None or spec.model.remote is None or spec.guard.force_fallback:
+            return None
+        sha256 = spec.model.sha256 or ""
+        return self._fetched.get(f"{who}: model", spec.model, kind=ModelKind.POLICY, sha256=sha256)
 
 
 def _read_policy_model(folder: Path, policy_type: str) -> tuple[bytes, bytes]:

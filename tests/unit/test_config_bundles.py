@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kubernetes.aio import client
+from support.model_server import model_server
 
 from llmrouter import cli
 from llmrouter.artefacts import builtin_model
@@ -156,3 +157,45 @@ def write(folder: Path, model: bytes, manifest: bytes) -> None:
 
 def renamed(name: str) -> bytes:
     return json.dumps(json.loads(MANIFEST) | {"name": name}).encode()
+
+
+class TestOfModelsFromElsewhere:
+    def test_a_model_behind_a_url_is_fetched_once(self, tmp_path: Path) -> None:
+        model, manifest = builtin_model("policy", "marginal-cost")
+        with model_server() as server:
+            url = server.serve_model("/m", model, manifest)
+            source = FileSource(write_file(tmp_path, f'http: {{url: "{url}"}}', digest_of(model)))
+            for _ in range(2):
+                config = source.read()
+            bundle = source._bundle((tmp_path / "router.yaml").read_text())
+
+            assert config.policy.model_sha256 == digest_of(model)
+            assert (bundle.model, bundle.manifest) == (model, manifest)
+            assert server.asked["/m/model.onnx"] == 1
+
+    def test_one_that_cannot_be_fetched_is_left_alone_for_a_while(self, tmp_path: Path) -> None:
+        now_s = [0.0]
+        with model_server() as server:
+            path = write_file(tmp_path, f'http: {{url: "{server.url("/none")}"}}', "0" * 64)
+            source = FileSource(path, clock_s=lambda: now_s[0])
+            for now_s[0] in (1.0, 2.0, 11.5):
+                with pytest.raises(
+                    InvalidConfigError, match="RoutingPolicy: model: the manifest: the server answers 404"
+                ):
+                    source.read()
+
+            assert server.asked["/manifest.json"] == 2
+
+    def test_a_volume_is_a_folder(self, tmp_path: Path) -> None:
+        path = write_file(tmp_path, "persistentVolumeClaim: {claimName: c, path: cost/3}", "0" * 64)
+
+        assert FileSource(path, models=tmp_path).read().policy.model_path == "cost/3"
+        with pytest.raises(InvalidConfigError, match="--models DIR"):
+            FileSource(path).read()
+
+
+def write_file(folder: Path, source: str, sha256: str) -> Path:
+    path = folder / "router.yaml"
+    spec = f'spec: {{type: Onnx, model: {{{source}, sha256: "{sha256}"}}}}'
+    path.write_text(FILE.replace("spec: {type: LeastInFlight}", spec))
+    return path
