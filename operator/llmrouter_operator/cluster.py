@@ -91,6 +91,16 @@ class Cluster:
         """Replaces an object as it was read; raises ClusterError 409 where another writer came first."""
         return await self._call("PUT", _path(kind, namespace, value["metadata"]["name"]), body=value)
 
+    async def merge(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
+        """Merges ``body`` into an object (JSON merge patch): what is ``None`` in it is removed."""
+        path, query = _path(kind, namespace, name), {"fieldManager": MANAGER}
+        return await self._call("PATCH", path, query=query, body=body, content_type="application/merge-patch+json")
+
+    async def replace_scale(self, kind: Kind, namespace: str, scale: Object) -> Object:
+        """Sets replicas; raises ClusterError 409 where the object is no longer of the scale's resource version."""
+        path = f"{_path(kind, namespace, scale['metadata']['name'])}/scale"
+        return await self._call("PUT", path, query={"fieldManager": MANAGER}, body=scale)
+
     async def post_event(self, namespace: str, event: Object) -> None:
         """Posts an Event."""
         await self._call("POST", _path(EVENT, namespace), body=event)

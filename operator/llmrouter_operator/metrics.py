@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 from llmrouter_operator.demand_metrics import DemandMetrics
+from llmrouter_operator.rebalance_metrics import RebalanceMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,6 +49,7 @@ class OperatorMetrics:
         )
         self._shown: dict[ObjectKey, set[str]] = {}
         self.demand = DemandMetrics(registry)
+        self.rebalance = RebalanceMetrics(registry)
 
     def show_conditions(self, key: ObjectKey, conditions: Iterable[Mapping[str, str]]) -> None:
         """Shows the conditions of one LLMRouter in place of those shown before; none of them when it is gone."""

@@ -43,6 +43,19 @@ RULES = (
 they lack. That the API server does not know a kind denies nothing."""
 
 
+REBALANCE_RULES = (
+    Rule("apps", "deployments", ("get",)),
+    Rule("apps", "deployments/scale", ("update",)),
+    Rule("apps", "statefulsets", ("get",)),
+    Rule("apps", "statefulsets/scale", ("update",)),
+    Rule("leaderworkerset.x-k8s.io", "leaderworkersets", ("get",)),
+    Rule("leaderworkerset.x-k8s.io", "leaderworkersets/scale", ("update",)),
+    Rule("autoscaling", "horizontalpodautoscalers", ("list",)),
+    Rule("", "pods", ("list", "patch")),
+)
+"""What rebalancing needs besides, where it is used: nothing of it is asked for at the start."""
+
+
 def lease_rules(lease_name: str) -> tuple[Rule, ...]:
     """In the operator's own namespace."""
     return (
@@ -57,6 +70,15 @@ async def missing_permissions(
     """Asks the API server about everything in the tables; returns what it denies: ``verb resource.group (where)``."""
     asked = [(rule, verb, namespace) for namespace in namespaces for rule in RULES for verb in rule.verbs]
     asked += [(rule, verb, lease_namespace) for rule in lease_rules(lease_name) for verb in rule.verbs]
+    return await _denied(cluster, asked)
+
+
+async def missing_rebalance_permissions(cluster: Cluster, namespace: str) -> list[str]:
+    """What of ``REBALANCE_RULES`` the API server denies in a namespace."""
+    return await _denied(cluster, [(rule, verb, namespace) for rule in REBALANCE_RULES for verb in rule.verbs])
+
+
+async def _denied(cluster: Cluster, asked: Sequence[tuple[Rule, str, str | None]]) -> list[str]:
     answers = await asyncio.gather(
         *(
             cluster.may(verb=verb, group=rule.group, resource=rule.resource, namespace=namespace, name=rule.name)

@@ -37,6 +37,8 @@ from llmrouter_operator.models import (
     metadata_of,
 )
 from llmrouter_operator.pickers import picker_services, referenced_pools
+from llmrouter_operator.rebalance import Rebalancer
+from llmrouter_operator.rebalance_status import with_rebalance
 from llmrouter_operator.status import (
     build_status,
     gather_facts,
@@ -92,6 +94,7 @@ class Reconciler:
         self._metrics = metrics
         self._now = now
         self._memory = MixMemory()
+        self._rebalancer = Rebalancer(cluster, metrics.rebalance)
 
     async def reconcile(self, key: ObjectKey) -> Outcome:
         """Raises ClusterError where the API server refused or did not answer; then it is to be tried again."""
@@ -100,6 +103,7 @@ class Reconciler:
             self._metrics.show_conditions(key, ())
             self._metrics.demand.forget(key)
             self._memory.forget(key)
+            self._rebalancer.forget(key)
             return Outcome(gone=True)
         plan = decide(observed, self._defaults)
         observed = await self._latch(observed, plan)
@@ -108,13 +112,9 @@ class Reconciler:
         except ClusterError as error:
             await self._report(observed, _failed(plan, observed, error), observed.owned)
             raise
-        await self._report(observed, _in_force(plan, owned), owned)
-        if plan.troubled:
-            return Outcome(again_after_s=AGAIN_SOON_S)
-        if plan.candidate is not None and plan.candidate.life.is_on_trial:
-            return Outcome(again_after_s=TRIAL_AGAIN_S)
-        refers = observed.inference_pools or any(isinstance(one, dict) for one in observed.models)
-        return Outcome(again_after_s=REFERRED_AGAIN_S if refers else None)
+        rebalance_again_s = await self._report(observed, _in_force(plan, owned), owned)
+        waits_s = [again_s for again_s in (_again_s(observed, plan), rebalance_again_s) if again_s is not None]
+        return Outcome(again_after_s=min(waits_s, default=None))
 
     async def _observe(self, key: ObjectKey) -> Observed | None:
         router = await self._cluster.get(LLM_ROUTER, *key)
@@ -213,7 +213,8 @@ class Reconciler:
         if gone:
             await self._cluster.remove_keys(CONFIG_MAP, plan.key.namespace, name, gone)
 
-    async def _report(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> None:
+    async def _report(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> float | None:
+        """Says what holds, looks after replicas, and returns when to look at those again."""
         names, router = Names(plan.key), observed.router
         said = read_acknowledgements(owned.get(Ref(CONFIG_MAP, names.acknowledgements)), live_pods(observed.pods))
         self._metrics.malformed_acknowledgements.inc(said.malformed)
@@ -228,12 +229,15 @@ class Reconciler:
             in_force=in_force.config if in_force else None,
             now=observed.at,
         )
+        notes = transitions(old, new)
+        report = await self._rebalancer.look(router, facts, observed.inference_pools, self._now().timestamp())
+        new = with_rebalance(new, report, generation=facts.generation, old=old, now=observed.at)
         self._metrics.show_conditions(plan.key, new["conditions"])
-        if new == old:
-            return
-        await self._write_status(router, new)
-        for note in transitions(old, new):
+        if new != old:
+            await self._write_status(router, new)
+        for note in (*notes, *report.notes):
             await self._post(router, note)
+        return report.again_after_s
 
     async def _write_status(self, router: Object, status: Object) -> None:
         metadata = metadata_of(router)
@@ -282,6 +286,16 @@ def _restored(observed: Observed, desired: Object, before: Object | None, after:
     if moved and changed_by_hand(desired, before):
         return Note("Restored", f"{what} was changed by another hand and is restored", warning=True)
     return None
+
+
+def _again_s(observed: Observed, plan: Plan) -> float | None:
+    """When to look again for what no watch tells of; ``None`` where there is nothing of the kind."""
+    if plan.troubled:
+        return AGAIN_SOON_S
+    if plan.candidate is not None and plan.candidate.life.is_on_trial:
+        return TRIAL_AGAIN_S
+    refers = observed.inference_pools or any(isinstance(one, dict) for one in observed.models)
+    return REFERRED_AGAIN_S if refers else None
 
 
 def _instant(now: datetime) -> str:
