@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ class LateCounter(Counter):
 
     def _metric_init(self) -> None:
         super()._metric_init()
-        self._late = []
+        self._late, self._counting = [], Lock()
 
     def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
         """Counts; raises ValueError where the amount is negative. Exemplars are not kept."""
@@ -39,7 +40,7 @@ class LateCounter(Counter):
             self._count()
 
     def _count(self) -> None:
-        with self._lock:
+        with self._counting:
             self._value.inc(sum(_taken(self._late)))
 
     def _child_samples(self) -> Iterable[Sample]:
@@ -54,7 +55,7 @@ class LateHistogram(Histogram):
 
     def _metric_init(self) -> None:
         super()._metric_init()
-        self._late = []
+        self._late, self._counting = [], Lock()
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Observes. Exemplars are not kept."""
@@ -65,7 +66,7 @@ class LateHistogram(Histogram):
             self._count()
 
     def _count(self) -> None:
-        with self._lock:
+        with self._counting:
             seen = np.array(_taken(self._late), dtype=np.float64)
             if not len(seen):
                 return
