@@ -67,7 +67,7 @@ def figures(
     done_N = counts_N & outcomes.finished
     e2e_s, ttft_s, tpot_s = outcomes.e2e_s[done_N], outcomes.ttft_s[done_N], outcomes.tpot_s[done_N]
     tpot_s = tpot_s[np.isfinite(tpot_s)]
-    good = int(_meets(outcomes, slo)[done_N].sum())
+    good = int(meets(outcomes, slo)[done_N].sum())
     total = int(counts_N.sum())
     shed_N = np.isin(outcomes.status, (Status.SHED, Status.REFUSED))
     return {
@@ -108,7 +108,8 @@ def counts(outcomes: Outcomes) -> dict[str, int]:
     return {status.name.lower(): int((outcomes.status == status).sum()) for status in Status}
 
 
-def _meets(outcomes: Outcomes, slo: Slo) -> NDArray[np.bool_]:
+def meets(outcomes: Outcomes, slo: Slo) -> NDArray[np.bool_]:
+    """Which requests meet the SLO; shape (N,). What got no token does not."""
     tpot_s = outcomes.tpot_s
     meets_N: NDArray[np.bool_] = (outcomes.ttft_s <= slo.ttft_s) & (np.isnan(tpot_s) | (tpot_s <= slo.tpot_s))
     return meets_N
