@@ -12,7 +12,7 @@ from support.operator_process import CHART, SYSTEM, Object, render_chart
 
 from llmrouter.testbed.cluster.binaries import Binaries
 from llmrouter.testbed.envoy import Front, configuration, envoy_program
-from llmrouter_operator.permissions import RULES, Rule, lease_rules
+from llmrouter_operator.permissions import REBALANCE_RULES, RULES, Rule, lease_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,6 +82,12 @@ def test_models_come_from_the_hosts_that_are_named_and_secrets_are_read_where_as
     (container,) = operator["spec"]["template"]["spec"]["containers"]
     assert {"--model-host=models.test", "--model-host=*.svc:8080"} <= set(container["args"])
     assert "LLMROUTER_MODEL_AUTHORITIES" in {one["name"] for one in container["env"]}
+
+
+def test_replicas_may_be_changed_where_rebalancing_is_enabled_alone() -> None:
+    (cluster_role,) = of_kind(render_chart("rebalance.enabled=true"), "ClusterRole")
+
+    assert permissions(cluster_role["rules"]) == needed([*RULES, *REBALANCE_RULES])
 
 
 def test_watched_namespaces_get_roles_and_no_cluster_role() -> None:
