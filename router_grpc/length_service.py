@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,7 +28,7 @@ from llmrouter.lengths.drift import DriftWatch
 from llmrouter.lengths.predictor import Batch, LengthRequest, label, refusal
 from llmrouter.lengths.served import REMEMBERED, certain
 from llmrouter.lengths.text import text_features
-from llmrouter.quick import quick
+from llmrouter.quick import changed, quick
 from llmrouter.routing.lateness import Lateness
 from router_grpc.length_allowance import Allowance
 from router_grpc.length_watch import LengthWatch
@@ -284,9 +284,9 @@ class LengthService:
             return _Asked(request, excerpt(prompt), plan)
         text = prompt.decode("utf-8", "replace")
         if request.prompt_tokens is not None:
-            return _Asked(replace(request, prompt=text), None, plan)
+            return _Asked(changed(request, prompt=text), None, plan)
         counted = self._tokens.count(text, request.model)
-        return _Asked(replace(request, prompt=text, prompt_tokens=counted.tokens), None, plan, counted)
+        return _Asked(changed(request, prompt=text, prompt_tokens=counted.tokens), None, plan, counted)
 
     async def _soon(self, asked: _Asked, now_s: float) -> Foretold:
         """The answer of this turn's batch, or of the thread; raises NotInTimeError."""
@@ -332,7 +332,7 @@ class LengthService:
         request, plan = _kept(asked.request), asked.plan
         if request.prompt_tokens is None:
             tokens = max(1, len(prompt or b"") // _NO_TIME_BYTES_PER_TOKEN)
-            request = replace(request, prompt_tokens=tokens)
+            request = changed(request, prompt_tokens=tokens)
         known = self._learner.of_application(request) if plan.learns else None
         return Foretold(request, known or certain(plan.constant_tokens, request, source=CONSTANT), asked.counted)
 
@@ -379,9 +379,9 @@ class LengthService:
             return asked.request, asked.counted
         text = asked.prompt.text
         if asked.request.prompt_tokens is not None:
-            return replace(asked.request, prompt=text), None
+            return changed(asked.request, prompt=text), None
         counted = self._tokens.count(text, asked.request.model, share=asked.prompt.share)
-        return replace(asked.request, prompt=text, prompt_tokens=counted.tokens), counted
+        return changed(asked.request, prompt=text, prompt_tokens=counted.tokens), counted
 
     def _asked_of_model(self, requests: list[LengthRequest], plan: LengthPlan) -> Sequence[LengthRequest]:
         """The requests without prompts; each that the model answers with its law and the features of its text."""
@@ -440,7 +440,7 @@ class LengthService:
 
 def _kept(request: LengthRequest) -> LengthRequest:
     """The request without its prompt."""
-    return request if request.prompt is None else replace(request, prompt=None)
+    return request if request.prompt is None else changed(request, prompt=None)
 
 
 def _read(request: LengthRequest, given: LengthDistribution, features: TextFeatures) -> LengthRequest:

@@ -8,11 +8,11 @@ model and the client's cache salt are part of every hash, so that nobody's promp
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from llmrouter.metrics import MAX_INSTANCE_LABELS
+from llmrouter.quick import changed
 from llmrouter.routing.prefixes import MAX_BLOCKS, PrefixIndex, thinned
 from router_grpc.prefix_batches import HASH_BYTES, KEY_ID_BYTES, Outbox, ToldUse
 
@@ -89,7 +89,7 @@ class Prefixing:
         if not self.enabled or not request.prefix_hashes:
             return request
         hits = self.index.hits(request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens)
-        return replace(request, cached_tokens=hits)
+        return changed(request, cached_tokens=hits)
 
     def sent(self, request: Request, instance: Instance, metrics: PrefixMetrics) -> Use | None:
         """A request goes to an instance; what was expected there, to be held against its usage."""

@@ -96,9 +96,9 @@ class ReportService:
             InvalidRequestError: a field is out of its bound.
         """
         check_report(report)
-        return await self._world.unbroken.run(
-            self._apply(report, stream_id), is_immediate=self._world.ledger.is_immediate
-        )
+        if self._world.ledger.is_immediate:
+            return await self._apply(report, stream_id)
+        return await self._world.unbroken.run(self._apply(report, stream_id))
 
     async def give_up(self, lost: list[GivenUp]) -> None:
         """Releases requests that nobody reports any more, unless another router has taken them over."""
@@ -124,7 +124,7 @@ class ReportService:
 
     async def _apply(self, report: Report, stream_id: int) -> bool:
         known = await (self._end(report) if report.kind in ENDS else self._advance(report, stream_id))
-        self._world.metrics.reports.labels(report.kind.value, str(known).lower()).inc()
+        self._world.metrics.reports.labels(report.kind.value, "true" if known else "false").inc()
         return known
 
     async def _advance(self, report: Report, stream_id: int) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Hold, NoCandidate, Request
@@ -56,6 +57,11 @@ MOVED_TOLERANCE = 1
 """How many requests a candidate may have gained since it was scored before the next one is tried."""
 
 MAX_FALLBACKS = 2
+
+_EVERY = frozenset(ReserveOutcome)
+_STANDING = frozenset({ReserveOutcome.EXISTING})
+_DONE = frozenset({ReserveOutcome.COMMITTED, ReserveOutcome.EXISTING, ReserveOutcome.YIELDED})
+"""Outcomes that other candidates would not change."""
 
 _log = logging.getLogger(__name__)
 
@@ -327,26 +333,38 @@ class RouterService:
     async def _reserve(
         self, request: Request, decision: Placement, terms: _Terms, *, guard: Guard, final: bool
     ) -> ReserveResult:
-        bids = [
-            bid
-            for candidate in decision.candidates
-            if (bid := bid_of(self._world, request, candidate, guard, terms.batch)) is not None
-        ]
+        """The reserve call. A ledger of this process is asked for the first candidate alone before all of them."""
         tolerance = MOVED_TOLERANCE if decision.load_sensitive else None
         final = final and decision.load_sensitive
-        return await self._commit(
-            _ask(request, bids, tolerance=tolerance, final=final, claim=terms.claim), counted=True
-        )
+        candidates = decision.candidates
+        if self._world.ledger.is_immediate and not final and len(candidates) > 1:
+            first = self._bids(request, candidates[:1], guard, terms.batch)
+            ask = _ask(request, first, tolerance=tolerance, final=False, claim=terms.claim)
+            result = await self._commit(ask, counts=_DONE)
+            if result.outcome in _DONE:
+                return result
+        bids = self._bids(request, candidates, guard, terms.batch)
+        return await self._commit(_ask(request, bids, tolerance=tolerance, final=final, claim=terms.claim))
 
-    async def _commit(self, ask: ReserveAsk, *, counted: bool) -> ReserveResult:
-        """One reserve call; where the client leaves meanwhile, what it reserved is given back."""
+    def _bids(
+        self, request: Request, candidates: Sequence[Candidate], guard: Guard, batch: BatchRules | None
+    ) -> list[Bid]:
+        made = [bid_of(self._world, request, candidate, guard, batch) for candidate in candidates]
+        return [bid for bid in made if bid is not None]
+
+    async def _commit(self, ask: ReserveAsk, *, counts: frozenset[ReserveOutcome] = _EVERY) -> ReserveResult:
+        """One reserve call; where the client leaves meanwhile, what it reserved is given back.
+
+        An outcome that is among ``counts`` is counted.
+        """
         started_s = self._world.clock()
         ledger = self._world.ledger
-        result = await self._world.unbroken.run(
-            ledger.reserve(ask), abandoned=self._undo, is_immediate=ledger.is_immediate
-        )
+        if ledger.is_immediate:
+            result = await ledger.reserve(ask)
+        else:
+            result = await self._world.unbroken.run(ledger.reserve(ask), abandoned=self._undo)
         self._world.metrics.state_backend_seconds.observe(self._world.clock() - started_s)
-        if counted or result.outcome is ReserveOutcome.EXISTING:
+        if result.outcome in counts:
             self._world.metrics.reservations.labels(result.outcome.value.lower()).inc()
         self._world.replica.absorb(result.loads)
         return result
@@ -354,7 +372,7 @@ class RouterService:
     async def _standing(self, request: Request, runtime: Runtime) -> RouteAnswer | None:
         """The answer that a repeated request had already, if its reservation stands and its instance will do."""
         ask = _ask(request, (), tolerance=None, final=False)
-        reservation = (await self._commit(ask, counted=False)).reservation
+        reservation = (await self._commit(ask, counts=_STANDING)).reservation
         if reservation is None:
             return None
         answer = self._answer(request, runtime, reservation, None, ())
@@ -394,17 +412,17 @@ class RouterService:
             return None
         entry = self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
         dispatched(self._world, request, entry, chosen, prefill)
-        others = [
+        others = (
             (instance.instance_id, instance.endpoint)
             for candidate in candidates
             if candidate.instance_id != chosen.instance_id
             and (instance := instances.get(candidate.instance_id)) is not None
-        ]
+        )
         return RouteAnswer(
             request_id=request.request_id,
             instance_id=chosen.instance_id,
             endpoint=chosen.endpoint,
-            fallbacks=tuple(others[:MAX_FALLBACKS]),
+            fallbacks=tuple(islice(others, MAX_FALLBACKS)),
             predicted_output_tokens=reservation.predicted_output_tokens,
             policy=guarded.policy if guarded else runtime.deciding,
             policy_digest=runtime.policy_digest,

@@ -40,11 +40,12 @@ MIN_REQUESTS = 10.0
 """Fewer requests than this in the windows of all routers together are no mix."""
 
 _EDGES_Q = np.concatenate(([0.0], (np.array(LEVELS[:-1]) + np.array(LEVELS[1:])) / 2.0, [1.0]))
-_MASSES = tuple(np.diff(_EDGES_Q).tolist())
+_MASSES_Q = np.diff(_EDGES_Q)
 """Share of a law that stands at each of its quantiles: up to half way to its neighbours."""
 
 _STARTS = STARTS_B.tolist()
 _RENEW_S = 20.0 * WINDOW_S
+_LAWS_AT_ONCE = 256
 _REQUESTS, _PREFILL, _DECODE, _PREFILL_S, _DECODE_S, _SQUARES, _CONTEXT, _GAPS, _GAPS_SQUARED, _SUMS = range(10)
 _PROMPTS = _SUMS + BINS
 _ADDED = (
@@ -125,6 +126,8 @@ class MixMeter:
         self._arrived_at_s: float | None = None
         # in units that grow by exp(1/W) a second, so that nothing need decay
         self._sums = [0.0] * (_SUMS + 2 * BINS)
+        self._laws: list[tuple[tuple[float, ...], float]] = []
+        """Quantiles and weights that are not in the sums yet."""
 
     def dispatched(self, one: Dispatched, *, now_s: float) -> None:
         """Counts a request by what is expected of it."""
@@ -166,6 +169,7 @@ class MixMeter:
         if age_s < MIN_AGE_S:
             return None
         window_s = -WINDOW_S * math.expm1(-age_s / WINDOW_S)
+        self._add_laws()
         sums = np.maximum(np.array(self._sums) * math.exp((self._unit_at_s - at_s) / WINDOW_S), 0.0)
         requests, prefill, decode, prefill_s, decode_s, squares, context, gaps, gaps_squared = sums[:_SUMS].tolist()
         work_s = prefill_s + decode_s
@@ -189,14 +193,29 @@ class MixMeter:
         age_s = self._at_s - self._unit_at_s
         if age_s <= _RENEW_S:
             return math.exp(age_s / WINDOW_S)
+        self._add_laws()
         left = math.exp(-age_s / WINDOW_S)
         self._sums = [one * left for one in self._sums]
         self._unit_at_s = self._at_s
         return 1.0
 
     def _add_law(self, law: LengthDistribution, weight: float) -> None:
-        for tokens, mass in zip(law.quantiles, _MASSES, strict=True):
-            self._sums[_SUMS + max(0, bisect_right(_STARTS, tokens) - 1)] += weight * mass
+        self._laws.append((law.quantiles, weight))
+        if len(self._laws) >= _LAWS_AT_ONCE:
+            self._add_laws()
+
+    def _add_laws(self) -> None:
+        """Adds the laws that came lately, all at once."""
+        if not self._laws:
+            return
+        tokens, weights = zip(*self._laws, strict=True)
+        self._laws.clear()
+        bins_NQ = np.maximum(STARTS_B.searchsorted(np.array(tokens), side="right") - 1, 0)
+        masses_NQ = np.multiply.outer(weights, _MASSES_Q)
+        counts = np.bincount(bins_NQ.ravel(), masses_NQ.ravel(), minlength=BINS).tolist()
+        sums = self._sums
+        for place, count in enumerate(counts, start=_SUMS):
+            sums[place] += count
 
 
 class Mixes:

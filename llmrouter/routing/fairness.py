@@ -98,6 +98,18 @@ class TokenCounters:
         else:
             self._held[tenant] -= 1
 
+    def pass_by(self, tenant: str, prompt_tokens: float, predicted_output_tokens: float) -> None:
+        """A request of a tenant is served without being held: as if it came, were charged for and left."""
+        if tenant in self._held:
+            self.charge(tenant, prompt_tokens, predicted_output_tokens)
+            self._served_last = self.served(tenant)
+            return
+        weight = self._weights.get(tenant, DEFAULT_WEIGHT)
+        served = lifted(self.served(tenant), self._floor())
+        self._served[tenant] = self._served_last = charged(served, prompt_tokens, predicted_output_tokens, weight)
+        if len(self._served) > self._max_tenants + len(self._held):
+            self._forget()
+
     def charge(self, tenant: str, prompt_tokens: float, predicted_output_tokens: float) -> None:
         """A request of a tenant is served."""
         weight = self._weights.get(tenant, DEFAULT_WEIGHT)

@@ -91,6 +91,9 @@ class HeldLine:
     def charge(self, request: Request) -> None:
         """A request is dispatched: its tenant is charged, and of a batch request is noted what it begins with."""
         self._counters.charge(request.tenant, request.prompt_tokens, request.predicted_output_tokens)
+        self._charged(request)
+
+    def _charged(self, request: Request) -> None:
         self._refresh(request.tenant)
         if request.batch:
             self._since_batch = 0
@@ -105,9 +108,8 @@ class HeldLine:
 
     def pass_by(self, request: Request) -> None:
         """A request was dispatched without being held: its tenant pays as if it had come and gone."""
-        self._counters.came(request.tenant)
-        self.charge(request)
-        self._counters.left(request.tenant)
+        self._counters.pass_by(request.tenant, request.prompt_tokens, request.predicted_output_tokens)
+        self._charged(request)
 
     def best(self, now_s: float) -> Held | None:
         """Who goes first now; ``None`` in an empty line."""

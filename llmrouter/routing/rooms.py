@@ -59,7 +59,17 @@ def kv_gate(
     usual = per_profile(room_for)
     wider = functools.lru_cache(MAX_KNOWN)(Room)  # making one costs more than finding it
 
+    known: dict[int, tuple[InstanceView, Room]] = {}
+
     def of(view: InstanceView) -> Room:
+        found = known.get(id(view))
+        if found is None:
+            if len(known) >= MAX_KNOWN:
+                known.clear()
+            found = known[id(view)] = (view, seen(view))  # the view is kept, so that its id stays its own
+        return found[1]
+
+    def seen(view: InstanceView) -> Room:
         room, load = usual(view), view.total
         queued = load.queued_prefill_tokens
         if queued <= 0 or room.kv_limit_tokens is None:
