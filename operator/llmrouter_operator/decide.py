@@ -215,7 +215,12 @@ def _applied_digest(value: Object) -> str | None:
 
 
 def _contains(observed: object, desired: object) -> bool:
-    """Whether every field of ``desired`` is in ``observed`` with the same value; lists item by item."""
+    """Whether every field of ``desired`` is in ``observed`` with the same value; lists item by item.
+
+    What is empty may be absent: the API server leaves it out.
+    """
+    if observed is None and desired in ({}, []):
+        return True
     if isinstance(desired, dict):
         return isinstance(observed, dict) and all(_contains(observed.get(name), item) for name, item in desired.items())
     if isinstance(desired, list):

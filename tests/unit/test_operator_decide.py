@@ -14,7 +14,7 @@ from support.crd_cases import router
 from llmrouter.artefacts import builtin_model
 from llmrouter.config import CONFIG_KEY, DIGEST_ANNOTATION, MODEL_KEY, digest_of, parse_router_config
 from llmrouter_operator.builders import Names
-from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
+from llmrouter_operator.decide import APPLIED_ANNOTATION, changed_by_hand, decide, needs_apply
 from llmrouter_operator.models import CONFIG_MAP, Object, ObjectKey, Observed, Plan, Ref, RouterDefaults
 
 KEY = ObjectKey("team", "fleet")
@@ -202,5 +202,14 @@ def test_applying_is_needed_for_what_differs_alone() -> None:
     assert changed_by_hand(desired, edited)
     newer = config_map(decided(observed(policy(type="Random"))))
     assert needs_apply(newer, seen)
+
+
+def test_what_is_empty_and_left_out_by_the_api_server_is_not_applied_again() -> None:
+    def value(spec: dict[str, object]) -> dict[str, object]:
+        return {"metadata": {"annotations": {APPLIED_ANNOTATION: "d"}}, "spec": spec}
+
+    assert not needs_apply(value({"a": 1, "list": [], "map": {}}), value({"a": 1}))
+    assert not needs_apply(value({"map": {}}), value({"map": {"default": 1}}))
+    assert needs_apply(value({"list": []}), value({"list": ["by hand"]}))
     assert not changed_by_hand(newer, seen)
     assert newer["metadata"]["annotations"][DIGEST_ANNOTATION] != desired["metadata"]["annotations"][DIGEST_ANNOTATION]

@@ -30,7 +30,8 @@ USERS: Mapping[str, tuple[str, str]] = {
 class Settings:
     """What a control plane is to be like.
 
-    `address` is where the API server listens and what pods are told; `tied` programs die with the caller's thread.
+    `address` is where the API server listens and what pods are told; `tied` programs die with the caller's thread;
+    `api_server_flags` are added to those of the API server.
     """
 
     directory: Path
@@ -41,6 +42,7 @@ class Settings:
     scheduler: bool = False
     tied: bool = True
     crds: tuple[dict[str, Any], ...] = ()
+    api_server_flags: tuple[str, ...] = ()
     etcd_port: int = field(default_factory=free_port)
     etcd_peer_port: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
@@ -130,6 +132,7 @@ def api_server_arguments(settings: Settings, credentials: Credentials) -> list[s
         "--endpoint-reconciler-type=none" if settings.address == "127.0.0.1" else "--endpoint-reconciler-type=lease",
         "--profiling=false",
         "--shutdown-delay-duration=0s",
+        *settings.api_server_flags,
     ]
 
 
