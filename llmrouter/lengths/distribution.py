@@ -100,7 +100,7 @@ class LengthDistribution:
         """
         knots, limit, generated = _knots(self.latent), self.max_output_tokens, max(generated_tokens, 0.0)
         reached = min(generated, self.latent[-1], limit)
-        above = _mean_below(knots, limit) - _mean_below(knots, reached)
+        above = _mean_below(self.latent, knots, limit) - _mean_below(self.latent, knots, reached)
         mean = above / max(1.0 - _below(knots, reached), 1e-9)
         return min(max(mean, MIN_TOKENS), max(limit - generated, 0.0))
 
@@ -224,7 +224,7 @@ def bounded(tokens: Floats) -> Floats:
 
 def _mean(latent: Sequence[float], own: float | None, limit: float) -> float:
     """The predictor's own mean, else that of the quantile function; within 1 and the limit."""
-    mean = _mean_below(_knots(latent), limit) if own is None else own
+    mean = _mean_below(latent, _knots(latent), limit) if own is None else own
     return min(max(mean, MIN_TOKENS), limit)
 
 
@@ -246,18 +246,20 @@ def _below(knots: Sequence[float], tokens: float) -> float:
     return _KNOT_LEVELS[passed - 1] + (log_tokens - start) / (end - start) * _KNOT_WIDTHS[passed - 1]
 
 
-def _mean_below(knots: Sequence[float], limit: float) -> float:
+def _mean_below(latent: Sequence[float], knots: Sequence[float], limit: float) -> float:
     """E[min(length, limit)]: of each segment the logarithmic mean up to the limit, and the limit for the rest."""
-    log_limit, mean = _log(limit), 0.0
-    tokens = [math.exp(knot) for knot in knots]
-    for width, start, end, first, last in zip(_KNOT_WIDTHS, knots, knots[1:], tokens, tokens[1:], strict=False):
-        if end <= log_limit:
-            mean += width * _mean_between(first, last, end - start)
-        elif start >= log_limit:
-            mean += width * limit
-        else:
+    log_limit, mean, left = _log(limit), 0.0, 1.0
+    start, first = knots[0], math.exp(knots[0])
+    for width, end, last in zip(_KNOT_WIDTHS, knots[1:], (*latent, math.exp(knots[-1])), strict=True):
+        if end > log_limit:
+            if start >= log_limit:
+                return mean + left * limit
             kept = (log_limit - start) / (end - start)
             mean += width * (kept * _mean_between(first, limit, log_limit - start) + (1.0 - kept) * limit)
+        else:
+            mean += width * _mean_between(first, last, end - start)
+        left -= width
+        start, first = end, last
     return mean
 
 

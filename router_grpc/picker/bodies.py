@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.errors import InvalidRequestError
@@ -77,6 +78,7 @@ def makes_tokens(path: str) -> bool:
     return _reader(path) is not None
 
 
+@lru_cache(maxsize=1024)
 def _reader(path: str) -> Callable[[dict[str, Any]], Asked] | None:
     bare = path.split("?", 1)[0].rstrip("/")
     return next((read for ending, read in _READERS if bare.endswith(ending)), None)

@@ -30,6 +30,23 @@ PRIORITY = "x-llmrouter-priority"
 DEADLINE_MS = "x-llmrouter-deadline-ms"
 BATCH = "x-llmrouter-batch"
 
+READ = frozenset(
+    {
+        ":path",
+        ":method",
+        ":status",
+        "status",
+        "content-type",
+        REQUEST_ID,
+        *TENANT,
+        APPLICATION,
+        PRIORITY,
+        DEADLINE_MS,
+        BATCH,
+    }
+)
+"""Headers that say something here."""
+
 _STATUS = re.compile(r"[1-9][0-9]{2}")
 _WHOLE = re.compile(r"-?[0-9]{1,12}")
 
@@ -40,11 +57,16 @@ def size_of(headers: pb.HeaderMap) -> int:
 
 
 def read_headers(headers: pb.HeaderMap) -> dict[str, str]:
-    """Values by lower-case name; of one that comes again the first counts. Bytes that are no UTF-8 are replaced."""
+    """Values of the headers that are ``READ``, by lower-case name; of one that comes again the first counts.
+
+    Bytes that are no UTF-8 are replaced.
+    """
     found: dict[str, str] = {}
     for header in headers.headers:
-        value = header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
-        found.setdefault(header.key.lower(), value)
+        name = header.key.lower()
+        if name in READ and name not in found:
+            raw = header.raw_value
+            found[name] = raw.decode("utf-8", "replace") if raw else header.value
     return found
 
 
@@ -81,5 +103,7 @@ def status_code(headers: Mapping[str, str]) -> int | None:
 
 def whole_number(headers: Mapping[str, str], name: str) -> int:
     """A header's number; 0 where it is none: a hint that cannot be read is no hint."""
-    text = headers.get(name, "").strip()
+    if name not in headers:
+        return 0
+    text = headers[name].strip()
     return int(text) if _WHOLE.fullmatch(text) else 0
