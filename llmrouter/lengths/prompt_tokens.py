@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import mul
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,13 +67,13 @@ class CountedPrompt:
     Attributes:
         tokens: of the prompt with its chat template, at least 1.
         model: whose tokens they are.
-        character_counts: shape (classes), of ``CLASSES``.
+        character_counts: of ``CLASSES``.
         text_tokens: what a tokenizer counted, without the chat template; ``None`` where ``tokens`` is an estimate.
     """
 
     tokens: int
     model: str
-    character_counts: Floats
+    character_counts: tuple[float, ...]
     text_tokens: int | None = None
 
     @property
@@ -104,9 +105,11 @@ class PromptTokens:
 
     def count(self, prompt: str, model: str = "", *, share: float = 1.0) -> CountedPrompt:
         """The estimate, with what a report is learned from; of an excerpt, which is ``share`` of the prompt, too."""
-        counts_C = character_counts(prompt)
-        counts_C[1:] /= share
-        return CountedPrompt(max(1, round(float(counts_C @ self._weights(label(model))[0]))), model, counts_C)
+        counts = _character_counts(prompt)
+        if share != 1.0:
+            counts = (counts[0], *[count / share for count in counts[1:]])
+        tokens = sum(map(mul, counts, self._weights(label(model))[0].tolist()))
+        return CountedPrompt(max(1, round(tokens)), model, counts)
 
     def learn(self, prompt: str, prompt_tokens: float, model: str = "") -> TokenReportRefusal | None:
         """Takes note of what an engine counted; ``None`` where it was believed, else why not."""
@@ -114,7 +117,7 @@ class PromptTokens:
 
     def learn_from(self, counted: CountedPrompt, prompt_tokens: float) -> TokenReportRefusal | None:
         """As ``learn``, of a prompt that was counted before."""
-        return self.learn_counts(counted.character_counts, prompt_tokens, counted.model)
+        return self.learn_counts(np.array(counted.character_counts), prompt_tokens, counted.model)
 
     def learn_counts(self, counts_C: Floats, prompt_tokens: float, model: str = "") -> TokenReportRefusal | None:
         """As ``learn``, of a prompt of which ``character_counts``, shape (classes), alone are known."""
@@ -152,18 +155,20 @@ class PromptTokens:
 
 def character_counts(prompt: str) -> Floats:
     """Counts (classes) of ``CLASSES`` in a prompt; of a long one estimated from windows spread over it."""
+    return np.array(_character_counts(prompt), dtype=np.float64)
+
+
+def _character_counts(prompt: str) -> tuple[float, ...]:
     size = len(prompt)
     if size <= WINDOWS * WINDOW_CHARS:
-        counts_C = _counts(prompt)
-    else:
-        starts = np.linspace(0, size - WINDOW_CHARS, WINDOWS).astype(int)
-        counts_C = sum((_counts(prompt[start : start + WINDOW_CHARS]) for start in starts), np.zeros(len(CLASSES)))
-        counts_C *= size / (WINDOWS * WINDOW_CHARS)
-    counts_C[0] = 1.0
-    return counts_C
+        return _counts(prompt)
+    starts = np.linspace(0, size - WINDOW_CHARS, WINDOWS).astype(int)
+    seen = [_counts(prompt[start : start + WINDOW_CHARS]) for start in starts]
+    scale = size / (WINDOWS * WINDOW_CHARS)
+    return (1.0, *[scale * sum(counts) for counts in list(zip(*seen, strict=True))[1:]])
 
 
-def _counts(text: str) -> Floats:
+def _counts(text: str) -> tuple[float, ...]:
     classes = text.encode("utf-8", "surrogatepass").translate(_CLASS_OF_BYTE)
     capital, digit, space, punctuation, beyond, within = map(classes.count, range(_CAPITAL, _WITHIN + 1))
     small = len(classes) - capital - digit - space - punctuation - beyond - within  # the most: not counted one by one
@@ -171,8 +176,7 @@ def _counts(text: str) -> Floats:
     words = letters.startswith(b"\1") + letters.count(b"\0\1")
     cjk = _cjk(text) if beyond else 0
     extra_space = max(0, space - words)
-    values = (1, words, small + capital, capital, digit, punctuation, extra_space, cjk, beyond - cjk)
-    return np.array(values, dtype=np.float64)
+    return (1.0, words, small + capital, capital, digit, punctuation, extra_space, cjk, beyond - cjk)
 
 
 def _cjk(text: str) -> int:
