@@ -25,6 +25,10 @@ demo: .venv/.synced ## a real Kubernetes on this machine, routers, engines, a re
 demo-down: .venv/.synced ## take everything of the demo's cluster away
 	$(PYTHON) -m llmrouter.testbed.cluster down
 
+.PHONY: demo-canary
+demo-canary: .venv/.synced ## a policy's life there: shadow, canary, rolled back; another one, promoted (root)
+	$(PYTHON) -m llmrouter.testbed.demo_canary $(if $(CONTEXT),--context '$(CONTEXT)') $(DEMO_ARGS)
+
 .PHONY: demo-standalone
 demo-standalone: .venv/.synced ## the same comparison without Kubernetes, in about a minute
 	$(PYTHON) -m llmrouter.testbed.demo_standalone

@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help="of the simulator that they share (default: %(default)s)")
     parser.add_argument("--percent", type=int, action="append", help="repeatable (default: 10 50)")
     parser.add_argument("--guardrail", type=float, action="append", help="largest ratio; repeatable (default: 1 1.1)")
+    parser.add_argument("--only", choices=[one.name for one in EFFECTS], help="one kind alone")
     parser.add_argument("--least", type=int, action="append", help="minRequests; repeatable (default: the product's)")
     parser.add_argument("--probability", type=float, default=0.01, help="falseAlarmProbability (default: %(default)s)")
     given = parser.parse_args()
@@ -248,7 +249,8 @@ def main() -> None:
     runs = [traffic(seed, given.requests) for seed in track(range(given.runs), "simulating", console=err)]
     rows: list[Row] = []
     for percent in given.percent or [10, 50]:
-        for effect in track(EFFECTS, f"{percent} %", console=err):
+        effects = [one for one in EFFECTS if given.only in {None, one.name}]
+        for effect in track(effects, f"{percent} %", console=err):
             found = [canary(runs[one % len(runs)], effect, percent, rules, one) for one in range(given.canaries)]
             rows += [summary([one[place] for one in found], effect, percent, rule) for place, rule in enumerate(rules)]
     given.out.parent.mkdir(parents=True, exist_ok=True)

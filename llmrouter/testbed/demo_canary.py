@@ -1,0 +1,285 @@
+"""The life of a policy on a real Kubernetes: shadow, canary, rolled back by its guardrails; another one, promoted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmrouter.testbed.cluster.errors import PartFailedError
+from llmrouter.testbed.cluster.places import repository_root
+from llmrouter.testbed.cluster.processes import poll, start
+from llmrouter.testbed.cluster.progress import Progress
+from llmrouter.testbed.comparison import MODEL
+from llmrouter.testbed.comparison_run import run_to_exit_status
+from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, TIMING, DemoOptions, open_target
+from llmrouter.testbed.demo_canary_view import CanaryView, excerpt
+from llmrouter.testbed.demo_target import ROUTER, DemoTarget, ImageChoice, engines, manifest, replay_pod
+from llmrouter.testbed.replay_events import ReplayState, follow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+RATE_RPS = 10.0
+TRAFFIC_S = 400.0
+"""Longer than the story takes: the client is stopped when it is told."""
+SHADOW_S = 12.0
+WORSE, GOOD = "in-turn", "by-formula"
+GUARDRAILS = {
+    "maxTtftRatio": 1.3,
+    "maxTpotRatio": 1.3,
+    "maxE2eRatio": 1.3,
+    "maxErrorFractionIncrease": 0.1,
+    "falseAlarmProbability": 0.05,
+}
+"""Wide ones, so that the story takes minutes and not an afternoon: docs/rollout.md says what narrow ones take."""
+ROLLED_BACK_WITHIN_S, PROMOTED_WITHIN_S = 90.0, 120.0
+LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person would apply."""
+
+    policy: str
+    mode: str
+    promote: bool = False
+
+    def spec(self) -> dict[str, Any]:
+        """As a merge patch of the LLMRouter's spec."""
+        auto = {"enabled": self.promote, "afterSeconds": 10, "minRequests": 100}
+        one = {"policyRef": {"name": self.policy}, "mode": self.mode, "percent": 50, "guardrails": GUARDRAILS}
+        return {"candidate": {**one, "autoPromote": auto}}
+
+
+@dataclass
+class Story:
+    """What happened, in seconds since each wish was applied."""
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    shortcomings: list[str] = field(default_factory=list)
+
+
+class Trial:
+    """Follows one candidate by what ``kubectl get`` shows, while traffic flows."""
+
+    def __init__(self, target: DemoTarget, traffic: Iterator[ReplayState], view: CanaryView) -> None:
+        self._target = target
+        self._traffic = traffic
+        self._view = view
+        self._began_s = 0.0
+        self.phases: dict[str, float] = {}
+
+    def wish(self, spec: dict[str, Any]) -> None:
+        """``kubectl patch``."""
+        patch = json.dumps({"spec": spec})
+        self._began_s, self.phases = time.monotonic(), {}
+        self._target.kubectl("patch", "llmrouter", ROUTER, "--type", "merge", "--patch", patch)
+
+    def until(self, phase: str, *, within_s: float) -> dict[str, Any]:
+        """``status.candidate`` once it is in that phase; raises PartFailedError where it does not get there."""
+        for said in self._looks():
+            if said.get("phase") == phase:
+                return said
+            if time.monotonic() - self._began_s > within_s:
+                raise PartFailedError(f"the candidate is not {phase} within {within_s:g} s: {json.dumps(said)}")
+        raise PartFailedError("the traffic ended before the story did")
+
+    def go_on(self, seconds: float) -> dict[str, Any]:
+        """``status.candidate`` after so long."""
+        ends_s = time.monotonic() + seconds
+        return next((said for said in self._looks() if time.monotonic() >= ends_s), {})
+
+    def _looks(self) -> Iterator[dict[str, Any]]:
+        """``status.candidate`` every second, for as long as there is traffic."""
+        look_at_s = 0.0
+        for state in self._traffic:
+            if time.monotonic() < look_at_s:
+                continue
+            status = self._target.status()
+            said: dict[str, Any] = status.get("candidate") or {}
+            now_s = time.monotonic()
+            look_at_s = now_s + LOOK_EVERY_S
+            self.phases.setdefault(str(said.get("phase")), now_s - self._began_s)
+            self._view.show(status, state)
+            yield said
+
+    def settled(self, decides: Callable[[dict[str, Any]], bool], what: str, *, within_s: float = 30.0) -> float:
+        """Seconds since the wish until every router runs what ``decides`` knows as right."""
+        poll(lambda: decides(self._target.status()), within_s=within_s, what=what, every_s=0.3)
+        return time.monotonic() - self._began_s
+
+
+def tell(target: DemoTarget, trial: Trial, view: CanaryView, story: Story) -> None:
+    """The story, from the first wish to the spec that takes the promoted policy over."""
+    values = story.summary
+    view.chapter(f"1. Shadow: {WORSE} is asked beside demo, and decides nothing")
+    trial.wish(Wish(WORSE, "Shadow").spec())
+    trial.until("Shadowing", within_s=60.0)
+    said = trial.go_on(SHADOW_S)
+    values["shadow"] = {"shadowing_after_s": _s(trial.phases["Shadowing"]), **said.get("shadow", {})}
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+
+    view.chapter(f"2. Canary: {WORSE} decides for every second request, and is worse")
+    trial.wish(Wish(WORSE, "Canary").spec())
+    said = trial.until("RolledBack", within_s=ROLLED_BACK_WITHIN_S)
+    gone_s = trial.settled(lambda status: _all_run(status, "demo"), "every router without the candidate")
+    values["rollback"] = _told(said, trial) | {"told_to_all_after_s": _s(gone_s)}
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+
+    view.chapter(f"3. Canary: {GOOD} decides for every second request, and is as good; autoPromote is on")
+    trial.wish(Wish(GOOD, "Canary", promote=True).spec())
+    said = trial.until("Promoted", within_s=PROMOTED_WITHIN_S)
+    all_s = trial.settled(lambda status: _all_run(status, GOOD), f"every router with {GOOD}")
+    values["promotion"] = _told(said, trial) | {"serves_all_after_s": _s(all_s)}
+
+    view.chapter(f"4. The spec takes it over: policyRef becomes {GOOD}, candidate goes")
+    trial.wish({"policyRef": {"name": GOOD}, "candidate": None})
+    over_s = trial.settled(lambda status: "candidate" not in status and _all_run(status, GOOD), "the spec is in force")
+    values["spec_in_force_after_s"] = _s(over_s)
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+
+
+def judge(story: Story) -> None:
+    """What of the story is not as it should be."""
+    found, values = story.shortcomings, story.summary
+    if values["failed"]:
+        found.append(f"{values['failed']} of {values['requests']} requests failed")
+    if values["rollback"]["told_to_all_after_s"] - values["rollback"]["rolled_back_after_s"] > 30.0:  # noqa: PLR2004
+        found.append("routers went on with a candidate for more than 30 s after it was rolled back")
+    if values["rollback"]["reason"] not in {"TtftWorse", "TpotWorse", "E2eWorse"}:
+        found.append(f"{WORSE} was rolled back for {values['rollback']['reason']}")
+
+
+def traffic(target: DemoTarget, lines: Path, stack: ExitStack) -> Iterator[ReplayState]:
+    """Begins the traffic; gives what it says, again and again."""
+    stretch = f"traffic:0:{TRAFFIC_S:g}"
+    arguments = ["--model", MODEL, "--rate", f"{RATE_RPS:g}", "--json", "--stretch", stretch]
+    target.apply([replay_pod(target.router_image(), arguments)])
+    poll(
+        lambda: target.get("pod", "demo-replay")["status"].get("phase") in {"Running", "Succeeded", "Failed"},
+        within_s=REPLAY_START_TIMEOUT_S,
+        what="the replay pod starts",
+        every_s=0.3,
+    )
+    lines.unlink(missing_ok=True)
+    log = start("replay", target.kubectl_words("logs", "--follow", "demo-replay"), log=lines)
+    stack.callback(log.stop)
+
+    def said() -> Iterator[ReplayState]:
+        state = ReplayState()
+        for line in follow(lines, lambda: log.alive):
+            if line is not None:
+                state.feed(line)
+            yield state
+
+    return said()
+
+
+def canary(options: DemoOptions, console: Console) -> int:
+    """Runs the demo; returns its exit status."""
+    folder = repository_root() / "build" / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    began_s = time.monotonic()
+    progress = Progress(lambda line: console.print(line, markup=False, soft_wrap=True))
+    story = Story()
+    with ExitStack() as stack:
+        target = open_target(options, progress, stack)
+        logs = folder / "canary-logs"
+        shutil.rmtree(logs, ignore_errors=True)
+        stack.callback(target.collect_logs, logs)
+        _deploy(target, progress)
+        ready_s = time.monotonic() - began_s
+        flow = traffic(target, folder / "canary.jsonl", stack)
+        with CanaryView(console) as view:
+            trial = Trial(target, flow, view)
+            tell(target, trial, view, story)
+            last = next(flow)
+        counts = last.progress
+        story.summary |= {"requests": counts["sent"], "failed": counts["failed"], "retries": counts["retries"]}
+    story.summary |= {"ready_s": _s(ready_s), "took_s": _s(time.monotonic() - began_s), "rate_rps": RATE_RPS}
+    story.summary["guardrails"] = GUARDRAILS
+    judge(story)
+    return _conclude(story, folder / "canary.json", console)
+
+
+def _deploy(target: DemoTarget, progress: Progress) -> None:
+    with progress.part("helm install: CRDs, operator, Redis, Envoy", usually_s=3):
+        target.install()
+    with progress.part("kubectl apply: eight engines, three policies, two routers", usually_s=10):
+        target.apply(engines(target.router_image()))
+        target.apply([*manifest("canary/policies.yaml"), *manifest("cluster/router.yaml")])
+        target.wait_ready()
+    with progress.part("Envoy finds the routers", usually_s=3):
+        target.wait_front()
+
+
+def _conclude(story: Story, path: Path, console: Console) -> int:
+    path.write_text(json.dumps(story.summary, indent=2) + "\n", encoding="utf-8")
+    back, forth = story.summary["rollback"], story.summary["promotion"]
+    worse, good = (one["requests"]["candidate"] for one in (back, forth))
+    where = f"after {worse} of its requests; every router without it at {back['told_to_all_after_s']:g} s"
+    for line in (
+        f"{WORSE}: rolled back {back['rolled_back_after_s']:g} s after kubectl patch ({back['reason']}), {where}",
+        f"{GOOD}: promoted {forth['promoted_after_s']:g} s after kubectl patch, after {good} of its requests",
+        f"{story.summary['requests']} requests, {story.summary['failed']} failed, at {RATE_RPS:g} requests a second",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+    for line in story.shortcomings:
+        console.print(f"NOT AS IT SHOULD BE: {line}", style="bold red", markup=False, soft_wrap=True)
+    console.print(f"summary: {path}", markup=False, soft_wrap=True)
+    return 1 if story.shortcomings else 0
+
+
+def _told(said: dict[str, Any], trial: Trial) -> dict[str, Any]:
+    word = "rolled_back" if said["phase"] == "RolledBack" else "promoted"
+    return {
+        "reason": said["reason"],
+        "message": said["message"],
+        "running_after_s": _s(trial.phases["Running"]) if "Running" in trial.phases else None,
+        f"{word}_after_s": _s(trial.phases[said["phase"]]),
+        "requests": {one["arm"]: one["requests"] for one in said.get("arms", ())},
+        "arms": said.get("arms", []),
+        "comparisons": said.get("comparisons", []),
+    }
+
+
+def _all_run(status: dict[str, Any], policy: str) -> bool:
+    active = status.get("activePolicy") or {}
+    have, _, want = str(active.get("acknowledged", "")).partition("/")
+    return active.get("name") == policy and bool(have) and have == want
+
+
+def _s(seconds: float) -> float:
+    return round(seconds, 1)
+
+
+def parse(arguments: Sequence[str] | None) -> DemoOptions:
+    """Reads the command line and ``DEMO_KEEP``."""
+    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.demo_canary", description=__doc__)
+    parser.add_argument("--context", help="use this context of your kubeconfig instead of making a cluster")
+    for name in asdict(ImageChoice()):
+        parser.add_argument(f"--{name}-image", help="with --context (default: the chart's)")
+    options = vars(parser.parse_args(arguments))
+    images = ImageChoice(**{name: options[f"{name}_image"] for name in asdict(ImageChoice())})
+    keep = os.environ.get("DEMO_KEEP", "") not in ("", "0")
+    return DemoOptions(options["context"], images, TIMING, keep=keep)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = parse(arguments)
+    return run_to_exit_status(lambda console: canary(options, console))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

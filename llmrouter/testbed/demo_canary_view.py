@@ -1,0 +1,137 @@
+"""What a candidate does, as ``kubectl`` shows it: a table that moves where there is a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from llmrouter.testbed.replay_events import ReplayState
+
+LINE_INTERVAL_S = 5.0
+PHASE_STYLES = {"RolledBack": "bold red", "Refused": "bold red", "Promoted": "bold green", "Running": "bold cyan"}
+EVENTS = ("Candidate", "Promotion", "PolicyChanged")
+_TIMES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E"))
+
+
+class CanaryView:
+    """Shows ``status.candidate``; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._line_at_s = 0.0
+        self._phase = ""
+
+    def __enter__(self) -> Self:
+        """Takes the terminal, where there is one."""
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Gives the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+
+    def chapter(self, title: str) -> None:
+        """A headline that stays."""
+        self._console.print()
+        self._console.print(Rule(title, align="left", style="bold"))
+        self._phase = ""
+
+    def describe(self, text: str) -> None:
+        """What ``kubectl describe`` says."""
+        self._console.print(Padding(Text(text, style="dim"), (1, 0, 0, 2)))
+
+    def show(self, status: dict[str, Any], state: ReplayState) -> None:
+        """The candidate as it is now."""
+        said = status.get("candidate") or {}
+        shown = picture(said, state.progress)
+        if self._live is not None:
+            self._live.update(shown)
+        moved = said.get("phase", "") != self._phase
+        now_s = time.monotonic()
+        if moved or (self._live is None and now_s - self._line_at_s >= LINE_INTERVAL_S):
+            self._phase, self._line_at_s = said.get("phase", ""), now_s
+            self._console.print(headline(said), soft_wrap=True)
+
+
+def headline(said: dict[str, Any]) -> Text:
+    """The candidate in a line."""
+    phase = str(said.get("phase", "–"))
+    line = Text(f"{said.get('name', '–')} ")
+    line.append(phase, style=PHASE_STYLES.get(phase, "bold"))
+    line.append(f" {said.get('reason', '')}: {said.get('message', '')}")
+    return line
+
+
+def picture(said: dict[str, Any], progress: dict[str, Any]) -> Group:
+    """Both arms under a headline."""
+    parts: list[Text | Table] = [headline(said)]
+    if progress:
+        counts = "{sent} sent, {done} done, {failed} failed, {in_flight} in flight".format(**progress)
+        parts.append(Text(f"traffic: {counts}", style="dim"))
+    if said.get("arms"):
+        parts.append(arms(said))
+    if shadow := said.get("shadow"):
+        parts.append(Text(shadowed(shadow)))
+    return Group(*parts)
+
+
+def shadowed(shadow: dict[str, Any]) -> str:
+    """A shadow in a line."""
+    agreed = f", {shadow['agreementFraction']:.0%} as decided" if "agreementFraction" in shadow else ""
+    cost = (
+        f", {shadow['costDifferenceSeconds']:+.3g} s of predicted cost a request"
+        if "costDifferenceSeconds" in shadow
+        else ""
+    )
+    return f"shadow: {shadow['decisions']} decisions{agreed}{cost}"
+
+
+def arms(said: dict[str, Any]) -> Table:
+    """Both arms and their ratios."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("arm")
+    for name in ("requests", "errors", *(label for _, label in _TIMES)):
+        table.add_column(name, justify="right")
+    for one in said["arms"]:
+        times = (f"{one[f'{key}MeanSeconds']:.3f} s" if f"{key}MeanSeconds" in one else "–" for key, _ in _TIMES)
+        table.add_row(one["arm"], str(one["requests"]), str(one["errors"]), *times)
+    found = {one["metric"]: one for one in said.get("comparisons", ())}
+    if found:
+        ratios = (
+            f"{found[key]['ratio']:.2f} ({found[key]['low']:.2f}–{found[key]['high']:.2f})" if key in found else "–"
+            for key, _ in _TIMES
+        )
+        table.add_row("ratio", "", "", *ratios)
+    return table
+
+
+def excerpt(described: str) -> str:
+    """Of ``kubectl describe llmrouter``: the condition, the status of the candidate, and the Events of its life."""
+    lines = described.splitlines()
+    at = next((place for place, line in enumerate(lines) if line.startswith("Status:")), 0)
+    block: list[str] = []
+    for line in lines[at:]:
+        if line.startswith("  Candidate:"):
+            block = [line]
+        elif block and line.startswith("    "):
+            block.append(line)
+        elif block:
+            break
+    events = [line for line in lines if line.split()[1:2] and line.split()[1].startswith(EVENTS)]
+    return "\n".join(["$ kubectl describe llmr demo", "  …", *block, "  …", "Events:", *events])
