@@ -203,6 +203,9 @@ def test_applying_is_needed_for_what_differs_alone() -> None:
     newer = config_map(decided(observed(policy(type="Random"))))
     assert needs_apply(newer, seen)
 
+    assert not changed_by_hand(newer, seen)
+    assert newer["metadata"]["annotations"][DIGEST_ANNOTATION] != desired["metadata"]["annotations"][DIGEST_ANNOTATION]
+
 
 def test_what_is_empty_and_left_out_by_the_api_server_is_not_applied_again() -> None:
     def value(spec: dict[str, object]) -> dict[str, object]:
@@ -211,5 +214,3 @@ def test_what_is_empty_and_left_out_by_the_api_server_is_not_applied_again() -> 
     assert not needs_apply(value({"a": 1, "list": [], "map": {}}), value({"a": 1}))
     assert not needs_apply(value({"map": {}}), value({"map": {"default": 1}}))
     assert needs_apply(value({"list": []}), value({"list": ["by hand"]}))
-    assert not changed_by_hand(newer, seen)
-    assert newer["metadata"]["annotations"][DIGEST_ANNOTATION] != desired["metadata"]["annotations"][DIGEST_ANNOTATION]
