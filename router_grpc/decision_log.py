@@ -230,6 +230,7 @@ class DecisionLog:
             candidates=named,
             propensities=None,
             chosen=None,
+            sample_fraction=self._fraction,
         )
 
     def _in_force(self, section: PolicyConfig, decided_by: str, guarded: Guarded | None) -> PolicyInForce:

@@ -57,6 +57,7 @@ class Decided:
     prefill: str | None = None
     served: str | None = None
     foretold: tuple[float, float] | None = None
+    sample_fraction: float = 1.0
 
 
 def is_sampled(request_id: str, fraction: float) -> bool:
@@ -101,6 +102,7 @@ def record_of(decided: Decided, outcome: Outcome | None, *, tenant_key: str = ""
         tenant=tenant_digest(request.tenant, tenant_key),
         batch=request.batch,
         priority=request.priority,
+        sample_fraction=decided.sample_fraction,
         prompt_tokens=request.prompt_tokens,
         predicted_output_tokens=request.predicted_output_tokens,
         max_output_tokens=request.max_output_tokens,

@@ -140,6 +140,8 @@ class DecisionRecord(_Part):
     """A keyed digest of the tenant's name, not the name."""
     batch: bool = False
     priority: int = 0
+    sample_fraction: Fraction = 1.0
+    """Share of all requests that the log had."""
     prompt_tokens: Count
     predicted_output_tokens: Amount
     max_output_tokens: Count | None = None
