@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.live import Live
@@ -17,10 +18,15 @@ from llmrouter.console.kubectl import Kubectl, KubectlError
 from llmrouter.console.routers import Sight, read_sight
 from llmrouter.console.status_view import detail, overview
 from llmrouter.console.top_view import Looked, top
+from llmrouter.decisions.record import parse_line
+from llmrouter.decisions.words import told
 from llmrouter.errors import InvalidInputError
+from llmrouter.replay.explain_view import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from llmrouter.decisions.record import DecisionRecord
 
 KIND = "llmrouters.llmrouter.dev"
 ROUTER_LABEL = "llmrouter.dev/router"
@@ -37,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top_level = argparse.ArgumentParser(
         prog="kubectl llmrouter",
         description="Shows what LLMRouters do: with your own rights, through kubectl.",
-        epilog="top and the held requests of status need the right to get pods/proxy.",
+        epilog="top, explain and the held requests of status need the right to get pods/proxy.",
     )
     commands = top_level.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="conditions, policy arms, pools, mix, and what comes next")
@@ -51,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "--interval", type=float, default=2.0, metavar="SECONDS", help="between two looks (default: %(default)s)"
     )
     loads.add_argument("--json", action="store_true", help="for machines")
-    for command in (status, loads):
+    explain = commands.add_parser("explain", help="one decision in words, where the decision log sampled it")
+    explain.add_argument("request_id", metavar="REQUEST_ID", help="as the router's answer names it")
+    explain.add_argument("--router", metavar="NAME", help="an LLMRouter (default: all of the namespace)")
+    explain.add_argument("--json", action="store_true", help="the record itself")
+    for command in (status, loads, explain):
         _add_kubectl_options(command)
     return top_level
 
@@ -73,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     desk = Desk(Kubectl(words), Console(width=None if sys.stdout.isatty() else PIPED_CHARACTERS))
     try:
-        return {"status": desk.status, "top": desk.top}[options.command](options)
+        return {"status": desk.status, "top": desk.top, "explain": desk.explain}[options.command](options)
     except InvalidInputError as error:
         print(f"kubectl llmrouter {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -129,6 +139,31 @@ class Desk:
                 else:
                     live.update(top(options.name, looked), refresh=True)
         return 0
+
+    def explain(self, options: argparse.Namespace) -> int:
+        """``kubectl llmrouter explain``."""
+        record = self._find_record(options)
+        if options.json:
+            said = {"record": record.model_dump(mode="json", exclude_none=True), "words": list(told(record).sentences)}
+            print(json.dumps(said, indent=2))
+        else:
+            show(record, self.console)
+        return 0
+
+    def _find_record(self, options: argparse.Namespace) -> DecisionRecord:
+        routers = [self.kubectl.get(KIND, options.router)] if options.router else self.kubectl.get(KIND)["items"]
+        silent: list[str] = []
+        for router in routers:
+            for pod in self._pods(router):
+                path = f"decisions/{quote(options.request_id, safe='')}"
+                try:
+                    return parse_line(self.kubectl.of_pod(pod, _metrics_port(router), path).encode())
+                except (KubectlError, InvalidInputError) as error:
+                    silent.append(f"{pod['metadata']['name']}: {error}")
+        raise KubectlError(
+            f"no router has a record of {options.request_id!r}: spec.decisionLog.fraction of requests are sampled, "
+            f"and routers keep the last of those" + "".join(f"\n  {one}" for one in silent[:MAX_EVENTS])
+        )
 
     def _looks(self, router: dict[str, Any], interval_s: float) -> Iterator[Looked]:
         before: dict[str, Sight] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from llmrouter.errors import LLMRouterError
 
@@ -39,12 +38,12 @@ class Kubectl:
         return found
 
     def of_pod(self, pod: dict[str, Any], port: int, path: str) -> str:
-        """What a pod answers at a port, through the API server's proxy; raises KubectlError as above."""
+        """What a pod answers at a port to a (quoted) path, through the API server's proxy; raises as above."""
         metadata = pod["metadata"]
         return self._run(
             "get",
             "--raw",
-            f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}:{port}/proxy/{quote(path)}",
+            f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}:{port}/proxy/{path}",
         )
 
     def _run(self, *words: str) -> str:

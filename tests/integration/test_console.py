@@ -8,12 +8,14 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from support.operator_process import llm_router, make_namespace
 
 from llmrouter.console.command import main
+from llmrouter.decisions.record import DecisionRecord, PolicyInForce, to_line
 from llmrouter.metrics import RouterMetrics
 from llmrouter.testbed.cluster.binaries import CONTROL_PLANE, Binaries
+from router_grpc.metrics_port import serving_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,28 +107,48 @@ def test_one_that_is_not_there(space: Space, capsys: pytest.CaptureFixture[str])
     assert '"nobody" not found' in capsys.readouterr().err
 
 
-def test_top_asks_the_routers_through_the_api_server(
+def record(request_id: str) -> DecisionRecord:
+    policy = PolicyInForce(name="by-cost", type="WorkloadImpact", digest="0", decided_by="WorkloadImpact")
+    return DecisionRecord(
+        request_id=request_id,
+        router_id="fleet-router-0",
+        model="llama",
+        arrived_at_s=1.0,
+        decided_at_s=1.0,
+        prompt_tokens=120,
+        predicted_output_tokens=80.0,
+        policy=policy,
+        reason="lowest cost",
+        eligible=2,
+        roomy=2,
+        chosen="vllm-0",
+    )
+
+
+def test_top_status_and_explain_ask_the_routers_through_the_api_server(
     control_plane: ControlPlane, space: Space, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry)
     metrics.in_flight_requests.labels("big", "vllm-0").set(7)
     metrics.held_requests.set(3)
-    address = own_address()
+    kept = {"a b/1": to_line(record("a b/1"))}
     port = int(control_plane.api.get(space_path("fleet"))["spec"].get("listeners", {}).get("metricsPort", 9090))
-    server, thread = start_http_server(port, addr=address, registry=registry)
-    try:
+    in_space = ["-n", space.name]
+    with serving_metrics(registry, own_address(), port, find=kept.get):
         run_pod(control_plane, port)
-        assert main(["top", "fleet", "-n", space.name, "--interval", "0.5"]) == 0
+        assert main(["top", "fleet", *in_space, "--interval", "0.5"]) == 0
         text = capsys.readouterr().out
         assert "fleet-router-0" in text
         assert "vllm-0" in text
-        assert main(["status", "fleet", "-n", space.name]) == 0
+        assert main(["status", "fleet", *in_space]) == 0
         assert "3 requests" in capsys.readouterr().out
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        assert main(["explain", "a b/1", *in_space]) == 0
+        assert "Policy by-cost (WorkloadImpact) decided for vllm-0." in capsys.readouterr().out
+        assert main(["explain", "a b/1", "--router", "fleet", "--json", *in_space]) == 0
+        assert json.loads(capsys.readouterr().out)["record"]["chosen"] == "vllm-0"
+        assert main(["explain", "other", *in_space]) == 1
+        assert "no router has a record of 'other'" in capsys.readouterr().err
 
 
 def space_path(name: str) -> str:
