@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from llmrouter.planning.inputs import PoolOption, Slo
 
 _ROUNDS = 12
-_FRACTIONS = tuple(part / 20.0 for part in range(19, 0, -1))
+_PARTS = 20
+"""Of the capacity, where all that arrives is more: so many shares of it are tried."""
 _ENOUGH = 0.95
 """Where so many of what is served meet the SLO, to serve fewer is no gain."""
 
@@ -167,7 +168,8 @@ def _best_served(
 ) -> tuple[tuple[ModelOutlook, ...], Mapping[str, Station | str]]:
     """All requests or, where too few of them would meet the SLO, the share that is best served alone."""
     best: tuple[float, tuple[ModelOutlook, ...], Mapping[str, Station | str]] | None = None
-    for fraction in (1.0, *_FRACTIONS):
+    most = min(1.0, 1.0 / max(1.0, *_offered_loads(flows, pools, replicas).values()))
+    for fraction in (1.0, *(most * part / _PARTS for part in range(_PARTS - 1, 0, -1))):
         stations = _stations(flows, pools, replicas, fraction)
         seen = tuple(_model_outlook(flow, replicas, stations, fraction=fraction, slo=slo) for flow in flows)
         goodput = sum(one.goodput_rps for one in seen)

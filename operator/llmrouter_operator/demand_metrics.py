@@ -1,4 +1,4 @@
-"""Gauges of what LLMRouters are asked for and what their pools should have, so that others can scale on the same."""
+"""Gauges of what LLMRouters are asked for and of what is to come, so that others can scale on the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from llmrouter.planning.inputs import Proposal
     from llmrouter.planning.mix import TrafficMix
     from llmrouter_operator.mix_memory import MixForecast
     from llmrouter_operator.models import ObjectKey
@@ -44,15 +43,6 @@ class DemandMetrics:
             [*_OBJECT, "bound"],
             registry=registry,
         )
-        self._replicas = Gauge(
-            "llmrouter_plan_replicas", "Replicas that the plan asks for.", [*_OBJECT, "pool"], registry=registry
-        )
-        self._attainment = Gauge(
-            "llmrouter_plan_attainment_ratio",
-            "Share of the requests expected to meet the SLO: with what there is (current), with the plan (proposed).",
-            [*_OBJECT, "of"],
-            registry=registry,
-        )
         self._shown: dict[tuple[Gauge, ObjectKey], set[str]] = {}
 
     def show_demand(self, key: ObjectKey, mixes: Mapping[str, TrafficMix], forecast: MixForecast | None) -> None:
@@ -65,19 +55,9 @@ class DemandMetrics:
             growth = {bound: getattr(band, bound) / band.mid for bound in _BOUNDS}
         self._show(self._growth, key, growth)
 
-    def show_plan(self, key: ObjectKey, proposal: Proposal | None) -> None:
-        """Shows what a plan asks for; ``None`` where there is none."""
-        self._show(self._replicas, key, {} if proposal is None else dict(proposal.replicas))
-        attainment = {}
-        if proposal is not None and proposal.offered_rps > 0.0:
-            now = proposal.current_goodput_rps / proposal.offered_rps
-            attainment = {"current": now, "proposed": proposal.attainment}
-        self._show(self._attainment, key, attainment)
-
     def forget(self, key: ObjectKey) -> None:
         """An LLMRouter is gone."""
         self.show_demand(key, {}, None)
-        self.show_plan(key, None)
 
     def _show(self, gauge: Gauge, key: ObjectKey, values: Mapping[str, float]) -> None:
         known = {label: value for label, value in values.items() if math.isfinite(value)}

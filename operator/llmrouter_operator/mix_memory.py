@@ -65,9 +65,10 @@ class MixMemory:
 
 
 def with_mix(facts: Facts, memory: MixMemory, *, at_s: float) -> Facts:
-    """The facts with what arrives, as routers said lately, and what will."""
-    mixes = mixes_of(facts.said.by_router.values(), at_s)
-    forecast = memory.observe(facts.plan.key, mixes, at_s=at_s, horizon_s=horizon_s_of(facts.plan.spec))
+    """The facts with what arrives for declared models, as routers said lately, and what will."""
+    spec, said = facts.plan.spec, mixes_of(facts.said.by_router.values(), at_s)
+    mixes = said if spec is None else {one.name: said[one.name] for one in spec.models if one.name in said}
+    forecast = memory.observe(facts.plan.key, mixes, at_s=at_s, horizon_s=horizon_s_of(spec))
     return replace(facts, mixes=mixes, forecast=forecast)
 
 

@@ -85,7 +85,7 @@ def test_the_traffics_mix_is_shown_and_goes_when_routers_fall_silent(control_pla
     law = (10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 600.0)
     mix = RouterMix(requests=600, prefill_time_fraction=0.62, prompt_tokens=law, output_tokens=law, **amounts)
 
-    acknowledge(space, mixes={"m": mix}, at_s=time.time())
+    acknowledge(space, mixes={"llama": mix}, at_s=time.time())
 
     space.wait(lambda: "mix" in space.status("fleet"), "the mix")
     shown = space.status("fleet")["mix"]
@@ -93,7 +93,7 @@ def test_the_traffics_mix_is_shown_and_goes_when_routers_fall_silent(control_pla
     assert (shown["decodeTokensPerSecond"], shown["prefillTimeFraction"]) == (4_000, 0.62)
     (model,) = shown["models"]
     assert (model["model"], model["engineSecondsPerSecond"], model["outputTokens"]) == (
-        "m",
+        "llama",
         4,
         {"p50": 100, "p90": 400},
     )

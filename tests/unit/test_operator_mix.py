@@ -58,7 +58,7 @@ def said(
         instances_ready=8,
         instances_total=8,
         in_flight=0,
-        mixes={"m": mix.model_copy(update=changes)} if mix else {},
+        mixes={"llama": mix.model_copy(update=changes)} if mix else {},
         at_s=START.timestamp() + at_s,
     )
 
@@ -78,7 +78,7 @@ def test_routers_are_merged_by_what_they_carry() -> None:
         "summary": "62% prefill",
         "models": [
             {
-                "model": "m",
+                "model": "llama",
                 "requestsPerSecond": 12.5,
                 "prefillTokensPerSecond": 10_000,
                 "decodeTokensPerSecond": 2_120,
