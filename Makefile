@@ -29,6 +29,10 @@ demo-down: .venv/.synced ## take everything of the demo's cluster away
 demo-canary: .venv/.synced ## a policy's life there: shadow, canary, rolled back; another one, promoted (root)
 	$(PYTHON) -m llmrouter.testbed.demo_canary $(if $(CONTEXT),--context '$(CONTEXT)') $(DEMO_ARGS)
 
+.PHONY: demo-rebalance
+demo-rebalance: .venv/.synced ## replicas that follow the traffic there, within a budget of GPUs (root)
+	$(PYTHON) -m llmrouter.testbed.demo_rebalance $(if $(CONTEXT),--context '$(CONTEXT)') $(DEMO_ARGS)
+
 .PHONY: demo-standalone
 demo-standalone: .venv/.synced ## the same comparison without Kubernetes, in about a minute
 	$(PYTHON) -m llmrouter.testbed.demo_standalone

@@ -102,11 +102,12 @@ class DemoTarget:
         if done.returncode:
             raise ClusterError(f"kubectl apply: {done.stderr.strip()}")
 
-    def install(self) -> None:
+    def install(self, *settings: str) -> None:
         """Installs the chart in the demo's namespace, with the CRDs if they are not there."""
         chart = str(repository_root() / "charts" / "llmrouter")
         scope = ["--set", f"watchNamespaces={{{self.namespace}}}"] if self.shared else []
-        front = [word for setting in FRONT for word in ("--set", f"frontend.envoy.{setting}")]
+        values = (*(f"frontend.envoy.{setting}" for setting in FRONT), *settings)
+        front = [word for setting in values for word in ("--set", setting)]
         self.helm("install", RELEASE, chart, "--create-namespace", *scope, *front, *self.images.helm_values())
 
     def router_image(self) -> str:

@@ -37,6 +37,7 @@ from llmrouter.testbed.engine_api import (
 )
 from llmrouter.testbed.engine_loop import EngineLoop
 from llmrouter.testbed.engine_metrics import EngineMetrics
+from llmrouter.testbed.engine_stages import PromptsElsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -121,6 +122,7 @@ class EngineServer:
         self._loop = EngineLoop(config.profile, speed=config.speed, on_first_token=self._metrics.observe_first_token)
         self._metrics.watch(self._loop)
         self._lengths = random.Random(config.seed)
+        self._elsewhere = PromptsElsewhere(config.model)
         self._ids = itertools.count()
         self._started_at_s = int(time.time())
         self._draining = False
@@ -171,6 +173,7 @@ class EngineServer:
                 await self._stepping
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._elsewhere.close()
 
     async def die(self) -> None:
         """Ends as a killed process does: every connection is reset, nobody listens any more."""
@@ -217,7 +220,8 @@ class EngineServer:
         generation = parse_generation(kind, await request.read())
         self._check(generation)
         answer = self._plan_answer(generation)
-        engine_request = EngineRequest(answer.answer_id, generation.prompt_tokens, answer.answer_tokens)
+        prompt_tokens = await self._elsewhere.left_to_compute(request.headers, generation.prompt_tokens)
+        engine_request = EngineRequest(answer.answer_id, prompt_tokens, answer.answer_tokens)
         if generation.stream:
             return await self._stream(request, engine_request, answer)
         sink = _WholeSink()
