@@ -19,6 +19,7 @@ from llmrouter.testbed.cluster.progress import Progress
 from llmrouter.testbed.comparison import MODEL
 from llmrouter.testbed.comparison_run import run_to_exit_status
 from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, TIMING, DemoOptions, open_target
+from llmrouter.testbed.demo_canary_model import objects
 from llmrouter.testbed.demo_canary_view import CanaryView, excerpt
 from llmrouter.testbed.demo_target import ROUTER, DemoTarget, ImageChoice, engines, manifest, replay_pod
 from llmrouter.testbed.replay_events import ReplayState, follow
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-RATE_RPS = 10.0
+RATE_RPS = 8.0
 TRAFFIC_S = 400.0
 """Longer than the story takes: the client is stopped when it is told."""
 SHADOW_S = 12.0
-WORSE, GOOD = "in-turn", "by-formula"
+WORSE, GOOD = "sign-error", "by-formula"
+"""A model of one's own that any check of it takes for good, and the formula that the current model was made from."""
 GUARDRAILS = {
     "maxTtftRatio": 1.3,
     "maxTpotRatio": 1.3,
@@ -122,7 +124,9 @@ class Trial:
 def tell(target: DemoTarget, trial: Trial, view: CanaryView, story: Story) -> None:
     """The story, from the first wish to the spec that takes the promoted policy over."""
     values = story.summary
-    view.chapter(f"1. Shadow: {WORSE} is asked beside demo, and decides nothing")
+    view.chapter(
+        f"1. Shadow: {WORSE}, a model whose costs have the wrong sign, is asked beside demo and decides nothing"
+    )
     trial.wish(Wish(WORSE, "Shadow").spec())
     trial.until("Shadowing", within_s=60.0)
     said = trial.go_on(SHADOW_S)
@@ -215,9 +219,9 @@ def canary(options: DemoOptions, console: Console) -> int:
 def _deploy(target: DemoTarget, progress: Progress) -> None:
     with progress.part("helm install: CRDs, operator, Redis, Envoy", usually_s=3):
         target.install()
-    with progress.part("kubectl apply: eight engines, three policies, two routers", usually_s=10):
+    with progress.part("kubectl apply: eight engines, three policies, a model, two routers", usually_s=10):
         target.apply(engines(target.router_image()))
-        target.apply([*manifest("canary/policies.yaml"), *manifest("cluster/router.yaml")])
+        target.apply([*manifest("canary/policies.yaml"), *objects(WORSE), *manifest("cluster/router.yaml")])
         target.wait_ready()
     with progress.part("Envoy finds the routers", usually_s=3):
         target.wait_front()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +29,7 @@ class CanaryView:
         self._console = console
         self._live: Live | None = None
         self._line_at_s = 0.0
-        self._phase = ""
+        self._line = ""
 
     def __enter__(self) -> Self:
         """Takes the terminal, where there is one."""
@@ -50,11 +49,12 @@ class CanaryView:
         """A headline that stays."""
         self._console.print()
         self._console.print(Rule(title, align="left", style="bold"))
-        self._phase = ""
+        self._line = ""
 
     def describe(self, text: str) -> None:
         """What ``kubectl describe`` says."""
-        self._console.print(Padding(Text(text, style="dim"), (1, 0, 0, 2)))
+        self._console.print()
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def show(self, status: dict[str, Any], state: ReplayState) -> None:
         """The candidate as it is now."""
@@ -62,11 +62,12 @@ class CanaryView:
         shown = picture(said, state.progress)
         if self._live is not None:
             self._live.update(shown)
-        moved = said.get("phase", "") != self._phase
+        line = str(said.get("phase", "")) if self._live is not None else f"{headline(said)}{in_short(said)}"
+        ends_or_begins = self._line.split(":")[0] != line.split(":")[0]
         now_s = time.monotonic()
-        if moved or (self._live is None and now_s - self._line_at_s >= LINE_INTERVAL_S):
-            self._phase, self._line_at_s = said.get("phase", ""), now_s
-            self._console.print(headline(said), soft_wrap=True)
+        if line != self._line and (ends_or_begins or now_s - self._line_at_s >= LINE_INTERVAL_S):
+            self._line, self._line_at_s = line, now_s
+            self._console.print(headline(said).append(in_short(said)), soft_wrap=True)
 
 
 def headline(said: dict[str, Any]) -> Text:
@@ -76,6 +77,13 @@ def headline(said: dict[str, Any]) -> Text:
     line.append(phase, style=PHASE_STYLES.get(phase, "bold"))
     line.append(f" {said.get('reason', '')}: {said.get('message', '')}")
     return line
+
+
+def in_short(said: dict[str, Any]) -> str:
+    """Ratios, or what a shadow would have done."""
+    found = [f"{one['metric']} {one['ratio']:.2f}" for one in said.get("comparisons", ()) if one["metric"] != "errors"]
+    shadow = shadowed(said["shadow"]) if "shadow" in said else ""
+    return "".join(f"  [{part}]" for part in (", ".join(found), shadow) if part)
 
 
 def picture(said: dict[str, Any], progress: dict[str, Any]) -> Group:
@@ -133,5 +141,6 @@ def excerpt(described: str) -> str:
             block.append(line)
         elif block:
             break
-    events = [line for line in lines if line.split()[1:2] and line.split()[1].startswith(EVENTS)]
+    after = next((place for place, line in enumerate(lines) if line.startswith("Events:")), len(lines))
+    events = [line for line in lines[after + 1 :] if line.split()[1:2] and line.split()[1].startswith(EVENTS)]
     return "\n".join(["$ kubectl describe llmr demo", "  …", *block, "  …", "Events:", *events])
