@@ -24,6 +24,7 @@ from router_grpc.presuming import STEP_S
 from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportService
 from router_grpc.service import RouterService
+from router_grpc.telling import QUIET_S, Telling
 from router_grpc.unbroken import end_tasks
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from router_grpc.length_sharing import LengthSharing
     from router_grpc.prefix_sharing import PrefixSharing
     from router_grpc.runtime import ConfigBundle, Runtime, RuntimeBuilder
+    from router_grpc.telling import Turn
     from router_grpc.world import World
 
 REFRESH_S = 0.1
@@ -50,9 +52,6 @@ SHARE_S = 1.0
 
 CALIBRATE_S = 5.0
 """How often what is learned of step times is taken up or saved, where there is something to do."""
-
-ACKNOWLEDGE_S = 5.0
-"""How often a router says that all is as it was; a change is said at once, and the longest pause after a failure."""
 
 RETRY_S = 1.0
 """How long a source of configurations that failed is left alone."""
@@ -81,7 +80,8 @@ class ConfigSource(Protocol):
 class Outside:
     """What a router follows and tells. ``acknowledge`` and what shares are ``None`` where nobody listens.
 
-    ``certificates`` are ``None`` where no port speaks TLS.
+    ``acknowledge`` may answer when it is this router's turn again. ``certificates`` are ``None`` where no port speaks
+    TLS.
     """
 
     source: ConfigSource
@@ -91,7 +91,7 @@ class Outside:
     changes: Changes
     sharing: LengthSharing | None
     prefix_sharing: PrefixSharing | None
-    acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None
+    acknowledge: Callable[[RouterAcknowledgement], Awaitable[Turn | None]] | None
     describe: Callable[[RouterApp], RouterAcknowledgement | None]
     certificates: Certificates | None = None
 
@@ -132,7 +132,7 @@ class RouterApp:
         self._good: tuple[ConfigBundle, Runtime] | None = None
         self._deciding = ""
         self._empty = EmptyWatch()
-        self._changed = asyncio.Event()
+        self._telling = None if outside.acknowledge is None else self._teller(outside.acknowledge)
         self._tasks: list[asyncio.Task[None]] = []
         outside.changes.listen(self._note_change)
 
@@ -147,8 +147,18 @@ class RouterApp:
             is_shared=is_shared,
         )
 
+    def _teller(self, acknowledge: Callable[[RouterAcknowledgement], Awaitable[Turn | None]]) -> Telling:
+        return Telling(
+            acknowledge,
+            lambda: self._outside.describe(self),
+            has_news=lambda: self.world.trial.has_news,
+            news_s=lambda: arms_pause_s(self.service.runtime, longest_s=QUIET_S),
+            failures=self.world.metrics.errors.labels("acknowledge"),
+        )
+
     def _note_change(self) -> None:
-        self._changed.set()
+        if self._telling is not None:
+            self._telling.note_change()
         world = self.world
         world.slow_start.follow([one.instance_id for one in world.instances.current()], now_s=world.clock())
         self.service.kick()
@@ -176,8 +186,8 @@ class RouterApp:
             loops["prefixes"] = self._share_prefixes(self._outside.prefix_sharing)
         if self._outside.certificates is not None:
             loops["certificate"] = self._every(lambda: CERTIFICATE_S, self._look_at_certificate, "certificate")
-        if self._outside.acknowledge is not None:
-            loops["acknowledge"] = self._acknowledge_changes(self._outside.acknowledge)
+        if self._telling is not None:
+            loops["acknowledge"] = self._telling.run()
         self._tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         for task in self._tasks:
             task.add_done_callback(_log_end)
@@ -422,39 +432,6 @@ class RouterApp:
                 self.world.metrics.errors.labels(part).inc()
                 _log.exception("background work failed", extra={"part": part})
             await asyncio.sleep(interval_s())
-
-    async def _acknowledge_changes(self, acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]]) -> None:
-        pause_s = REFRESH_S
-        while True:
-            self._changed.clear()
-            acknowledgement = self._outside.describe(self)
-            if acknowledgement is not None:
-                try:
-                    await acknowledge(acknowledgement)
-                    pause_s = REFRESH_S
-                except Exception as error:  # noqa: BLE001 - whatever the API says, the router routes on; counted, retried
-                    self.world.metrics.errors.labels("acknowledge").inc()
-                    _log.warning(
-                        "acknowledgement not written", extra={"error": f"{type(error).__name__}: {error}"[:500]}
-                    )
-                    pause_s = min(2 * pause_s, ACKNOWLEDGE_S)
-                    self._changed.set()
-            await asyncio.sleep(pause_s)
-            await self._something_to_say()
-
-    async def _something_to_say(self) -> None:
-        """Waits for a change, or until a while has passed: a shorter one where a trial has counted something."""
-        left_s = ACKNOWLEDGE_S
-        while left_s > 0:
-            step_s = arms_pause_s(self.service.runtime, longest_s=left_s)
-            try:
-                async with asyncio.timeout(step_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                left_s -= step_s
-                if not self.world.trial.has_news:
-                    continue
-            return
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

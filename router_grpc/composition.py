@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from router_grpc.certificates import Tls
     from router_grpc.ports import Ledger
     from router_grpc.processes import Place
+    from router_grpc.telling import Turn
 
 REDIS_TIMEOUT_S = 0.25
 
@@ -122,7 +123,7 @@ def compose(
     state: StateSpec,
     source: ConfigSource,
     core: client.CoreV1Api | None,
-    acknowledge: Callable[[RouterAcknowledgement], Awaitable[None]] | None,
+    acknowledge: Callable[[RouterAcknowledgement], Awaitable[Turn | None]] | None,
 ) -> Router:
     """A router that is not started yet; must be called on a running event loop."""
     registry = CollectorRegistry()

@@ -23,17 +23,21 @@ from llmrouter.config import (
 )
 from llmrouter.errors import InvalidConfigError
 from router_grpc.runtime import ConfigBundle
+from router_grpc.telling import SHORTEST_TURN_S, turn_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from llmrouter.acknowledgement import RouterAcknowledgement
+    from router_grpc.telling import Turn
 
 WATCH_TIMEOUT_S = 60
 """The server ends a watch after this long and it is begun anew: a watch that went silent lasts no longer."""
 
 WATCH_CLIENT_TIMEOUT_S = 75
 CALL_TIMEOUT_S = 5
+LEARNED = 0.3
+"""Weight of the last write among those before it."""
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 GONE = 410
 
@@ -191,14 +195,22 @@ class AcknowledgementWriter:
         self._namespace = namespace
         self._name = name
         self._key = key
+        self._takes_s = SHORTEST_TURN_S
 
-    async def write(self, acknowledgement: RouterAcknowledgement) -> None:
-        """Raises the client's ApiException or a connection error where it could not be written."""
+    async def write(self, acknowledgement: RouterAcknowledgement) -> Turn:
+        """Writes it; returns when it is this router's turn again.
+
+        Raises the client's ApiException or a connection error where it could not be written.
+        """
         content = json.dumps(acknowledgement.model_dump(mode="json", by_alias=True, exclude_none=True))
-        await self._core.patch_namespaced_config_map(
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        written = await self._core.patch_namespaced_config_map(
             self._name,
             self._namespace,
             {"data": {self._key: content}},
             _content_type="application/merge-patch+json",
             _request_timeout=CALL_TIMEOUT_S,
         )
+        self._takes_s += LEARNED * (loop.time() - began_s - self._takes_s)
+        return turn_of(self._key, written.data or {}, write_s=self._takes_s)
