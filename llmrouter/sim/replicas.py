@@ -22,8 +22,6 @@ from llmrouter.sim.setup import Setup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from llmrouter.sim.kernel.records import World
     from llmrouter.sim.model import EngineModel
     from llmrouter.sim.setup import RouterSide
@@ -166,11 +164,23 @@ class Replicas:
             one.pool.gpus_per_replica * (len(one.places) - len(one.those(_Phase.GONE))) for one in self._pools.values()
         )
 
-    def rows_since(self, since_s: float) -> NDArray[np.int64]:
-        """Rows of the workload that arrived after ``since_s``, in no order that matters."""
-        sequences = self._told().pool.sequences
-        came = (sequences["arrived_at"] > since_s) & (sequences["arrived_at"] <= self._now_s)
-        return np.flatnonzero(came & ((sequences["phase"] > 0) | (sequences["status"] > 0)))
+    def in_flight(self, pool: str) -> int:
+        """Requests that the ledger counts on the replicas of a pool."""
+        return sum(self._in_flight(place) for place in self._pools[pool].places)
+
+    def dispatched_since(self, since_s: float) -> list[tuple[int, float]]:
+        """Rows of the workload that were dispatched from an instant on until now, and when (s), in order."""
+        return self._rows("dispatched_at", since_s)
+
+    def finished_since(self, since_s: float) -> list[tuple[int, float]]:
+        """Rows that were answered in full from an instant on until now, and when (s), in order."""
+        return self._rows("finished_at", since_s)
+
+    def _rows(self, field_name: str, since_s: float) -> list[tuple[int, float]]:
+        at_N = self._told().pool.sequences[field_name]
+        rows = np.flatnonzero((at_N >= since_s) & (at_N < self._now_s))  # what comes in this instant is yet to come
+        rows = rows[np.argsort(at_N[rows], kind="stable")]
+        return list(zip(rows.tolist(), at_N[rows].tolist(), strict=True))
 
     def declare(self, pool: str, replicas: int) -> None:
         """Sets how many replicas a pool is to have; they begin to start, or end, at once."""
