@@ -24,7 +24,6 @@ from llmrouter_operator.models import (
     LLM_ROUTER,
     MANAGER,
     OWNED_KINDS,
-    POD,
     ROUTER_LABEL,
     ROUTING_POLICY,
     SERVICE,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from llmrouter_operator.metrics import OperatorMetrics
     from llmrouter_operator.models import Kind, Object, ObjectKey, RouterDefaults, Seen
     from llmrouter_operator.remote_models import RemoteModels
+    from llmrouter_operator.seen import SeenObjects
 
 logger = logging.getLogger(__name__)
 AGAIN_SOON_S = 2.0
@@ -87,8 +87,10 @@ class Reconciler:
         *,
         now: Callable[[], datetime],
         remote: RemoteModels,
+        seen: SeenObjects,
     ) -> None:
         self._cluster = cluster
+        self._seen = seen
         self._remote = remote
         self._defaults = defaults
         self._metrics = metrics
@@ -103,6 +105,7 @@ class Reconciler:
             self._metrics.show_conditions(key, ())
             self._metrics.demand.forget(key)
             self._memory.forget(key)
+            self._seen.forget(key)
             self._rebalancer.forget(key)
             return Outcome(gone=True)
         plan = decide(observed, self._defaults)
@@ -117,7 +120,7 @@ class Reconciler:
         return Outcome(again_after_s=min(waits_s, default=None))
 
     async def _observe(self, key: ObjectKey) -> Observed | None:
-        router = await self._cluster.get(LLM_ROUTER, *key)
+        router = await self._seen.get(LLM_ROUTER, *key)
         if router is None or "deletionTimestamp" in metadata_of(router):
             return None
         refs = Names(key).refs()
@@ -126,9 +129,9 @@ class Reconciler:
         policy, candidate_policy, pods, pools, owned = await asyncio.gather(
             self._get_policy(key.namespace, spec),
             self._get_policy(key.namespace, spec.get("candidate")),
-            self._cluster.find(POD, key.namespace, labels=labels),
+            self._seen.pods(key, labels),
             self._get_all(INFERENCE_POOL, key.namespace, referenced_pools(spec)),
-            asyncio.gather(*(self._cluster.get(ref.kind, key.namespace, ref.name) for ref in refs)),
+            asyncio.gather(*(self._seen.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
         owned_by_ref = dict(zip(refs, owned, strict=True))
         in_force = owned_by_ref[Ref(CONFIG_MAP, Names(key).config)]
@@ -175,7 +178,7 @@ class Reconciler:
     async def _get_policy(self, namespace: str, part: Object | None) -> Object | None:
         """The RoutingPolicy that a part of a spec refers to."""
         name = ((part or {}).get("policyRef") or {}).get("name", "")
-        return await self._cluster.get(ROUTING_POLICY, namespace, name) if name else None
+        return await self._seen.get(ROUTING_POLICY, namespace, name) if name else None
 
     async def _get_model(self, key: ObjectKey, part: Object | None, in_force: Object | None) -> Seen:
         """What is there of the model that a part of a spec names; one that is in force is not fetched again."""
@@ -195,6 +198,7 @@ class Reconciler:
             if not needs_apply(desired, before):
                 continue
             after = await self._cluster.apply(kind, desired)
+            self._seen.take(kind, after)
             owned[ref] = after
             logger.info("applied %s %s/%s", kind.kind, plan.key.namespace, ref.name)
             note = _restored(observed, desired, before, after)
@@ -212,6 +216,7 @@ class Reconciler:
         gone = tuple(sorted(key for key in said if pod_of(key, pods) is None))
         if gone:
             await self._cluster.remove_keys(CONFIG_MAP, plan.key.namespace, name, gone)
+            self._seen.drop(CONFIG_MAP, plan.key.namespace, name)
 
     async def _report(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> float | None:
         """Says what holds, looks after replicas, and returns when to look at those again."""
@@ -243,7 +248,7 @@ class Reconciler:
         metadata = metadata_of(router)
         identity = {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]}
         base = {"apiVersion": LLM_ROUTER.api_version, "kind": LLM_ROUTER.kind, "metadata": identity}
-        await self._cluster.apply_status(LLM_ROUTER, {**base, "status": status})
+        self._seen.take(LLM_ROUTER, await self._cluster.apply_status(LLM_ROUTER, {**base, "status": status}))
 
     async def _post(self, router: Object, note: Note) -> None:
         """Posts an Event; one that cannot be posted is logged and not retried, because the status says the same."""

@@ -26,6 +26,7 @@ from llmrouter_operator.models import LLM_ROUTER, OWNED_KINDS, ROUTING_POLICY
 from llmrouter_operator.permissions import missing_permissions
 from llmrouter_operator.reconcile import Reconciler
 from llmrouter_operator.remote_models import RemoteModels
+from llmrouter_operator.seen import SeenObjects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -145,11 +146,12 @@ async def _leading(cluster: Cluster, options: Options, stop: asyncio.Event) -> A
 async def _operate(cluster: Cluster, options: Options, metrics: OperatorMetrics, leadership: Leadership) -> None:
     """Watches and reconciles for as long as this replica leads; kopf takes the signals over and ends on them."""
     remote = RemoteModels(cluster, options.allowed_hosts, fetch=fetch, clock_s=time.monotonic)
-    reconciler = Reconciler(cluster, options.defaults, metrics, now=lambda: datetime.now(UTC), remote=remote)
+    seen = SeenObjects(cluster, time.monotonic)
+    reconciler = Reconciler(cluster, options.defaults, metrics, now=lambda: datetime.now(UTC), remote=remote, seen=seen)
     controller = Controller(reconciler.reconcile, metrics)
     remote.listen(controller.nudge)
     registry = kopf.OperatorRegistry()
-    register(registry, controller)
+    register(registry, controller, seen)
     kopf.on.login(registry=registry)(_login)
 
     ended = asyncio.Event()

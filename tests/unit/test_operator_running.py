@@ -19,6 +19,7 @@ from llmrouter_operator.metrics import OperatorMetrics
 from llmrouter_operator.models import OWNED_KINDS, ObjectKey
 from llmrouter_operator.news import News
 from llmrouter_operator.reconcile import Outcome
+from llmrouter_operator.seen import SeenObjects
 from llmrouter_operator.startup import kopf_settings
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def test_watches_that_go_silent_are_opened_anew() -> None:
 
 def test_handlers_store_nothing_in_objects() -> None:
     registry = kopf.OperatorRegistry()
-    register(registry, Controller(Reconciles(), metrics()))
+    register(registry, Controller(Reconciles(), metrics()), SeenObjects(None, lambda: 0.0))  # type: ignore[arg-type]
 
     assert len(registry._watching.get_all_handlers()) == len(OWNED_KINDS) + 2
     assert not registry._changing.get_all_handlers()
