@@ -23,7 +23,7 @@ class GuardrailsSpec(Resource):
     max_e2e_ratio: _Ratio = Field(default=1.1, alias="maxE2eRatio")
     max_error_fraction_increase: float = Field(default=0.02, ge=0, le=1)
     false_alarm_probability: float = Field(default=0.01, ge=0.0001, le=0.5)
-    min_requests: int = Field(default=30, ge=1, le=1_000_000)
+    min_requests: int = Field(default=10, ge=1, le=1_000_000)
 
 
 class AutoPromoteSpec(Resource):

@@ -13,7 +13,9 @@ from llmrouter.rollout.life import Before, Declared, Heard, Life, Phase, Why, st
 from llmrouter.rollout.verdict import Verdict, verdict
 from llmrouter.rollout_specs import AutoPromoteSpec, CandidateSpec, GuardrailsSpec
 
-LOOSE = GuardrailsSpec(max_ttft_ratio=2, max_tpot_ratio=2, max_e2e_ratio=2, max_error_fraction_increase=0.5)
+LOOSE = GuardrailsSpec(
+    max_ttft_ratio=2, max_tpot_ratio=2, max_e2e_ratio=2, max_error_fraction_increase=0.5, min_requests=30
+)
 
 
 def arm(times: float, count: int) -> ArmStats:
