@@ -108,5 +108,9 @@ def excerpt(described: str) -> str:
             block.append(line)
         elif block:
             break
-    events = [line for line in lines if line.split()[1:2] and line.split()[1].startswith(EVENTS)]
+    events = [line for line in lines if _is_event(line.split())]
     return "\n".join(["$ kubectl describe llmr demo", "  …", *block, "  …", "Events:", *events])
+
+
+def _is_event(words: list[str]) -> bool:
+    return words[:1] in (["Normal"], ["Warning"]) and len(words) > 1 and words[1].startswith(EVENTS)

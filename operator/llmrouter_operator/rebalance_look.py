@@ -174,7 +174,7 @@ class Look:
             told = await self._scaling.drain(view, step.draining.get(pool, 0), self._situation.now_s)
             if told:
                 more = f" and {len(told) - _NAMED_PODS} more" if len(told) > _NAMED_PODS else ""
-                self.notes.append(Note("RebalanceDraining", f"{pool}: {', '.join(told[:_NAMED_PODS])}{more}"))
+                self.notes.append(Note("RebalanceDraining", f"{pool}: no new requests for {', '.join(told[:_NAMED_PODS])}{more}"))
         if step.replicas is None:
             return _Outcome(step.phase, step.message)
         return await self._scale(step.pool, step.replicas, step.phase, step.message)

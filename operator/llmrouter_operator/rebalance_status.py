@@ -61,7 +61,7 @@ def rebalance_status(old: Object | None, told: Told, now: str) -> Object:
         "gpus": {"budget": told.budget, "taken": told.taken},
         "proposed": proposed_rows(told.wanted, told.wishes),
         "applied": applied_rows(told.applied),
-        "blocked": blocked_rows(told.blocked),
+        **({"blocked": blocked_rows(told.blocked)} if told.blocked else {}),
         **change_row(told.last),
     }
 
