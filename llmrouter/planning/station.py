@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from llmrouter.planning.demand import ModelDemand
 
 PREFILL, DECODE, MEMORY = "prefill", "decode", "memory"
+USABLE_KV = 0.9
+"""Of an engine's KV: what is left is blocks that are not full, the watermark, and answers that grow at once."""
+
 _SETTLED = 4
 """Rounds after which the batch and the budget that it leaves for prompts agree."""
 _NEARLY = 0.999
@@ -212,7 +215,7 @@ def with_caches(profile: EngineProfile, demands: Sequence[ModelDemand]) -> Engin
 
 def room_of(profile: EngineProfile, context_tokens: float) -> float:
     """Sequences of so much context that fit one instance, by its batch and its KV."""
-    return min(float(profile.max_sequences), profile.kv_tokens / max(context_tokens, 1.0))
+    return min(float(profile.max_sequences), USABLE_KV * profile.kv_tokens / max(context_tokens, 1.0))
 
 
 def prompt_s(profile: EngineProfile, tokens: float) -> float:
@@ -246,7 +249,7 @@ def _steps(profile: EngineProfile, tokens: float, sequences: float) -> int:
 
 
 def _budget(profile: EngineProfile, sequences: float) -> float:
-    return max(profile.token_budget - sequences, 1.0)
+    return max(profile.token_budget - min(sequences, profile.max_sequences), 1.0)
 
 
 def _stalls(

@@ -82,6 +82,15 @@ def test_more_requests_never_serve_any_better(role: Role, mode: EngineMode) -> N
         before = now
 
 
+@pytest.mark.parametrize("role", [Role.MIXED, Role.DECODE])
+def test_what_is_too_much_stays_too_much(role: Role) -> None:
+    """However full the batch, it leaves the prompts a budget: no load is so high that it is none."""
+    kept_up = [isinstance(station(H100, role, 1, [demand(float(rate))]), Station) for rate in range(5, 400, 5)]
+    assert kept_up == sorted(kept_up, reverse=True)
+    assert kept_up[0]
+    assert not kept_up[-1]
+
+
 def test_shares_within_a_time_grow_with_it_and_single_tokens_have_no_gap() -> None:
     found = running(Role.MIXED, 1, demand(15.0))
     ttfts = [found.ttft_within(1_000.0, seconds) for seconds in (0.0, 0.02, 0.05, 0.1, 1.0, 10.0)]

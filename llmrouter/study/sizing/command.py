@@ -13,7 +13,7 @@ from rich.console import Console
 from llmrouter.errors import InvalidInputError
 from llmrouter.study.progress import make_ready
 from llmrouter.study.sizing.answer import answer_to
-from llmrouter.study.sizing.check import simulated_attainment
+from llmrouter.study.sizing.check import simulated
 from llmrouter.study.sizing.options import parse
 from llmrouter.study.sizing.table import drawing, print_plan
 
@@ -78,4 +78,4 @@ def planned(question: Question, *, command: str) -> dict[str, Any]:
 def _simulated(question: Question, answer: Answer) -> float:
     make_ready()
     layout = next(one for one in question.layouts if one.name == answer.best.layout)
-    return simulated_attainment(question.asked.requests, layout.pools, answer.best.replicas, question.slo)
+    return simulated(question.asked.requests, layout.pools, answer.best.replicas, question.slo).attainment
