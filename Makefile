@@ -39,7 +39,7 @@ demo-standalone: .venv/.synced ## the same comparison without Kubernetes, in abo
 
 .PHONY: test
 test: .venv/.synced binaries kernel ## all tests that need no special rights
-	$(BIN)/pytest tests -m 'not e2e'
+	$(BIN)/pytest tests -m 'not e2e' -n auto --maxprocesses 4 --dist loadfile
 
 # The cluster's programs outlive the objects that started them, which Python warns of.
 .PHONY: e2e
