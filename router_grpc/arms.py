@@ -81,12 +81,15 @@ class Trial:
     def follow(self, world: World, candidate: CandidateRuntime | None) -> None:
         """A configuration is in force: the same trial goes on, another one begins with nothing."""
         trial = "" if candidate is None else candidate.trial
-        if trial == self.name:
-            return
-        self.name, self.paused = trial, None
+        if trial != self.name:
+            self._begin(world, trial, candidate)
+        if candidate is not None and candidate.acts and not self._arms:
+            self._arms = {arm: ArmStats() for arm in ARMS}
+
+    def _begin(self, world: World, trial: str, candidate: CandidateRuntime | None) -> None:
+        self.name, self.paused, self._arms = trial, None, {}
         self.decisions = self.fallbacks = 0
         self.last_fallback = ""
-        self._arms = {} if candidate is None or not candidate.acts else {arm: ArmStats() for arm in ARMS}
         self.shadow.reset(trial)
         world.metrics.arms.paused.set(0)
         world.metrics.arms.shadow_disagreement_ratio.set(float("nan"))
@@ -97,7 +100,7 @@ class Trial:
     def arm(self, runtime: Runtime, request_id: str) -> str:
         """The arm of a request; empty where none is counted."""
         one = runtime.candidate
-        if one is None or not one.acts or self.paused is not None or one.trial != self.name:
+        if one is None or not one.acts or self.paused is not None or one.trial != self.name or not self._arms:
             return ""
         return arm_of(request_id, salt=one.digest, percent=one.config.percent)
 

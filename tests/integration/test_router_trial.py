@@ -75,7 +75,10 @@ async def test_both_arms_are_served_and_told_of_over_both_listeners() -> None:
         expected = {CURRENT: "LeastInFlight", CANDIDATE: "RoundRobin"}
         assert decided == {name: expected[arm_of(name, salt=digest, percent=50)] for name in decided}
         await asyncio.gather(*(asked_by_a_gateway(live) for _ in range(SERVED)))
-        finished = lambda: sum(said_by(live).arms[arm].finished for arm in ARMS)  # noqa: E731 - a condition
+
+        def finished() -> int:
+            return sum(said_by(live).arms[arm].finished for arm in ARMS)
+
         await until(lambda: finished() == 2 * SERVED, what="both arms are acknowledged")
         said = said_by(live)
         assert (said.ready, said.paused, said.trial, said.mode) == (True, False, config.trial, "Canary")

@@ -17,6 +17,7 @@ from llmrouter.rollout.arms import ARMS, CANDIDATE, CURRENT
 from llmrouter.routing.policies import LeastInFlight, request_bound
 from router_grpc.candidate import LONGEST_HEAD_S
 from router_grpc.candidate_told import arms_pause_s, candidate_told
+from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportKind
 
 if TYPE_CHECKING:
@@ -242,6 +243,21 @@ async def test_a_candidate_whose_model_is_refused_gets_no_request() -> None:
     assert spoiled.policy_now.ready
     assert spoiled.candidate is not None
     assert (spoiled.candidate.guard, spoiled.candidate.readiness.ready) == (None, False)
+
+
+async def test_a_candidate_that_is_repaired_is_tried_from_then_on() -> None:
+    bench = Bench(trial_config())
+    good, candidate = bench.service.runtime, candidate_of(bench)
+    assert good is not None
+    refused = replace(candidate, guard=None, readiness=Readiness(ready=False, reason="ModelCorrupt"))
+    bench.put(config_of())
+    bench.service.swap(replace(good, candidate=refused))
+    name = ids_of(bench, CANDIDATE, 1)[0]
+    assert (await bench.route(name)).policy == "LeastInFlight"
+    await bench.report(name)
+    bench.service.swap(good)
+    assert (await bench.route(name)).policy == "RoundRobin"
+    assert arms_of(bench)[CANDIDATE].requests == 1
 
 
 def test_what_a_trial_cannot_compare_is_named() -> None:
