@@ -8,9 +8,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from llmrouter.decisions.making import record_of
 from llmrouter.decisions.record import MAX_LINE_BYTES, to_line
 from router_grpc.decision_log_sinks import FLUSH_S, SinkError, sink_of
 from router_grpc.readiness import Readiness
@@ -19,9 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmrouter.decision_log_spec import DecisionLogSpec
-    from llmrouter.decisions.making import Decided
-    from llmrouter.decisions.record import Outcome
     from llmrouter.metrics import RouterMetrics
+    from router_grpc.decision_log import OpenRecord
     from router_grpc.decision_log_sinks import Sink
 
 MAX_QUEUE = 20_000
@@ -42,16 +38,14 @@ class DecisionWriter:
     def __init__(self, router_id: str, *, folder: Path | None, metrics: RouterMetrics | None) -> None:
         self._router_id, self._folder, self._metrics = router_id, folder, metrics
         self._spec: DecisionLogSpec | None = None
-        self._tenant_key = ""
-        self._queue: deque[tuple[Decided, Outcome]] = deque()
+        self._queue: deque[OpenRecord] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._problem: SinkError | None = None
 
-    def follow(self, spec: DecisionLogSpec | None, tenant_key: str) -> None:
+    def follow(self, spec: DecisionLogSpec | None) -> None:
         """Goes by a declaration; ``None`` ends the log, when what waits is written."""
-        self._tenant_key = tenant_key
         with self._wake:
             self._spec = spec
             if spec is not None and self._thread is None:
@@ -70,14 +64,14 @@ class DecisionWriter:
             return Readiness(ready=True, reason=spec.sink)
         return Readiness(ready=False, reason=problem.reason, message=str(problem)[:512])
 
-    def put(self, decided: Decided, outcome: Outcome) -> None:
+    def put(self, record: OpenRecord) -> None:
         """Hands a record over; drops it, counted, where too many wait."""
         if self._spec is None:
             return
         if len(self._queue) >= MAX_QUEUE:
             self._count("DroppedQueue")
             return
-        self._queue.append((decided, outcome))
+        self._queue.append(record)
         if len(self._queue) >= MAX_BATCH:
             with self._wake:
                 self._wake.notify()
@@ -125,8 +119,12 @@ class DecisionWriter:
         return sink
 
     def _write(self, sink: Sink | None) -> None:
-        batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
-        lines = [line for one in batch if (line := self._line(*one)) is not None]
+        lines = []
+        for _ in range(min(MAX_BATCH, len(self._queue))):
+            line = self._line(self._queue.popleft())
+            if line is not None:
+                lines.append(line)
+            time.sleep(0)  # lets the event loop go on: it waits for one record at most
         if sink is None:
             self._count("Failed", len(lines))
             return
@@ -139,10 +137,10 @@ class DecisionWriter:
         if is_there:
             self._failed(None, 0)
 
-    def _line(self, decided: Decided, outcome: Outcome) -> bytes | None:
+    def _line(self, record: OpenRecord) -> bytes | None:
         try:
-            line = to_line(record_of(decided, outcome, tenant_key=self._tenant_key))
-        except (ValidationError, ValueError) as error:
+            line = to_line(record.record())
+        except Exception as error:  # noqa: BLE001 - a record that cannot be made is one record less; counted, logged
             self._count("Invalid")
             _log.warning("a decision has no record", extra={"error": f"{type(error).__name__}: {error}"[:500]})
             return None

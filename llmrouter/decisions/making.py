@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llmrouter.domain import Candidate, EngineProfile, InstanceView, Request
 
 SAMPLE_BITS = 64
+MAX_PROFILES = 256
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -114,7 +116,7 @@ def record_of(decided: Decided, outcome: Outcome | None, *, tenant_key: str = ""
         eligible=decided.eligible,
         roomy=len(decided.roomy_ids),
         candidates=_considered(decided, profiles),
-        profiles={name: Profile(**asdict(profile)) for name, profile in profiles.items()},
+        profiles={name: _profile(profile) for name, profile in profiles.items()},
         chosen=decided.chosen,
         prefill=decided.prefill or None,
         served=decided.served,
@@ -151,6 +153,11 @@ def _considered(decided: Decided, profiles: dict[str, EngineProfile]) -> tuple[C
         found.append((place, one))
     found.sort(key=lambda pair: pair[0])
     return tuple(one for _, one in found)
+
+
+@functools.lru_cache(MAX_PROFILES)
+def _profile(profile: EngineProfile) -> Profile:
+    return Profile(**asdict(profile))
 
 
 def _profile_key(profile: EngineProfile, profiles: dict[str, EngineProfile]) -> str:

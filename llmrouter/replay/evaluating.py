@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,10 +78,14 @@ def _row(record: DecisionRecord, chooser: Chooser, profiles: dict[str, tuple[obj
         return "too many instances tie for the other policy"
     if not target:
         return "the other policy would have waited"
-    assert record.outcome is not None  # noqa: S101 - see _unfit
+    outcome = record.outcome
+    assert outcome is not None  # noqa: S101 - see _unfit
+    seen = replace(
+        state.request, predicted_output_tokens=float(outcome.output_tokens or record.predicted_output_tokens)
+    )
     return Row(
-        record.outcome,
-        np.array([features(state.request, view) for view in state.snapshot.views]),
+        outcome,
+        np.array([features(seen, view) for view in state.snapshot.views]),
         np.array([one.propensity or 0.0 for one in record.candidates]),
         np.array([target.get(one.id, 0.0) for one in record.candidates]),
     )
@@ -108,7 +112,11 @@ def _profiles(record: DecisionRecord, known: dict[str, tuple[object, EngineProfi
 
 
 def features(request: Request, view: InstanceView) -> tuple[float, ...]:
-    """What costs of a choice are modelled on: the product's own formulas and what they are made of, in s and tokens."""
+    """What costs of a choice are modelled on: the product's own formulas and what they are made of, in s and tokens.
+
+    The request's length is the true one: it is the same wherever the request goes, so that knowing it, as nobody did
+    when the choice was made, takes its chance out of the comparison.
+    """
     row, load = row_of(request, view), view.total
     first = (*row[:PREDICTED], 1.0, *row[PREDICTED + 1 :])
     profile = view.instance.profile

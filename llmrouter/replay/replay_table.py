@@ -56,15 +56,15 @@ def _add(table: Table, name: str, found: dict[str, Any] | None, simulated: tuple
     table.add_row(f"[bold]{name}[/bold]")
     if found is not None:
         table.add_row("  log", *_told(found["logged"]), "", "")
-        for title, field in (("other policy, SNIPS", "snips"), ("other policy, doubly robust", "doubly_robust")):
+        for title, field in (("other, SNIPS", "snips"), ("other, doubly robust", "doubly_robust")):
             table.add_row(f"  {title}", *_told(found[field]), *_changed(found[f"{field}_change"], found["logged"]))
     means, metric = simulated
     before, after = ((means.get(side) or {}).get(metric) for side in ("logged", "policy"))
     if before is not None:
-        table.add_row("  log's policy, simulated", seconds(before), "", "", "")
+        table.add_row("  log's, simulated", seconds(before), "", "", "")
     if after is not None:
         change = f"{after / before - 1.0:+.1%}" if before else ""
-        table.add_row("  other policy, simulated", seconds(after), "", change, "")
+        table.add_row("  other, simulated", seconds(after), "", change, "")
 
 
 def _told(one: dict[str, Any]) -> tuple[str, str]:
