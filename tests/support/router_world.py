@@ -25,6 +25,7 @@ from router_grpc.adapters.memory_ledger import MemoryBook, MemoryLedger
 from router_grpc.adapters.tokenizers import TokenizedPrompts
 from router_grpc.calls import RouteAnswer, RouteAsk
 from router_grpc.composition import Router, Settings, compose
+from router_grpc.decision_log import DecisionLog
 from router_grpc.length_service import LengthService
 from router_grpc.open_requests import OpenRequests
 from router_grpc.replica import LoadReplica
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 MODEL = "llama"
 PROFILE = "llama-3.1-8b-rtx4090"
 WITHIN_S = 20.0
+EPOCH_S = 1_000_000.0
+"""What a bench's decision log adds to its clock."""
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], *, what: str = "", within_s: float = WITHIN_S) -> None:
@@ -189,6 +192,7 @@ class Bench:
             metrics=metrics,
             clock=now,
             rng=random.Random(1),
+            decisions=DecisionLog(router_id, metrics=metrics, clock=now, now=lambda: EPOCH_S + now()),
         )
         self.service = RouterService(self.world)
         self.reports = ReportService(self.world, self.service.kick, self.service.settle)
