@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from llmrouter_operator.rebalance_memory import Past
     from llmrouter_operator.scaling_view import TargetView
 
+UNKNOWN = frozenset({"TargetNotFound", "SelectorMismatch"})
+"""Why nothing can be said of a pool, let alone done."""
+
 FIRST_BACK_OFF_S = 60.0
 LONGEST_BACK_OFF_S = 3600.0
 
@@ -54,8 +57,14 @@ class Footing:
 
 
 def footing_of(situation: Situation, past: Past, spec: RebalanceSpec) -> Footing:
-    """Which pools may be moved now, and whether a growth failed."""
+    """Which pools may be moved now, and whether a growth failed; who keeps replicas counts only for who sets them."""
     applied = {view.pool: _applied(view, past, situation.generation) for view in situation.views}
+    if spec.mode != "Auto":
+        kept = {
+            view.pool: replace(applied[view.pool], replicas=view.declared, is_ours=view.is_kept_by_us)
+            for view in situation.views
+        }
+        return Footing(_unknown(situation.views), kept)
     blocked: dict[str, Block] = {}
     roll_back = None
     for view in situation.views:
@@ -68,6 +77,12 @@ def footing_of(situation: Situation, past: Past, spec: RebalanceSpec) -> Footing
         if found is not None:
             blocked[view.pool] = found
     return Footing(blocked, applied, roll_back)
+
+
+def _unknown(views: Sequence[TargetView]) -> dict[str, Block]:
+    """Pools of which nothing can be said."""
+    found = {view.pool: view.problem for view in views if view.problem is not None and view.problem.reason in UNKNOWN}
+    return {pool: Block(problem.reason, problem.message) for pool, problem in found.items()}
 
 
 def _applied(view: TargetView, past: Past, generation: int) -> Applied:

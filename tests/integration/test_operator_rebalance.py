@@ -102,7 +102,7 @@ def test_replicas_follow_the_mix_drained_and_within_the_budget_though_the_operat
 
 
 def test_others_that_keep_replicas_are_respected(space: Space, operator: OperatorProcess) -> None:
-    begin(space, fleet_spec(mode="Recommend"), prefill=2, decode=4)
+    begin(space, fleet_spec(), prefill=2, decode=4)
     scaler = {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -121,11 +121,13 @@ def test_others_that_keep_replicas_are_respected(space: Space, operator: Operato
         space.wait(says(space, "False", "OwnedByOther"), f"the autoscaler is seen, see {operator.log}")
         message = space.condition("fleet", "RebalanceActive")["message"]
         assert "HorizontalPodAutoscaler decode keeps the replicas of Deployment decode" in message
-        space.api.call("DELETE", f"{path}/decode")
-        space.wait(says(space, "True", "Recommending"), "a recommendation")
+
+        space.apply(fleet_spec(mode="Recommend"))
+        space.wait(says(space, "True", "Recommending"), "a recommendation for whoever keeps the replicas")
         assert space.status("fleet")["rebalance"]["summary"] == "prefill 2->5, decode 4->1"
         assert (replicas(space), engines.drained) == ((2, 4), set())
 
+        space.api.call("DELETE", f"{path}/decode")
         space.apply(fleet_spec(maxStep=3))
         space.wait(lambda: replicas(space) == (5, 1), "the replicas that the plan asks for")
 

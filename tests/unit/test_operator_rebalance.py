@@ -130,6 +130,13 @@ def test_replicas_that_were_never_set_here_are_taken_over() -> None:
     assert (found.blocked, found.applied) == ({}, {"decode": Applied(1, 1)})
 
 
+def test_a_recommendation_is_made_whoever_keeps_the_replicas() -> None:
+    spec = SPEC.model_copy(update={"mode": "Recommend"})
+
+    assert footing_of(situation(view(deployment(), autoscalers=[KEDA])), Past(), spec).blocked == {}
+    assert footing_of(situation(view(None)), Past(), spec).blocked["decode"].reason == "TargetNotFound"
+
+
 def stuck(*, ready: int = 2) -> TargetView:
     pods = [pod(f"old-{n}") for n in range(ready)] + [pod("new", ready=False, age_s=90.0)]
     pods[-1]["status"]["containerStatuses"] = [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]
