@@ -130,7 +130,7 @@ class Fleet:
             (lambda s=space, n=name: self.apply(ROUTER_FIELDS.format(s), self.router(n)) for space, name in which),
         )
 
-    async def settled(self, which: Sequence[tuple[str, str]], within_s: float = 300.0) -> float:
+    async def settled(self, which: Sequence[tuple[str, str]], within_s: float = 900.0) -> float:
         """Seconds until what routers read is the last spec, for all."""
         began_s, waiting, wanted = time.monotonic(), set(which), f'"maxPromptTokens":{1000 + self.generation}'
         while waiting:
