@@ -83,8 +83,8 @@ def choose_candidate(
     before = _before((observed.router.get("status") or {}).get("candidate"))
     policy, problem = _compiled(observed, spec, spec.candidate)
     digest = None if policy is None else shown_digest(policy.config)
-    if policy is not None and _decides_alike(policy.config, current.config):
-        problem = Why("NothingToCompare", f"{policy.config.name} decides exactly as {current.config.name} does")
+    if policy is not None:
+        problem = _nothing_to_try(policy.config, current.config)
     is_served = current.problem is not None and before is not None and before.phase is Phase.PROMOTED
     against = None if is_served else shown_digest(current.config)
     declared = Declared(spec.candidate, digest, against, problem)
@@ -110,8 +110,12 @@ def _compiled(
         return None, Why(str(error.reason), str(error))
 
 
-def _decides_alike(one: PolicyConfig, other: PolicyConfig) -> bool:
-    return one.model_copy(update={"name": other.name}) == other
+def _nothing_to_try(policy: PolicyConfig, current: PolicyConfig) -> Why | None:
+    if policy.model_copy(update={"name": current.name}) == current:
+        return Why("NothingToCompare", f"{policy.name} decides exactly as {current.name} does")
+    if policy.guard.force_fallback:
+        return Why("FallbackForced", f"guard.forceFallback of {policy.name} is set: its fallback would be tried, not it")
+    return None
 
 
 def _trial(candidate: CandidateSpec, current: PolicyConfig, policy: PolicyConfig) -> str:

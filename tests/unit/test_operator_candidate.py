@@ -270,6 +270,7 @@ def test_one_that_is_taken_from_the_spec_is_told_of() -> None:
         (policy("q", type="Psychic"), "PolicyInvalid"),
         (policy("q", type="Onnx", model={"configMap": {"name": "m"}, "sha256": "0" * 64}), "ModelNotFound"),
         (policy("q", type="RoundRobin"), "NothingToCompare"),
+        (policy("q", type="LMetric", guard={"forceFallback": True}), "FallbackForced"),
     ],
 )
 def test_a_bad_one_is_refused_and_the_current_one_untouched(broken: Object | None, reason: str) -> None:
