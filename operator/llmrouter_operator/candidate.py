@@ -114,7 +114,9 @@ def _nothing_to_try(policy: PolicyConfig, current: PolicyConfig) -> Why | None:
     if policy.model_copy(update={"name": current.name}) == current:
         return Why("NothingToCompare", f"{policy.name} decides exactly as {current.name} does")
     if policy.guard.force_fallback:
-        return Why("FallbackForced", f"guard.forceFallback of {policy.name} is set: its fallback would be tried, not it")
+        return Why(
+            "FallbackForced", f"guard.forceFallback of {policy.name} is set: its fallback would be tried, not it"
+        )
     return None
 
 
