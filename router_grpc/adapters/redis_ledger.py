@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
@@ -106,7 +105,7 @@ class RedisLedger:
         router_id: whose reservations this object makes.
         client: authenticated as its maker pleases; ``close`` closes it.
         namespace: routers with the same one share a ledger.
-        timeout_s: how long any one call may take, waiting for a connection included.
+        timeout_s: how long an answer may take.
     """
 
     is_immediate = False
@@ -218,11 +217,10 @@ class RedisLedger:
         keys = (f"{self._prefix}loads", f"{self._prefix}routers")
         tail = (*keys, self._prefix, self.router_id, *args)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                try:
-                    return await self._pipe.execute("EVALSHA", script.sha, len(keys), *tail)
-                except NoScriptError:  # the server is new or has forgotten: EVAL runs the script and keeps it
-                    return await self._pipe.execute("EVAL", script.source, len(keys), *tail)
+            try:
+                return await self._pipe.execute("EVALSHA", script.sha, len(keys), *tail, within_s=self._timeout_s)
+            except NoScriptError:  # the server is new or has forgotten: EVAL runs the script and keeps it
+                return await self._pipe.execute("EVAL", script.source, len(keys), *tail, within_s=self._timeout_s)
         except (RedisError, OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 self._pipe.reset()

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 Command = tuple[str | int, ...]
 
+PAUSE_S = 0.02
+"""A timer that is later than this tells of a pause of this process, not of its server."""
+
+GRACE_S, GRACES = 0.05, 4
+"""For what came during a pause; so often where one pause follows the other."""
+
 
 class RedisPipe:
     """One connection, made when it is needed and again when it broke. Belongs to one event loop."""
@@ -34,14 +40,26 @@ class RedisPipe:
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: set[asyncio.Future[None]] = set()
 
-    async def execute(self, *command: str | int) -> Any:  # noqa: ANN401 - Redis answers in any shape
-        """The answer to a command; raises what redis-py raises. The caller bounds the time, then ``reset``."""
+    async def execute(self, *command: str | int, within_s: float | None = None) -> Any:  # noqa: ANN401 - of any shape
+        """The answer to a command; raises what redis-py raises, and TimeoutError where it is not there in time.
+
+        ``within_s`` bounds the wait for a connection, and that for the answer; the caller has to ``reset`` then. Time
+        that this process itself did not run in does not count: an answer that came meanwhile is read first.
+        """
         if self._connection is None:
-            await self._connect()
-        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            async with asyncio.timeout(within_s):
+                await self._connect()
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Any] = loop.create_future()
         self._unsent.append((command, answered))
         self._wake.set()
-        return await answered
+        if within_s is None:
+            return await answered
+        timer = loop.call_later(within_s, _late, answered, loop, loop.time() + within_s)
+        try:
+            return await answered
+        finally:
+            timer.cancel()
 
     def reset(self) -> None:
         """An answer was not there in time: whatever is under way fails, and the next command has a new connection."""
@@ -114,3 +132,13 @@ class RedisPipe:
         await end_tasks(tasks)
         await connection.disconnect(nowait=True)
         await self._pool.release(connection)
+
+
+def _late(answered: asyncio.Future[Any], loop: asyncio.AbstractEventLoop, due_s: float, graces: int = GRACES) -> None:
+    """The time is up; where the loop comes to it late, what has come is read before anybody is blamed."""
+    if answered.done():
+        return
+    if graces and loop.time() - due_s > PAUSE_S:
+        loop.call_later(GRACE_S, _late, answered, loop, loop.time() + GRACE_S, graces - 1)
+    else:
+        answered.set_exception(TimeoutError("no answer in time"))

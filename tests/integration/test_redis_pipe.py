@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -88,3 +89,26 @@ async def test_closing_ends_what_is_under_way(redis_server: RedisServer) -> None
         with pytest.raises(NoConnectionError, match="closed"):
             await waiting
         redis_server.resume()
+
+
+async def test_a_pause_of_this_process_is_not_the_server_s_fault(redis_server: RedisServer) -> None:
+    """The answer waits in the socket while the deadline passes; the timer is the first to be looked at."""
+    async with pipe_to(redis_server) as pipe:
+        assert await pipe.execute("PING") == "PONG"
+        said = [asyncio.ensure_future(pipe.execute("ECHO", str(n), within_s=0.05)) for n in range(3)]
+        for _ in range(4):
+            await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - the pause itself
+        assert await asyncio.gather(*said) == ["0", "1", "2"]
+
+
+async def test_a_server_that_does_not_answer_in_time_is_given_up(redis_server: RedisServer) -> None:
+    async with pipe_to(redis_server) as pipe:
+        assert await pipe.execute("PING") == "PONG"
+        redis_server.pause()
+        for _ in range(2):  # the second one finds no connection, and a server that takes one without a word
+            with pytest.raises(TimeoutError):
+                await pipe.execute("PING", within_s=0.05)
+            pipe.reset()
+        redis_server.resume()
+        assert await pipe.execute("PING", within_s=5.0) == "PONG"
