@@ -2,12 +2,13 @@
 
     python -m bench.rebalancing [--gpus 8] [--seeds 5] [--json FILE] [--svg FILE]
 
-One pool computes prompts, one makes the answers. Four ways to split the GPUs between them, on the same traffic:
+One pool computes prompts, one makes the answers. Ways to split the GPUs between them, on the same traffic:
 
 - ``Off, for the first phase``: the split that is best for the traffic of the first phase; nothing moves.
 - ``Off, best for all``: the split that does best over the whole trace, found afterwards; nothing moves.
 - ``Auto``: what the operator does. Every 15 s the plan is made (``planning/split.py``) of the mix as routers measure it
-  and of its forecast; replicas move one step at a time (``planning/steps.py``).
+  and of its forecast; replicas move one step at a time (``planning/steps.py``). Once with the defaults of
+  ``spec.rebalance``, once with ``stabilizationSeconds`` 30, ``cooldownSeconds`` 0 and ``maxStep`` 4.
 - ``Oracle``: is told the best split of each phase the moment that phase begins. It starts and drains as anybody must.
 """
 
@@ -54,13 +55,14 @@ if TYPE_CHECKING:
 
 TARGETS = Targets(ttft_s=1.5, tpot_s=0.025)
 ATTAINMENT = 0.9
-STABILIZATION_S, COOLDOWN_S, MAX_STEP = 60.0, 30.0, 2
+DEFAULTS: dict[str, Any] = {"stabilization_s": 120.0, "cooldown_s": 60.0, "max_step": 1}
+QUICK: dict[str, Any] = {"stabilization_s": 30.0, "cooldown_s": 0.0, "max_step": 4}
 PLAN_EVERY_S = 15.0
 MOST_GROWTH = 1.5
 TIMES = Lifetimes(start_s=60.0, drain_s=120.0, stop_s=5.0, look_every_s=5.0)
-AT_ONCE = Lifetimes(start_s=0.0, drain_s=0.0, stop_s=0.0, look_every_s=5.0)
 BIN_S = 30.0
-FIRST, BEST, AUTO, ORACLE = "Off, for the first phase", "Off, best for all", "Auto", "Oracle"
+FIRST, BEST = "Off, for the first phase", "Off, best for all"
+AUTO, AUTO_QUICK, ORACLE = "Auto, defaults", "Auto, quick", "Oracle"
 SELECTION_SEED = 1_000
 Split = tuple[int, int]
 """Replicas that compute prompts, and that answer."""
@@ -104,11 +106,9 @@ class Told:
 class Measuring(Told):
     """The operator: plans on what routers measured and what is forecast of it."""
 
-    def __init__(self, gpus: int, workload: Workload) -> None:
-        rules = Rules(gpu_budget=gpus, stabilization_s=STABILIZATION_S, cooldown_s=COOLDOWN_S, max_step=MAX_STEP)
-        super().__init__(gpus, (), rules)
+    def __init__(self, rules: Rules, workload: Workload) -> None:
+        super().__init__(rules.gpu_budget, (), rules)
         self.reasons: list[tuple[float, str]] = []
-        self._gpus = gpus
         self._meter = _Meter(workload)
         self._history = RateHistory()
         self._next_plan_s = PLAN_EVERY_S
@@ -127,7 +127,7 @@ class Measuring(Told):
         if mix is None:
             return
         self._history.note((mix.requests_per_s, mix.prefill_tokens_per_s, mix.decode_tokens_per_s), at_s=now_s)
-        bands = self._history.bands(TIMES.start_s + STABILIZATION_S)
+        bands = self._history.bands(TIMES.start_s + self._rules.stabilization_s)
         growth = max((band.high / band.mid for band in bands or () if band.mid > 0.0), default=1.0)
         demand = demand_of_mix("", mix, times=min(growth, MOST_GROWTH))
         if demand is None:
@@ -138,13 +138,13 @@ class Measuring(Told):
                 profile=PROFILE,
                 role=Role.PREFILL if state.pool == "prefill" else Role.DECODE,
                 min_replicas=1,
-                max_replicas=self._gpus - 1,
+                max_replicas=self._rules.gpu_budget - 1,
                 current=state.declared,
             )
             for state in replicas.observed()
         )
         slo = Slo(ttft_s=TARGETS.ttft_s, tpot_s=TARGETS.tpot_s, attainment=ATTAINMENT)
-        proposal = propose(PlanInputs(demands=(demand,), pools=pools, slo=slo, gpu_budget=self._gpus))
+        proposal = propose(PlanInputs(demands=(demand,), pools=pools, slo=slo, gpu_budget=self._rules.gpu_budget))
         if proposal.replicas != self._last:
             self.reasons.append((now_s, proposal.reason))
         self._last = proposal.replicas
@@ -320,7 +320,10 @@ def compare(gpus: int, seeds: Sequence[int]) -> tuple[list[Run], dict[str, Any]]
         runs += [
             static(each[0], scene, FIRST),
             static(overall, scene, BEST),
-            play(AUTO, each[0], Measuring(gpus, scene.workload), scene),
+            *(
+                play(name, each[0], Measuring(Rules(gpu_budget=gpus, **rules), scene.workload), scene)
+                for name, rules in ((AUTO, DEFAULTS), (AUTO_QUICK, QUICK))
+            ),
             play(ORACLE, each[0], Told(gpus, oracle), scene),
         ]
     facts = {
@@ -334,7 +337,7 @@ def compare(gpus: int, seeds: Sequence[int]) -> tuple[list[Run], dict[str, Any]]
 def shown(runs: Sequence[Run], stretches: Sequence[Stretch]) -> Table:
     """Means over the seeds."""
     names = [f"{one.kind.name} {one.rate_rps:g}/s" for one in stretches]
-    table = Table("", "goodput req/s", *names, "GPUs", "moves", "undone", "lost", "shed")
+    table = Table("", "goodput req/s", "of the time", *names, "GPUs", "moves", "undone", "lost", "shed")
     for name in dict.fromkeys(run.name for run in runs):
         those = [run for run in runs if run.name == name]
         goodput = np.array([run.goodput_rps for run in those])
@@ -342,6 +345,7 @@ def shown(runs: Sequence[Run], stretches: Sequence[Stretch]) -> Table:
         table.add_row(
             name,
             f"{goodput.mean():.1f} ± {1.96 * goodput.std(ddof=1) / len(goodput) ** 0.5:.1f}",
+            f"{np.mean([run.by_bin for run in those]):.1%}",
             *(f"{share:.1%}" for share in shares),
             f"{np.mean([run.gpu_fraction for run in those]):.0%}",
             *(f"{np.mean([getattr(run, key) for run in those]):.1f}" for key in ("moves", "reversals", "lost", "shed")),
