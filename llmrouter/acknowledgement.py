@@ -38,7 +38,7 @@ class RouterMix(Resource):
     prefill_time_fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     prefill_squared_per_s: _Amount = 0.0
     context_tokens_per_s: _Amount = 0.0
-    arrivals_scv: _Amount | None = None
+    dispersion: _Amount | None = None
     prompt_tokens: _Law | None = None
     output_tokens: _Law | None = None
 
@@ -48,6 +48,9 @@ MAX_SLOW = 8
 
 MAX_DRAINING = 64
 """Draining instances that are told of; those with the most in flight."""
+
+MAX_QUIETEST = 256
+"""Quiet instances that are told of."""
 
 _Residual = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 _Slowness = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -164,6 +167,8 @@ class RouterAcknowledgement(Resource):
     in_flight: int = Field(ge=0)
     draining: dict[Annotated[str, Field(max_length=259)], int] = Field(default_factory=dict, max_length=MAX_DRAINING)
     """Instances that this router gives no new request because they are to go; what is still in flight on each."""
+    quietest: dict[Annotated[str, Field(max_length=259)], int] = Field(default_factory=dict, max_length=MAX_QUIETEST)
+    """Pods with the fewest requests in flight, a few of each pool, and how many: who might go first."""
     candidate: RouterCandidate | None = None
     """The policy on trial; ``None`` where the configuration names none."""
     mixes: dict[Annotated[str, Field(max_length=256)], RouterMix] = Field(default_factory=dict, max_length=MAX_MODELS)

@@ -47,6 +47,7 @@ def acknowledgement_of(
     certificate: Readiness | None = None,
     decision_log: Readiness | None = None,
     draining: Mapping[str, int] | None = None,
+    quietest: Mapping[str, int] | None = None,
     candidate: RouterCandidate | None = None,
 ) -> RouterAcknowledgement:
     """``instances`` are (ready, total); ``shared_state_ready`` is ``None`` without a shared ledger.
@@ -54,7 +55,8 @@ def acknowledgement_of(
     ``resting`` says that the length model rests; ``drift`` what has changed of lengths, if anything; ``drift_known``
     that enough answers came to say so; ``mixes`` what arrives, by model. ``calibration`` gives by pool what decisions
     use of what is known of its step times, and what is known. ``certificate`` is ``None`` where no port speaks TLS,
-    ``decision_log`` where none is declared. ``draining`` are the requests in flight on instances that are to go.
+    ``decision_log`` where none is declared. ``draining`` are the requests in flight on instances that are to go,
+    ``quietest`` those on some that have few.
     """
     ready, total = instances
     policy, policy_now = runtime.config.policy, runtime.policy_now
@@ -90,6 +92,7 @@ def acknowledgement_of(
         instances_total=total,
         in_flight=in_flight,
         draining=_most(draining or {}),
+        quietest=dict(quietest or {}),
         candidate=candidate,
         mixes=_mixes_of(mixes),
         calibration=tuple(_calibration_of(pool, *known) for pool, known in (calibration or {}).items()),

@@ -35,7 +35,7 @@ from router_grpc.candidate_told import candidate_told
 from router_grpc.certificates import Certificates
 from router_grpc.changes import Changes
 from router_grpc.decision_log import DecisionLog
-from router_grpc.draining import in_flight_on_draining
+from router_grpc.draining import in_flight_on_draining, quietest_pods
 from router_grpc.length_service import LengthService
 from router_grpc.length_sharing import LengthSharing
 from router_grpc.listeners.server import OWN_PICKER_FIELD, PICKER_FIELD
@@ -220,6 +220,7 @@ def describe(app: RouterApp, *, has_shared_state: bool) -> RouterAcknowledgement
         candidate=candidate_told(app.world, runtime),
         decision_log=app.world.decisions.readiness,
         draining=in_flight_on_draining(app.world),
+        quietest=quietest_pods(app.world),
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from typing import TYPE_CHECKING
+
+from llmrouter.acknowledgement import MAX_QUIETEST
 
 if TYPE_CHECKING:
     from router_grpc.world import World
+
+QUIETEST_OF_A_POOL = 8
 
 
 def in_flight_on_draining(world: World) -> dict[str, int]:
@@ -18,6 +23,18 @@ def in_flight_on_draining(world: World) -> dict[str, int]:
         else world.replica.load_of(name).requests
         for name in world.instances.draining
     }
+
+
+def quietest_pods(world: World) -> dict[str, int]:
+    """The pods of each pool with the fewest requests in flight that are not told to go, and how many they have."""
+    now_s = world.clock()
+    by_pool: dict[str, list[tuple[int, str]]] = {}
+    for one in world.instances.current():
+        if one.instance_id != one.endpoint and one.instance_id not in world.instances.draining:
+            requests = world.replica.view(one, now_s=now_s).total.requests
+            by_pool.setdefault(one.pool, []).append((requests, one.instance_id))
+    least = [pair for pairs in by_pool.values() for pair in nsmallest(QUIETEST_OF_A_POOL, pairs)]
+    return {name: requests for requests, name in least[:MAX_QUIETEST]}
 
 
 class EmptyWatch:

@@ -11,7 +11,7 @@ from llmrouter_operator.models import CONFIG_MAP, ObjectKey, metadata_of
 if TYPE_CHECKING:
     from llmrouter_operator.models import Object
 
-REPEATED = ("atS", "inFlight")
+REPEATED = ("atS", "inFlight", "quietest")
 """Fields of an acknowledgement that no condition is made of."""
 
 MOVING = ("mix", "calibration")

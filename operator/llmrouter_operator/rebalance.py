@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter_operator.cluster import ClusterError
@@ -78,10 +79,12 @@ class Rebalancer:
         views, fixed = await asyncio.gather(
             scaling.observe(spec.pools, inference_pools), scaling.count_fixed(spec.pools, inference_pools)
         )
+        said = facts.said.by_router.values()
+        loads = {name: count for one in said for name, count in one.quietest.items()}
         situation = Situation(
             pools={pool.name: pool for pool in spec.pools if pool.scale_target_ref is not None},
-            views=views,
-            in_flight=[said.draining for said in facts.said.by_router.values()],
+            views=[replace(view, in_flight=loads) for view in views],
+            in_flight=[one.draining for one in said],
             generation=metadata_of(router)["generation"],
             now_s=now_s,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ class TargetView:
     problem: Problem | None = None
     refusal: str = ""
     """What its controller says of pods that it cannot make."""
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    """Requests in flight by instance, of those that routers told of: the quietest."""
 
     @property
     def live(self) -> tuple[Replica, ...]:
@@ -101,13 +104,20 @@ class TargetView:
         """Live replicas in the order in which they are to go.
 
         By ordinal, the highest first, where the controller takes those; else those first that do not serve, then those
-        that drain already, then the newest: the caches of older ones are warmer.
+        that drain already, then those with the fewest requests in flight, then the newest: its caches are least warm.
         """
         if self.target.kind != "Deployment":
             return tuple(sorted(self.live, key=lambda one: -(one.ordinal or 0)))
         return tuple(
             sorted(
-                self.live, key=lambda one: (one.is_ready, one.draining_since_s or 1e12, -one.created_at_s, one.instance)
+                self.live,
+                key=lambda one: (
+                    one.is_ready,
+                    one.draining_since_s or math.inf,
+                    self.in_flight.get(one.instance, math.inf),
+                    -one.created_at_s,
+                    one.instance,
+                ),
             )
         )
 

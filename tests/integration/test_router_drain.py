@@ -47,7 +47,7 @@ async def test_a_draining_instance_ends_what_it_has_and_gets_nothing_new(space: 
         assert {one.instance_id for one in had} == {"engine-1", "engine-2"}
 
         await asyncio.to_thread(annotate, space, "engine-1", "2026-01-01T00:00:00Z")
-        await space.says(instancesReady=1, instancesTotal=2, draining={"engine-1": 2})
+        await space.says(instancesReady=1, instancesTotal=2, draining={"engine-1": 2}, quietest={"engine-2": 2})
         new = [await live.route(f"after-{n}") for n in range(4)]
         assert {one.instance_id for one in new} == {"engine-2"}
 

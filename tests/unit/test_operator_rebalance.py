@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -208,6 +209,9 @@ def test_an_instance_may_go_once_every_router_says_that_it_is_empty() -> None:
 def test_who_goes_first() -> None:
     pods = (pod("old"), pod("new", age_s=10.0), draining("told", 5.0), pod("starting", ready=False))
     assert [one.instance for one in view(deployment(4), *pods).going()] == ["starting", "told", "new", "old"]
+
+    known = replace(view(deployment(4), *pods), in_flight={"old": 0, "new": 2})
+    assert [one.instance for one in known.going()] == ["starting", "told", "old", "new"]
 
     ordinals = ScaleTargetRef(kind="StatefulSet", name="decode")
     ending = pod("decode-10", deletionTimestamp="2026-01-01T00:00:00Z")
