@@ -53,7 +53,7 @@ MAX_READ_BYTES = 64 * 1024
 AT_ONCE_BYTES = 8 * 1024
 """A prompt up to so long is read on the event loop."""
 
-AT_ONCE_REQUESTS = 16
+AT_ONCE_REQUESTS = 32
 """So many are foretold together on the event loop before others have a turn."""
 
 QUICK_S, QUICK_IN_A_ROW = 0.01, 20

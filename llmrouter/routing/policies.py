@@ -18,7 +18,7 @@ from llmrouter.routing.batching import hold_for_batch
 from llmrouter.routing.columns import MANY, Columns
 from llmrouter.routing.features import feature_rows, features_of, profile_features, weights_of
 from llmrouter.routing.inflight import fits, kv_bound
-from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
+from llmrouter.routing.rooms import MAX_KNOWN, kv_gate, per_profile, request_bound
 from llmrouter.routing.rules import FORMULAS, Rule
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ MAX_CANDIDATES = 8
 _NO_BATCH_HOLD = BatchHold()
 
 Ranked = list[tuple[float, "InstanceView"]]
+_Room = tuple[int, int, float, int, int, float]
+"""The first arguments of ``fits``: a load, and the room that a policy gives it."""
 
 
 class ScorerLike(Protocol):
@@ -116,6 +118,7 @@ class RoomyPolicy:
 
     def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         self.room_of = room_rule
+        self._rooms: dict[int, tuple[InstanceView, _Room]] = {}
 
     def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
         """Filters, orders and names the candidates."""
@@ -147,25 +150,26 @@ class RoomyPolicy:
         """How many instances are eligible, and those of them that have room."""
         model, excluded = request.model, request.excluded_instance_ids
         prompt, predicted = request.prompt_tokens, request.predicted_output_tokens
-        eligible, roomy = 0, []
+        eligible, roomy, rooms = 0, [], self._rooms
         for view in views:
             instance = view.instance
             if model not in instance.models or instance.instance_id in excluded:
                 continue
             eligible += 1
-            load, room = view.total, self.room_of(view)
-            if fits(
-                load.requests,
-                load.context_tokens,
-                load.remaining_decode_tokens,
-                room.max_requests,
-                kv_bound(room),
-                room.decode_reserve_fraction,
-                prompt,
-                predicted,
-            ):
+            known = rooms.get(id(view)) or self._look_at(view)
+            if fits(*known[1], prompt, predicted):
                 roomy.append(view)
         return eligible, roomy
+
+    def _look_at(self, view: InstanceView) -> tuple[InstanceView, _Room]:
+        """What ``fits`` is told of an instance, remembered for as long as its view stands."""
+        load, room = view.total, self.room_of(view)
+        part = load.requests, load.context_tokens, load.remaining_decode_tokens
+        if len(self._rooms) >= MAX_KNOWN:
+            self._rooms.clear()
+        known = (view, (*part, room.max_requests, kv_bound(room), room.decode_reserve_fraction))
+        self._rooms[id(view)] = known  # the view is kept, so that its id stays its own
+        return known
 
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
         """The views in order, the best first; ``MAX_CANDIDATES`` of them are enough."""
