@@ -34,7 +34,7 @@ class ModelDemand:
         output_tokens: law of d, likewise, at least 1.
         prefill_tokens_squared: mean of p² − c², what attention to the prompt costs.
         context_tokens: mean of d·(p + d/2): the context that its decode steps read together.
-        arrivals_scv: squared coefficient of variation of the gaps between arrivals; 1 for Poisson.
+        dispersion: variance of the arrivals in a second over their mean; 1 for Poisson.
     """
 
     model: str
@@ -43,10 +43,10 @@ class ModelDemand:
     output_tokens: tuple[float, ...]
     prefill_tokens_squared: float
     context_tokens: float
-    arrivals_scv: float = 1.0
+    dispersion: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("requests_per_s", "prefill_tokens_squared", "context_tokens", "arrivals_scv"):
+        for name in ("requests_per_s", "prefill_tokens_squared", "context_tokens", "dispersion"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise InvalidInputError(f"demand of {self.model}: {name} must be finite and at least 0")
         if not self.prefill_tokens or not self.output_tokens:
@@ -63,8 +63,9 @@ class ModelDemand:
         return sum(self.output_tokens) / len(self.output_tokens)
 
     def times(self, factor: float) -> ModelDemand:
-        """The same requests, ``factor`` times as many."""
-        return replace(self, requests_per_s=self.requests_per_s * factor)
+        """The same requests, ``factor`` times as many. A part of them, taken at random, comes less in bursts."""
+        kept = 1.0 + min(factor, 1.0) * (self.dispersion - 1.0)
+        return replace(self, requests_per_s=self.requests_per_s * factor, dispersion=kept)
 
 
 def demand_of(
@@ -74,7 +75,7 @@ def demand_of(
     *,
     requests_per_s: float,
     cached_tokens: Sequence[float] | Floats | None = None,
-    arrivals_scv: float = 1.0,
+    dispersion: float = 1.0,
 ) -> ModelDemand:
     """The demand of recorded requests, one entry of each column (N) a request; nothing cached where not given.
 
@@ -92,7 +93,7 @@ def demand_of(
         output_tokens=equal_masses(output_N),
         prefill_tokens_squared=float(np.mean(prompt_N**2 - cached_N**2)),
         context_tokens=float(np.mean(output_N * (prompt_N + 0.5 * output_N))),
-        arrivals_scv=arrivals_scv,
+        dispersion=dispersion,
     )
 
 
@@ -107,7 +108,7 @@ def demand_of_mix(model: str, mix: TrafficMix, *, times: float = 1.0) -> ModelDe
         output_tokens=_points(mix.output_tokens, mix.decode_tokens_per_s / mix.requests_per_s),
         prefill_tokens_squared=mix.prefill_squared_per_s / mix.requests_per_s,
         context_tokens=mix.context_tokens_per_s / mix.requests_per_s,
-        arrivals_scv=1.0 if mix.arrivals_scv is None else mix.arrivals_scv,
+        dispersion=1.0 if mix.dispersion is None else mix.dispersion,
     )
 
 

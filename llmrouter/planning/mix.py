@@ -46,14 +46,16 @@ _MASSES_Q = np.diff(_EDGES_Q)
 _STARTS = STARTS_B.tolist()
 _RENEW_S = 20.0 * WINDOW_S
 _LAWS_AT_ONCE = 256
-_REQUESTS, _PREFILL, _DECODE, _PREFILL_S, _DECODE_S, _SQUARES, _CONTEXT, _GAPS, _GAPS_SQUARED, _SUMS = range(10)
+_REQUESTS, _PREFILL, _DECODE, _PREFILL_S, _DECODE_S, _SQUARES, _CONTEXT, _SECONDS, _COUNTS, _COUNTS_SQUARED, _SUMS = (
+    range(11)
+)
 _PROMPTS = _SUMS + BINS
 _ADDED = (
     *("requests", "requests_per_s", "prefill_tokens_per_s", "decode_tokens_per_s", "engine_s_per_s"),
     *("prefill_squared_per_s", "context_tokens_per_s"),
 )
-_SEEN_GAPS = 10.0
-"""Fewer gaps than this say nothing of how bursty arrivals are."""
+_SEEN_SECONDS = 10.0
+"""Fewer seconds than this say nothing of how bursty arrivals are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class TrafficMix:
         prefill_time_fraction: share of prefill in it.
         prefill_squared_per_s: Σ(p² − c²), which attention to the prompt costs.
         context_tokens_per_s: Σ d·(p + d/2), which attention costs the decode steps.
-        arrivals_scv: squared coefficient of variation of the gaps between dispatches: 1 for Poisson.
+        dispersion: index of dispersion: variance of the dispatches in a second over their mean; 1 for Poisson.
         prompt_tokens: p − c at ``LEVELS``.
         output_tokens: d at ``LEVELS``, of the merged laws of answers.
     """
@@ -84,7 +86,7 @@ class TrafficMix:
     prefill_time_fraction: float | None = None
     prefill_squared_per_s: float = 0.0
     context_tokens_per_s: float = 0.0
-    arrivals_scv: float | None = None
+    dispersion: float | None = None
     prompt_tokens: tuple[float, ...] | None = None
     output_tokens: tuple[float, ...] | None = None
 
@@ -123,7 +125,8 @@ class MixMeter:
         self._started_at_s = started_at_s
         self._at_s = started_at_s
         self._unit_at_s = started_at_s
-        self._arrived_at_s: float | None = None
+        self._second_at_s = started_at_s
+        self._in_second = 0
         # in units that grow by exp(1/W) a second, so that nothing need decay
         self._sums = [0.0] * (_SUMS + 2 * BINS)
         self._laws: list[tuple[tuple[float, ...], float]] = []
@@ -141,11 +144,9 @@ class MixMeter:
         sums[_DECODE_S] += unit * decode_s
         sums[_SQUARES] += unit * (prompt_tokens * prompt_tokens - cached_tokens * cached_tokens)
         sums[_CONTEXT] += unit * output_tokens * (prompt_tokens + 0.5 * output_tokens)
-        if self._arrived_at_s is not None:
-            gap_s = self._at_s - self._arrived_at_s
-            sums[_GAPS] += unit * gap_s
-            sums[_GAPS_SQUARED] += unit * gap_s * gap_s
-        self._arrived_at_s = self._at_s
+        if self._at_s - self._second_at_s >= 1.0:
+            self._end_second(unit)
+        self._in_second += 1
         sums[_PROMPTS + max(0, bisect_right(_STARTS, prompt_tokens - cached_tokens) - 1)] += unit
         self._add_law(one.law, unit)
 
@@ -171,7 +172,7 @@ class MixMeter:
         window_s = -WINDOW_S * math.expm1(-age_s / WINDOW_S)
         self._add_laws()
         sums = np.maximum(np.array(self._sums) * math.exp((self._unit_at_s - at_s) / WINDOW_S), 0.0)
-        requests, prefill, decode, prefill_s, decode_s, squares, context, gaps, gaps_squared = sums[:_SUMS].tolist()
+        requests, prefill, decode, prefill_s, decode_s, squares, context, *counted = sums[:_SUMS].tolist()
         work_s = prefill_s + decode_s
         return TrafficMix(
             requests=requests,
@@ -182,7 +183,7 @@ class MixMeter:
             prefill_time_fraction=prefill_s / work_s if work_s > 0.0 else None,
             prefill_squared_per_s=squares / window_s,
             context_tokens_per_s=context / window_s,
-            arrivals_scv=_scv(requests, gaps, gaps_squared),
+            dispersion=_dispersion(*counted),
             prompt_tokens=_law(sums[_PROMPTS:]),
             output_tokens=_law(sums[_SUMS:_PROMPTS]),
         )
@@ -198,6 +199,15 @@ class MixMeter:
         self._sums = [one * left for one in self._sums]
         self._unit_at_s = self._at_s
         return 1.0
+
+    def _end_second(self, unit: float) -> None:
+        """Counts the second that is over, and those without a dispatch since."""
+        past = min(math.floor(self._at_s - self._second_at_s), round(WINDOW_S))
+        self._sums[_SECONDS] += unit * past
+        self._sums[_COUNTS] += unit * self._in_second
+        self._sums[_COUNTS_SQUARED] += unit * self._in_second * self._in_second
+        self._second_at_s = max(self._second_at_s + past, self._at_s - 1.0)
+        self._in_second = 0
 
     def _add_law(self, law: LengthDistribution, weight: float) -> None:
         self._laws.append((law.quantiles, weight))
@@ -248,11 +258,11 @@ class Mixes:
         return added(self.by_model(now_s).values())
 
 
-def _scv(requests: float, gaps_s: float, gaps_s_squared: float) -> float | None:
-    """Squared coefficient of variation of gaps, from their count and moments."""
-    if requests < _SEEN_GAPS or gaps_s <= 0.0:
+def _dispersion(seconds: float, counts: float, counts_squared: float) -> float | None:
+    """Variance over mean of counts, from how many there are and their moments."""
+    if seconds < _SEEN_SECONDS or counts <= 0.0:
         return None
-    return max(requests * gaps_s_squared / (gaps_s * gaps_s) - 1.0, 0.0)
+    return max(counts_squared / counts - counts / seconds, 0.0)
 
 
 def _law(counts_B: Floats) -> tuple[float, ...] | None:
@@ -295,17 +305,22 @@ def added(mixes: Iterable[TrafficMix]) -> TrafficMix:
     """Mixes of several routers or models as one.
 
     Rates add up. The fraction is weighted by engine time, which is exact; quantiles by requests, which is exact where
-    their laws are the same; the variation of gaps by rates (the asymptotic method of Whitt 1982 for the superposition
-    of arrivals).
+    their laws are the same. What each has of dispersion beyond Poisson's adds up: a burst comes to all at once.
     """
     all_of = list(mixes)
     return TrafficMix(
         **{name: sum(getattr(one, name) for one in all_of) for name in _ADDED},
         prefill_time_fraction=_weighted((one.prefill_time_fraction, one.engine_s_per_s) for one in all_of),
-        arrivals_scv=_weighted((one.arrivals_scv, one.requests_per_s) for one in all_of),
+        dispersion=_dispersed(all_of),
         prompt_tokens=_laws((one.prompt_tokens, one.requests) for one in all_of),
         output_tokens=_laws((one.output_tokens, one.requests) for one in all_of),
     )
+
+
+def _dispersed(mixes: Iterable[TrafficMix]) -> float | None:
+    """Of all streams together, where they are parts of one; ``None`` where none is known."""
+    known = [one.dispersion - 1.0 for one in mixes if one.dispersion is not None]
+    return max(1.0 + sum(known), 0.0) if known else None
 
 
 def _laws(laws: Iterable[tuple[tuple[float, ...] | None, float]]) -> tuple[float, ...] | None:

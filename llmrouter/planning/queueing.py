@@ -62,7 +62,8 @@ def waiting(
 ) -> Waiting | None:
     """Waiting in G/G/m, first come first served; ``None`` where more arrives than is served.
 
-    Mean by Allen and Cunneen: C(m, a)/(m/S − λ)·(c_a² + c_s²)/2. The tail is taken as exponential.
+    Mean by Allen and Cunneen: C(m, a)/(m/S − λ)·(c_a² + c_s²)/2. The tail is taken as exponential. For ``arrivals_scv``
+    the index of dispersion stands where arrivals come in bursts, which gaps alone do not show (Sriram and Whitt 1986).
     """
     offered = requests_per_s * service_s
     if offered >= servers:

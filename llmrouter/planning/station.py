@@ -8,7 +8,8 @@ between the tokens of an answer. All time is spent in steps, so ``1 = (b + g3·B
     T = b / (1 − ρ),    ρ = λ·(G + g3·d + g2·k)
 
 ρ is the load: at 1 the instance cannot keep up. The number in the batch is that of a processor-sharing queue whose
-service slows as it fills; linearised, its variance is ``B/(1 − ρ)``. Prompts wait for each other, as in a G/G/m queue
+service slows as it fills; linearised, its variance is ``z·B/(1 − ρ)`` where z = (1 + I)/2 is the peakedness of arrivals
+whose index of dispersion is I (Eckberg 1983, exponential service). Prompts wait for each other, as in a G/G/m queue
 of all instances (``queueing.waiting``); requests wait for room as where a G/G/m queue has very many servers.
 """
 
@@ -34,6 +35,8 @@ USABLE_KV = 0.9
 _SETTLED = 4
 """Rounds after which the batch and the budget that it leaves for prompts agree."""
 _NEARLY = 0.999
+_LEAST_PEAKEDNESS = 0.25
+"""Arrivals that are more even than this do not make a batch more even."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Station:
         prompts_per_s: rate of prompts that stall an instance's answers.
         stall_s: mean stall of those.
         stall_s_squared: mean of its square.
+        dispersion: of the arrivals at one instance.
         tightest: what binds first: ``prefill``, ``decode`` or ``memory``.
     """
 
@@ -68,6 +72,7 @@ class Station:
     prompts_per_s: float
     stall_s: float
     stall_s_squared: float
+    dispersion: float
     tightest: str
 
     def first_token_s(self, prefill_tokens: float) -> float:
@@ -102,7 +107,8 @@ class Station:
         if none > 1.0 - 1e-9:
             return calm
         mean_s = expected * self.stall_s / gaps / (1.0 - none)
-        square = (expected * self.stall_s_squared + (expected * self.stall_s) ** 2) / gaps**2 / (1.0 - none)
+        spread = self.stall_s_squared + (self.dispersion - 1.0) * self.stall_s**2
+        square = (expected * spread + (expected * self.stall_s) ** 2) / gaps**2 / (1.0 - none)
         variance = max(square - mean_s * mean_s, 0.0) + self.step_deviation_s**2
         deviation_s = amplified * math.sqrt(variance)
         return none * calm + (1.0 - none) * normal_within(seconds, self.steady_s + mean_s, deviation_s)
@@ -146,7 +152,7 @@ class _Asked:
     prompts: tuple[tuple[float, float], ...]
     output_tokens: float
     context_tokens: float
-    arrivals_scv: float
+    dispersion: float
 
 
 def _asked(demands: Sequence[ModelDemand], rate: float) -> _Asked:
@@ -157,7 +163,7 @@ def _asked(demands: Sequence[ModelDemand], rate: float) -> _Asked:
         tuple(prompts),
         sum(share * one.mean_output_tokens for share, one in shares),
         sum(share * one.context_tokens for share, one in shares),
-        sum(share * one.arrivals_scv for share, one in shares),
+        sum(share * one.dispersion for share, one in shares),
     )
 
 
@@ -184,7 +190,8 @@ def _answering(profile: EngineProfile, role: Role, instances: int, asked: _Asked
     )
     if waits is None:
         return PREFILL
-    deviation = math.sqrt(sequences / (1.0 - load))
+    each_dispersion = 1.0 + (asked.dispersion - 1.0) / instances
+    deviation = math.sqrt(max(0.5 * (1.0 + each_dispersion), _LEAST_PEAKEDNESS) * sequences / (1.0 - load))
     spare = instances * (places - sequences)
     some = max(stalls[0], 1e-12)
     return Station(
@@ -200,6 +207,7 @@ def _answering(profile: EngineProfile, role: Role, instances: int, asked: _Asked
         prompts_per_s=each * stalls[0],
         stall_s=stalls[1] / some,
         stall_s_squared=stalls[2] / some,
+        dispersion=each_dispersion,
         tightest=MEMORY if sequences > load * places else PREFILL if stalls[1] > answers_s else DECODE,
     )
 
@@ -274,7 +282,7 @@ def _prompts_wait(
     if mean <= 0.0:
         return NO_WAITING
     return waiting(
-        instances, asked.rate, mean, service_scv=max(square / mean**2 - 1.0, 0.0), arrivals_scv=asked.arrivals_scv
+        instances, asked.rate, mean, service_scv=max(square / mean**2 - 1.0, 0.0), arrivals_scv=asked.dispersion
     )
 
 
@@ -291,7 +299,7 @@ def _prefilling(profile: EngineProfile, instances: int, asked: _Asked) -> Statio
     mean, square = _moments(services)
     mean = min(mean, _NEARLY * instances / asked.rate)
     waits = waiting(
-        instances, asked.rate, mean, service_scv=max(square / mean**2 - 1.0, 0.0), arrivals_scv=asked.arrivals_scv
+        instances, asked.rate, mean, service_scv=max(square / mean**2 - 1.0, 0.0), arrivals_scv=asked.dispersion
     )
     return PREFILL if waits is None else _station_of(profile, Role.PREFILL, load=load, prompts=waits)
 
@@ -316,6 +324,7 @@ def _station_of(profile: EngineProfile, role: Role, *, load: float = 0.0, prompt
         prompts_per_s=0.0,
         stall_s=0.0,
         stall_s_squared=0.0,
+        dispersion=1.0,
         tightest=PREFILL if role is Role.PREFILL else DECODE,
     )
 

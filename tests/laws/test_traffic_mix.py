@@ -21,6 +21,7 @@ from llmrouter.planning.mix import (
     Mixes,
     MixMeter,
     TrafficMix,
+    added,
     engine_seconds,
     merged,
 )
@@ -220,13 +221,30 @@ def test_moments_are_those_of_what_was_computed_and_asked_for() -> None:
     assert mix.prompt_tokens == pytest.approx([600.0] * len(LEVELS), rel=0.08)
 
 
-@pytest.mark.parametrize(("shape", "scv"), [(1e6, 0.0), (1.0, 1.0), (0.25, 4.0)])
-def test_gaps_between_arrivals_tell_how_bursty_they_are(shape: float, scv: float) -> None:
-    rng, meter, now_s = np.random.default_rng(3), MixMeter(), 0.0
-    for gap_s in (rng.gamma(shape, 0.01 / shape, 12_000)).tolist():
+@pytest.mark.parametrize(("shape", "dispersion"), [(1e6, 0.0), (1.0, 1.0), (0.25, 4.0)])
+def test_counts_of_arrivals_tell_how_bursty_they_are(shape: float, dispersion: float) -> None:
+    """Over many gaps, the index of dispersion of a renewal process is the squared variation of its gaps."""
+    rng, meter, now_s = np.random.default_rng(4), MixMeter(), 0.0
+    for gap_s in (rng.gamma(shape, 0.05 / shape, 12_000)).tolist():
         now_s += gap_s
         meter.dispatched(dispatched(), now_s=now_s)
-    assert mix_of(meter, now_s).arrivals_scv == pytest.approx(scv, rel=0.15, abs=0.01)
+    assert mix_of(meter, now_s).dispersion == pytest.approx(dispersion, rel=0.25, abs=0.02)
+
+
+def test_bursts_that_come_to_all_routers_add_up() -> None:
+    parts = [TrafficMix(requests_per_s=10.0, dispersion=3.0), TrafficMix(requests_per_s=10.0, dispersion=2.0)]
+    assert added(parts).dispersion == 4.0
+    assert added([TrafficMix()]).dispersion is None
+
+
+def test_silence_between_bursts_counts() -> None:
+    meter = MixMeter()
+    for burst in range(20):
+        for _ in range(50):
+            meter.dispatched(dispatched(), now_s=10.0 * burst)
+    found = mix_of(meter, 200.0).dispersion
+    assert found is not None
+    assert found == pytest.approx(45.0, rel=0.1)  # 50 in one second of ten: 50·(1 − 1/10)
 
 
 def test_models_are_told_apart_and_add_up() -> None:

@@ -62,7 +62,7 @@ def planned(question: Question, *, command: str) -> dict[str, Any]:
                     "requests_per_s": one.requests_per_s,
                     "prefill_tokens": one.mean_prefill_tokens,
                     "output_tokens": one.mean_output_tokens,
-                    "arrivals_scv": one.arrivals_scv,
+                    "dispersion": one.dispersion,
                 }
                 for one in asked.demands
             ],

@@ -80,7 +80,7 @@ def _models(result: Mapping[str, Any]) -> Table:
             f"{one['requests_per_s']:.3g}",
             f"{one['prefill_tokens']:,.0f}",
             f"{one['output_tokens']:,.0f}",
-            f"{one['arrivals_scv']:.2g}",
+            f"{one['dispersion']:.2g}",
         )
     return table
 

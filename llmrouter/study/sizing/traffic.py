@@ -21,6 +21,7 @@ BUSIEST_S = 300.0
 """What is planned for: the five minutes with the most tokens."""
 
 LEAST_REQUESTS = 20
+LEAST_SECONDS = 10
 _DECODE_WEIGHT = 4.0
 """Of an output token, as of so many prompt tokens, where the busiest minutes are looked for."""
 
@@ -92,11 +93,14 @@ def _demand(requests: Workload, place: int, name: str, *, cached_fraction: float
         requests.output_tokens[rows_N],
         requests_per_s=len(at_N) / span_s,
         cached_tokens=np.floor(cached_fraction * prompt_N),
-        arrivals_scv=_scv(np.diff(at_N)),
+        dispersion=_dispersion(at_N, first_s=float(requests.arrived_at_s[0]), span_s=span_s),
     )
 
 
-def _scv(gaps_N: NDArray[np.float64]) -> float:
-    """Squared coefficient of variation of gaps."""
-    mean = float(gaps_N.mean())
-    return float(gaps_N.var()) / mean**2 if mean > 0.0 else 1.0
+def _dispersion(at_N: NDArray[np.float64], *, first_s: float, span_s: float) -> float:
+    """Variance over mean of the arrivals in whole seconds, as routers measure it; Poisson's where there are few."""
+    seconds = int(span_s)
+    if seconds < LEAST_SECONDS:
+        return 1.0
+    counts_S = np.bincount((at_N - first_s).astype(np.int64), minlength=seconds)[:seconds]
+    return float(counts_S.var() / max(counts_S.mean(), 1e-12))
