@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -114,7 +115,8 @@ class FileSink:
             while written < len(content):
                 written += os.write(self._file, content[written:])
         except OSError:
-            os.ftruncate(self._file, self._size)
+            with contextlib.suppress(OSError):  # what is no plain file: the first error is the one to be told
+                os.ftruncate(self._file, self._size)
             raise
         self._size += len(content)
 
