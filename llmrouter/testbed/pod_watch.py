@@ -14,18 +14,43 @@ if TYPE_CHECKING:
 _ENDED = frozenset({"Succeeded", "Failed"})
 
 
-class PodWatch:
-    """Follows pods that carry a label, each with the label's value; use as a context manager."""
+class PodCount:
+    """Pods that are there, by what a watch said: each with the value of a label."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, str] = {}
+        self.most = 0
+        """The most that there were at a time."""
+
+    @property
+    def count(self) -> int:
+        """Pods that are there now."""
+        return len(self._pods)
+
+    def of(self, value: str) -> int:
+        """Those whose label has this value."""
+        return sum(one == value for one in list(self._pods.values()))
+
+    def feed(self, line: str) -> None:
+        """Takes one event: its kind, and the pod's name, label and phase."""
+        kind, name, value, *phase = line.split()
+        if kind == "DELETED" or (phase and phase[0] in _ENDED):
+            self._pods.pop(name, None)
+        else:
+            self._pods[name] = value
+        self.most = max(self.most, len(self._pods))
+
+
+class PodWatch(PodCount):
+    """Follows pods that carry a label; use as a context manager."""
 
     def __init__(self, target: DemoTarget, label: str) -> None:
+        super().__init__()
         escaped = label.replace(".", "\\.")
         shown = ("type", "object.metadata.name", f"object.metadata.labels.{escaped}", "object.status.phase")
         path = " ".join(f"{{.{one}}}" for one in shown) + '{"\\n"}'
         words = ("get", "pods", "--selector", label, "--watch", "--output-watch-events", "--output", f"jsonpath={path}")
         self._words = target.kubectl_words(*words)
-        self._pods: dict[str, str] = {}
-        self.most = 0
-        """The most that there were at a time."""
 
     def __enter__(self) -> Self:
         """Begins to watch."""
@@ -42,24 +67,6 @@ class PodWatch:
         self._child.communicate()
         self._thread.join()
 
-    @property
-    def count(self) -> int:
-        """Pods that are there now."""
-        return len(self._pods)
-
-    def of(self, value: str) -> int:
-        """Those whose label has this value."""
-        return sum(one == value for one in list(self._pods.values()))
-
     def _read(self) -> None:
         for line in self._child.stdout or ():
             self.feed(line)
-
-    def feed(self, line: str) -> None:
-        """Takes one event of the watch."""
-        kind, name, value, *phase = line.split()
-        if kind == "DELETED" or (phase and phase[0] in _ENDED):
-            self._pods.pop(name, None)
-        else:
-            self._pods[name] = value
-        self.most = max(self.most, len(self._pods))
