@@ -17,7 +17,7 @@ from llmrouter_operator.rebalance_status import NO_MIX, Told, verdict_of
 from llmrouter_operator.status import false
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llmrouter.planning.inputs import Proposal
     from llmrouter.planning.steps import Step, Wish
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 MOVING_AGAIN_S = 2.0
 """How soon pods are looked at again while something moves: they are not watched, there may be thousands."""
-RESTING_AGAIN_S = 10.0
+RESTING_AGAIN_S = 30.0
+"""How soon at the latest while nothing does; sooner where wishes need not last as long."""
+_LOOKS_PER_WISH = 4.0
 _MOVING = frozenset({Phase.DRAINING, Phase.SHRINKING, Phase.GROWING})
 _NAMED_PODS = 5
 _CONFLICT, _LEAST_SERVER_ERROR = 409, 500
@@ -80,7 +82,8 @@ class Look:
         self._wishes: Mapping[str, Wish] = {}
         self._outcome = _Outcome(Phase.SETTLED, "")
         self.notes: list[Note] = []
-        self.again_s = RESTING_AGAIN_S
+        looks_s = rebalance.stabilization_seconds / _LOOKS_PER_WISH
+        self.again_s = min(max(looks_s, MOVING_AGAIN_S), RESTING_AGAIN_S)
 
     @property
     def plan_reason(self) -> str:
@@ -173,8 +176,7 @@ class Look:
         for pool, view in self._views.items():
             told = await self._scaling.drain(view, step.draining.get(pool, 0), self._situation.now_s)
             if told:
-                more = f" and {len(told) - _NAMED_PODS} more" if len(told) > _NAMED_PODS else ""
-                self.notes.append(Note("RebalanceDraining", f"{pool}: no new requests for {', '.join(told[:_NAMED_PODS])}{more}"))
+                self.notes.append(Note("RebalanceDraining", f"{pool}: no new requests for {_some(told)}"))
         if step.replicas is None:
             return _Outcome(step.phase, step.message)
         return await self._scale(step.pool, step.replicas, step.phase, step.message)
@@ -221,3 +223,8 @@ class Look:
         self._declared[pool] = replicas
         direction = "back" if phase == "RollingBack" else "up" if replicas > before else "down"
         self._metrics.changes.labels(*self._facts.plan.key, pool, direction).inc()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_PODS} more" if len(names) > _NAMED_PODS else ""
+    return ", ".join(names[:_NAMED_PODS]) + more

@@ -139,7 +139,7 @@ async def test_a_move_is_told_step_by_step() -> None:
     assert world.cluster.replicas == {"prefill": 5, "decode": 1}
     rested = await world.look()
     assert rested.verdict is not None
-    assert (rested.verdict.status, rested.verdict.reason, rested.again_after_s) == ("True", "Settled", 10.0)
+    assert (rested.verdict.status, rested.verdict.reason, rested.again_after_s) == ("True", "Settled", 2.0)
     assert world.value("llmrouter_rebalance_changes_total", pool="prefill", direction="up") == 1
     assert world.value("llmrouter_rebalance_changes_total", pool="decode", direction="down") == 1
     assert world.value("llmrouter_rebalance_proposed_replicas", pool="prefill") == 5
