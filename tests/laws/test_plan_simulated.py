@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
+
 import numpy as np
 import pytest
 from support.plan_cases import H100, SLO, demand, lengths, staged
 
+from llmrouter import cli
 from llmrouter.planning.inputs import PoolOption
 from llmrouter.planning.outlook import outlook
 from llmrouter.sim.workload import Workload
 from llmrouter.study.sizing.check import simulated
 
+TRACE = str(resources.files("llmrouter") / "testbed" / "data" / "azure_llm_2023_excerpt.csv.gz")
+SHORT = "ttft=1,tpot=0.03"
 MIXED = (PoolOption(name="x", profile=H100, current=4),)
 
 
@@ -38,3 +44,14 @@ def test_what_is_foretold_is_what_is_simulated(pools: tuple[PoolOption, ...], ra
     seen = outlook((demand(rate_rps),), pools, replicas, SLO)
     assert seen.models[0].tpot_s == pytest.approx(found.tpot_s, rel=0.1)
     assert seen.attainment == pytest.approx(found.attainment, abs=0.08)
+
+
+@pytest.mark.timeout(600)
+def test_an_answer_that_bursts_refute_is_followed_by_larger_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["plan", "--trace", TRACE, "--gpus", "16", "--rate", "60", "--slo", SHORT, "--check", "--json"]) == 0
+    )
+    runs = json.loads(capsys.readouterr().out)["simulated"]
+    assert all(one["simulated_attainment"] < 0.95 for one in runs[:-1])
+    assert [one["gpus"] for one in runs] == sorted(one["gpus"] for one in runs)
+    assert runs[-1]["simulated_attainment"] >= 0.95

@@ -81,6 +81,19 @@ def answer_to(question: Question) -> Answer:
     return Answer(best, bool(enough), curves, tuple(_splits(question, chosen, best)))
 
 
+def larger(question: Question, than: Option) -> Iterator[Option]:
+    """Splits of the same layout for 1.1, 1.2 … 2 times the requests, each once."""
+    layout = next(one for one in question.layouts if one.name == than.layout)
+    seen = [dict(than.replicas)]
+    for tenths in range(11, 21):
+        demands = tuple(demand.times(tenths / 10) for demand in question.asked.demands)
+        more = replace(question, asked=replace(question.asked, demands=demands))
+        replicas = dict(_best(more, layout, question.gpus).replicas)
+        if replicas not in seen:
+            seen.append(replicas)
+            yield option_of(question, layout, replicas)
+
+
 def option_of(question: Question, layout: Layout, replicas: Mapping[str, int]) -> Option:
     """What is expected of a split."""
     seen = outlook(question.asked.demands, layout.pools, replicas, question.slo)

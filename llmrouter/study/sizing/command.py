@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llmrouter.errors import InvalidInputError
 from llmrouter.study.progress import make_ready
-from llmrouter.study.sizing.answer import answer_to
+from llmrouter.study.sizing.answer import answer_to, larger
 from llmrouter.study.sizing.check import simulated
 from llmrouter.study.sizing.options import parse
 from llmrouter.study.sizing.table import drawing, print_plan
@@ -69,13 +69,20 @@ def planned(question: Question, *, command: str) -> dict[str, Any]:
         },
         "meets": answer.meets,
         "best": asdict(answer.best),
-        "simulated_attainment": _simulated(question, answer) if question.checks else None,
+        "simulated": _simulated(question, answer) if question.checks else [],
         "curves": {layout: [asdict(one) for one in curve] for layout, curve in answer.curves.items()},
         "splits": [asdict(one) for one in answer.splits],
     }
 
 
-def _simulated(question: Question, answer: Answer) -> float:
+def _simulated(question: Question, answer: Answer) -> list[dict[str, Any]]:
+    """The best option simulated and, until one meets the SLO, larger ones."""
     make_ready()
     layout = next(one for one in question.layouts if one.name == answer.best.layout)
-    return simulated(question.asked.requests, layout.pools, answer.best.replicas, question.slo).attainment
+    runs: list[dict[str, Any]] = []
+    for option in (answer.best, *(larger(question, answer.best) if answer.meets else ())):
+        found = simulated(question.asked.requests, layout.pools, option.replicas, question.slo)
+        runs.append({**asdict(option), "simulated_attainment": found.attainment})
+        if found.attainment >= question.slo.attainment:
+            break
+    return runs

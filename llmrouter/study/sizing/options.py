@@ -65,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"engines of this profile, GPUs of one instance (default: {DEFAULT_PROFILE}:1); repeatable",
     )
     engines.add_argument("--config", type=Path, metavar="FILE", help="the pools of a router's own file, in its bounds")
-    top.add_argument("--check", action="store_true", help="simulate the answer with the same requests")
+    top.add_argument(
+        "--check",
+        action="store_true",
+        help="simulate the answer with the same requests, and larger ones until one meets the SLO",
+    )
     top.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw attainment over GPUs")
     top.add_argument("--json", action="store_true", dest="as_json", help="print JSON instead of tables")
     return top

@@ -33,8 +33,12 @@ def print_plan(result: Mapping[str, Any], console: Console) -> None:
         f"[bold]{answer}{_split(best)} = {best['gpus']} GPUs[/]: {best['attainment']:.0%} within the SLO expected",
         highlight=False,
     )
-    if result["simulated_attainment"] is not None:
-        console.print(f"simulated with the same requests: {result['simulated_attainment']:.1%} within the SLO")
+    for one in result["simulated"]:
+        console.print(
+            f"simulated with the same requests: {_split(one)} = {one['gpus']} GPUs: "
+            f"{one['simulated_attainment']:.1%} within the SLO",
+            highlight=False,
+        )
     for layout, curve in result["curves"].items():
         if curve:
             console.print(_options(f"{layout}, by GPUs", curve))
