@@ -90,4 +90,6 @@ def _made(policy: PolicyConfig, room: Callable[[InstanceView], Room]) -> Policy:
         return make_policy(WorkloadImpact.name, room, policy.weights)  # the formula that the shipped model is
     if policy.type in COUNTING or policy.type in PREDICTING:
         return make_policy(policy.type, room, policy.weights)
-    raise InvalidConfigError(f"policy {policy.name}: type {policy.type} with a model of one's own cannot be replayed")
+    raise InvalidConfigError(
+        f"policy {policy.name}: type {policy.type} cannot be asked again here: formulas and the shipped model of Onnx can"
+    )

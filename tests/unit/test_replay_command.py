@@ -15,6 +15,7 @@ from llmrouter.config import compile_policy
 from llmrouter.decisions.making import Decided, record_of
 from llmrouter.decisions.record import DecisionRecord, Outcome, PolicyInForce, to_line
 from llmrouter.domain import Placement, PoolSnapshot
+from llmrouter.errors import InvalidConfigError
 from llmrouter.replay.choosing import Chooser, state_of
 from llmrouter.resources import RoutingPolicySpec
 from llmrouter.routing.catalogue import make_policy
@@ -85,9 +86,8 @@ def test_another_policy_is_estimated_in_the_states_of_the_log(
 ) -> None:
     log = written(tmp_path / "log", log_of(1500, 0.2))
     said = replayed(capsys, "--log", str(log), "--policy", "PrefillLoad", "--no-simulation")
-    truth_s = np.mean(
-        [0.01 + 4e-5 * min(one.queued_prefill_tokens for one in each.candidates) for each in log_of(1500, 0.2)]
-    )
+    least = [min(one.queued_prefill_tokens for one in each.candidates) for each in log_of(1500, 0.2)]
+    truth_s = 0.01 + 4e-5 * np.mean(least)
     found = said["estimates"]["ttft_s"]
     assert found["logged"]["value"] > 1.5 * truth_s
     for name in ("snips", "doubly_robust"):
@@ -109,14 +109,9 @@ def test_a_log_that_never_varied_is_warned_of(tmp_path: Path, capsys: pytest.Cap
 
 def test_records_that_cannot_be_asked_again_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = log_of(120, 0.2)
-    for place, changes in enumerate(
-        (
-            {"outcome": Outcome(kind="Failed")},
-            {"chosen": "c" if records[1].chosen != "c" else "a"},
-            {"candidates": tuple(one.model_copy(update={"propensity": None}) for one in records[2].candidates)},
-            {"roomy": 4},
-        )
-    ):
+    unknown = tuple(one.model_copy(update={"propensity": None}) for one in records[2].candidates)
+    spoilt: list[dict[str, Any]] = [{"outcome": Outcome(kind="Failed")}, {"chosen": "z"}, {"candidates": unknown}]
+    for place, changes in enumerate([*spoilt, {"roomy": 4}]):
         records[place] = records[place].model_copy(update=changes)
     log = written(tmp_path / "log", records)
     said = replayed(capsys, "--log", str(log), "--policy", "Random", "--no-simulation")
@@ -187,23 +182,18 @@ def test_an_empty_and_a_missing_log(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_models_of_ones_own_cannot_be_asked_again() -> None:
     spec = RoutingPolicySpec.model_validate({"type": "Learned", "model": {"builtin": "learned"}})
-    with pytest.raises(ValueError, match="cannot be replayed") as caught:
+    with pytest.raises(InvalidConfigError, match="policy p: type Learned cannot be asked again"):
         Chooser(compile_policy("p", spec, model_sha256=None))
-    assert caught.value.reason == "InvalidConfiguration"
 
 
-def chooser(kind: str, **spec: Any) -> Chooser:
+def chooser(kind: str, **spec: Any) -> Chooser:  # noqa: ANN401 - fields of a RoutingPolicy
     return Chooser(compile_policy(kind, RoutingPolicySpec.model_validate({"type": kind, **spec}), model_sha256=None))
 
 
 def test_a_record_is_asked_as_its_router_was() -> None:
-    one = record(view("a", 2), view("b", 1, queued_prefill_tokens=900), view("c", 1))
-    state = state_of(one)
-    assert [each.total for each in state.snapshot.views] == [
-        view("a", 2).total,
-        view("b", 1, queued_prefill_tokens=900).total,
-        view("c", 1).total,
-    ]
+    views = (view("a", 2), view("b", 1, queued_prefill_tokens=900), view("c", 1))
+    state = state_of(record(*views))
+    assert [one.total for one in state.snapshot.views] == [one.total for one in views]
     assert chooser("LeastInFlight").probabilities(state) == {"a": 0.0, "b": 0.5, "c": 0.5}
     assert chooser("RoundRobin").probabilities(state) == pytest.approx(dict.fromkeys("abc", 1 / 3))
     explores = chooser("PrefillLoad", exploration={"fraction": 0.1}).probabilities(state)
