@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 STALE_AFTER_S = 30.0
 """What a router said longer ago does not count: it says something every five seconds."""
 
+STALE_EACH_S = 0.4
+"""Many routers say something in turns, 0.2 s apart: this much more time for each of them, two turns."""
+
 WRITTEN_AFTER_S = 60.0
 """After so long the mix is written anew though it has hardly moved."""
 
@@ -33,8 +36,10 @@ _FRACTION = "prefillTimeFraction"
 def mixes_of(said: Iterable[RouterAcknowledgement], at_s: float) -> dict[str, TrafficMix]:
     """The mix of each model, of what routers said lately; none where all models together have too few requests."""
     by_model: dict[str, list[TrafficMix]] = {}
-    for one in said:
-        if at_s - one.at_s <= STALE_AFTER_S:
+    all_said = list(said)
+    stale_after_s = max(STALE_AFTER_S, STALE_EACH_S * len(all_said))
+    for one in all_said:
+        if at_s - one.at_s <= stale_after_s:
             for model, mix in one.mixes.items():
                 by_model.setdefault(model, []).append(TrafficMix(**mix.model_dump()))
     merged = {model: added(mixes) for model, mixes in sorted(by_model.items())}
