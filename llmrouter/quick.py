@@ -39,7 +39,7 @@ def quick(cls: type[T]) -> type[T]:
     return cls
 
 
-def changed(one: T, **changes: Any) -> T:
+def changed(one: T, /, **changes: Any) -> T:
     """As ``dataclasses.replace``, of a quick class, in a third of the time."""
     kind: Any = one
     copy: T = kind.__replace__(**changes)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmrouter.lengths.distribution import LEVELS, LengthDistribution
-from llmrouter.lengths.predictor import LengthRequest, UsageRefusal
+from llmrouter.lengths.artefact import rows_of
+from llmrouter.lengths.distribution import LEVELS, LengthDistribution, lengths_of
+from llmrouter.lengths.predictor import Batch, LengthRequest, UsageRefusal
 from llmrouter.lengths.served import GivenLaws, ServedLengths, certain, limited
 from llmrouter.lengths.text import text_features
 
@@ -142,3 +143,42 @@ def test_answers_that_come_hundreds_late_are_learned_as_well(*, late: int) -> No
             done, tokens = in_flight.popleft()
             served.learn(asked[done], tokens)
     assert np.mean(errors) < 0.5  # 0.4 where the median is known
+
+
+def test_a_batch_with_its_arrays_is_answered_as_its_requests_are() -> None:
+    """What a router asks in one turn, and what it asks again of one of them when the answer is there."""
+    rng = np.random.default_rng(3)
+    limits = [None, 200, 40, 900, None, 7]
+    asked = [
+        LengthRequest(
+            prompt=f"Tell {row} stories of {'cats ' * row}",
+            prompt_tokens=4 + 30 * row,
+            application=("chat", "mail")[row % 2],
+            model="m",
+            max_output_tokens=limit,
+        )
+        for row, limit in enumerate(limits)
+    ]
+    features = text_features(asked)
+    laws = lengths_of(
+        np.sort(rng.lognormal(5.0, 1.0, (len(asked), len(LEVELS)))),
+        source="model",
+        digest="d",
+        limit_N=Batch(asked).limit_N,
+        rank_N=rng.lognormal(5.0, 1.0, len(asked)),
+    )
+    alone = [
+        replace(one, prompt=None, given=given, features=own)
+        for one, given, own in zip(asked, laws.rows(), rows_of(features), strict=True)
+    ]
+    served = ServedLengths(exploration=0.3)
+    served.use("model", "d")
+    for round_ in range(60):
+        one = alone[round_ % len(alone)]
+        served.learn(one, float(min(one.max_output_tokens or 1_000, int(rng.integers(1, 400)))))
+    together = served.predict(Batch(alone, features=features, laws=laws))
+    for law, one in zip(together, alone, strict=True):
+        (again,) = served.predict([one])
+        assert law.latent == pytest.approx(again.latent, rel=1e-6)
+        assert law.rank == pytest.approx(again.rank, rel=1e-6)
+        assert (law.source, law.max_output_tokens) == (again.source, again.max_output_tokens)

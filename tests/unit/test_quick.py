@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmrouter.quick import quick
+from llmrouter.quick import changed, quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +76,18 @@ def test_one_without_slots_is_made_as_well_and_one_that_is_not_frozen_is_refused
     assert replace(WithoutSlots(1), two="3").two == "3"
     with pytest.raises(TypeError, match="not frozen"):
         quick(dataclass(slots=True)(type("Loose", (), {"__annotations__": {"one": int}})))
+
+
+@pytest.mark.parametrize(("given", "named"), CALLS)
+@pytest.mark.parametrize("changes", [{}, {"one": 9}, {"two": [1], "four": 8}, {"three": "y", "one": 0}])
+def test_a_changed_copy_is_what_replace_makes(
+    given: tuple[Any, ...], named: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    one = Made(*given, **named)
+    assert changed(one, **changes) == replace(one, **changes)
+    assert changed(one, **changes).total == replace(one, **changes).total
+
+
+def test_a_field_that_there_is_not_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        changed(Made(1), five=5)
