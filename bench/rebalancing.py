@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from llmrouter.plots.markup import Markup
     from llmrouter.sim.outcomes import Outcomes
     from llmrouter.sim.replicas import Moment
     from llmrouter.sim.workload import Workload
@@ -338,8 +339,7 @@ def shown(runs: Sequence[Run], stretches: Sequence[Stretch]) -> Table:
     """Means over the seeds."""
     names = [f"{one.kind.name} {one.rate_rps:g}/s" for one in stretches]
     table = Table("", "goodput req/s", "of the time", *names, "GPUs", "moves", "undone", "lost", "shed")
-    for name in dict.fromkeys(run.name for run in runs):
-        those = [run for run in runs if run.name == name]
+    for name, those in _by_name(runs):
         goodput = np.array([run.goodput_rps for run in those])
         shares = np.array([run.by_stretch for run in those]).mean(axis=0)
         table.add_row(
@@ -353,23 +353,36 @@ def shown(runs: Sequence[Run], stretches: Sequence[Stretch]) -> Table:
     return table
 
 
-def chart(runs: Sequence[Run], gpus: int) -> str:
-    """Attainment over time, the mean of the seeds, and below it the prefill replicas of the first seed."""
-    names = list(dict.fromkeys(run.name for run in runs))
-    lines, replicas = [], []
-    for slot, name in enumerate(names, start=1):
-        those = [run for run in runs if run.name == name]
+def attained(runs: Sequence[Run]) -> Markup:
+    """Shares of requests that met their targets over time: means of the seeds, by minute."""
+    lines = []
+    for slot, (name, those) in enumerate(_by_name(runs), start=1):
         share_B = np.array([run.by_bin for run in those]).mean(axis=0)
-        at_min = [(BIN_S * (place + 0.5) / 60.0, float(share)) for place, share in enumerate(share_B)]
-        lines.append(Series(name, slot, tuple(at_min), markers=False))
+        minutes = [(BIN_S * (place + 0.5) / 60.0, float(share)) for place, share in enumerate(share_B)]
+        lines.append(Series(name, slot, tuple(minutes), markers=False, on=name in {AUTO_QUICK, ORACLE}))
+    met = f"Within {TARGETS.ttft_s:g} s to the first token and {TARGETS.tpot_s * 1e3:g} ms a token"
+    return _drawn(line_chart(lines, title=met, description=met, x=Axis("minutes"), y=Axis("share", include=(0.0, 1.0))))
+
+
+def moved(runs: Sequence[Run], gpus: int) -> Markup:
+    """Replicas over time that compute prompts and serve, of the first seed."""
+    lines = []
+    for slot, (name, those) in enumerate(_by_name(runs), start=1):
         steps = [(at_s / 60.0, float(prefill)) for at_s, prefill, _ in those[0].replicas]
-        steps.append((BIN_S * len(share_B) / 60.0, steps[-1][1]))
-        replicas.append(Series(name, slot, _stairs(steps), markers=False))
-    met = f"Requests within {TARGETS.ttft_s:g} s to the first token and {TARGETS.tpot_s * 1e3:g} ms a token"
-    above = line_chart(lines, title=met, description=met, x=Axis("minutes"), y=Axis("share", include=(0.0, 1.0)))
+        steps.append((BIN_S * len(those[0].by_bin) / 60.0, steps[-1][1]))
+        lines.append(Series(name, slot, _stairs(steps), markers=False, on=name in {AUTO_QUICK, ORACLE}))
     title = f"Replicas that compute prompts, of {gpus} GPUs"
-    below = line_chart(replicas, title=title, description=title, x=Axis("minutes"), y=Axis("replicas", include=(0.0,)))
-    return str(el("div", theme.style(), above, below))
+    y = Axis("replicas", include=(0.0,))
+    return _drawn(line_chart(lines, title=title, description=title, x=Axis("minutes"), y=y))
+
+
+def _by_name(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    names = dict.fromkeys(run.name for run in runs)
+    return [(name, [run for run in runs if run.name == name]) for name in names]
+
+
+def _drawn(chart: Markup) -> Markup:
+    return el("svg", el("style", theme.style()), chart, xmlns="http://www.w3.org/2000/svg", viewbox="0 0 420 260")
 
 
 def _stairs(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -380,12 +393,14 @@ def _stairs(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float],
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs, prints a table, writes JSON and a page with the charts."""
+    """Runs, prints a table, writes JSON and two charts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpus", type=int, default=8, help="budget of both pools together, 2 or more")
     parser.add_argument("--seeds", type=int, default=5, help="traces, 2 or more")
     parser.add_argument("--json", type=Path, default=Path("build/bench/rebalancing.json"))
-    parser.add_argument("--page", type=Path, default=Path("build/bench/rebalancing.html"))
+    parser.add_argument(
+        "--svg", type=Path, default=Path("build/bench/rebalancing.svg"), help="a chart; beside it one of the replicas"
+    )
     options = parser.parse_args(arguments)
     if options.gpus < 2 or options.seeds < 2:  # noqa: PLR2004 - a pool has a replica, an interval two runs
         parser.error("--gpus and --seeds must be at least 2")
@@ -394,7 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     said = {"command": shlex.join(["python", "-m", "bench.rebalancing", *sys.argv[1:]]), "gpus": options.gpus} | facts
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(said | {"runs": [asdict(run) for run in runs]}, indent=1) + "\n")
-    options.page.write_text(chart(runs, options.gpus))
+    options.svg.write_text(attained(runs))
+    options.svg.with_stem(f"{options.svg.stem}-replicas").write_text(moved(runs, options.gpus))
 
 
 if __name__ == "__main__":
