@@ -24,10 +24,10 @@ QUIET_S = 5.0
 LONGEST_PAUSE_S = 30.0
 """After a failure: it doubles with each, so that an API server that has too much to do gets less."""
 
-QUIET_S_OF_ROUTER = 0.2
-"""All routers together say so once in so many seconds, at most."""
+QUIET_S_OF_ROUTER, QUIET_OF_WRITE = 0.2, 5.0
+"""All routers together say so once in so many seconds at most, and once in so many times as long as a write takes."""
 
-TURN_OF_WRITE, SHORTEST_TURN_S, LONGEST_TURN_S = 1.5, 0.02, 0.1
+TURN_OF_WRITE, SHORTEST_TURN_S, LONGEST_TURN_S = 1.5, 0.02, 0.3
 """How long a router's turn to write is: so many times as long as its writes take, within bounds."""
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ def turn_of(key: str, keys: Collection[str], *, write_s: float) -> Turn:
     """A router's turn among all that write one object, in the order of their names; a write takes ``write_s``."""
     before = sum(one < key for one in keys)
     turn_s = min(max(TURN_OF_WRITE * write_s, SHORTEST_TURN_S), LONGEST_TURN_S)
-    return Turn(after_s=before * turn_s, quiet_s=max(QUIET_S, QUIET_S_OF_ROUTER * len(keys)))
+    each_s = max(QUIET_S_OF_ROUTER, min(QUIET_OF_WRITE * write_s, 1.0))
+    return Turn(after_s=before * turn_s, quiet_s=max(QUIET_S, each_s * len(keys)))
 
 
 class Telling:
