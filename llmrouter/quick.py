@@ -39,7 +39,7 @@ def quick(cls: type[T]) -> type[T]:
     return cls
 
 
-def changed(one: T, /, **changes: Any) -> T:
+def changed(one: T, /, **changes: object) -> T:
     """As ``dataclasses.replace``, of a quick class, in a third of the time."""
     kind: Any = one
     copy: T = kind.__replace__(**changes)
@@ -53,7 +53,7 @@ def _replacing(cls: type, made: Sequence[Field[Any]]) -> Callable[..., Any]:
     given = "".join(f", {one.name}=_SAME" for one in taken)
     kept = ", ".join(
         f"{one.name + '=' if one.kw_only else ''}self.{one.name} if {one.name} is _SAME else {one.name}"
-        for one in sorted(taken, key=lambda one: one.kw_only)
+        for one in sorted(taken, key=lambda one: one.kw_only is True)
     )
     exec(f"def __replace__(self, *{given}):\n return _cls({kept})" if taken else "", names)  # noqa: S102 - as above
     replacing: Callable[..., Any] = names.get("__replace__", lambda self: self)
