@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from llmrouter.testbed.measure import Outcome
 
 RATE_RPS = 4.0
-CHAT_S, SUMMARIES_S = 75.0, 165.0
+CHAT_S, SUMMARIES_S = 110.0, 135.0
+RECOMMEND_S = 45.0
+"""So long the mix takes to know how long answers are: they have to end first."""
 LENGTHS = {"chat": (150, 400), "summaries": (900, 60)}
 """Median tokens of prompts and answers; both are lognormal with a sigma of 0.4."""
 SIGMA = 0.4
@@ -143,10 +145,13 @@ def is_at_rest(status: dict[str, Any]) -> bool:
 def tell(target: DemoTarget, following: Following, view: RebalanceView) -> dict[str, Any]:
     """The story: recommended, done, and done again when the traffic shifts."""
     view.chapter("1. Chat arrives at two engines for prompts and two for answers; mode Recommend says what should be")
+    began_s = time.monotonic()
     recommended = following.until(
-        lambda status, _: (status.get("rebalance") or {}).get("phase") == "Recommending",
+        lambda status, _: (
+            (status.get("rebalance") or {}).get("phase") == "Recommending" and time.monotonic() - began_s >= RECOMMEND_S
+        ),
         "a recommendation",
-        within_s=60.0,
+        within_s=RECOMMEND_S + 30.0,
     )
     view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
 
