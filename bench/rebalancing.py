@@ -297,7 +297,7 @@ def static(split: Split, scene: Scene, name: str = "") -> Run:
 
 
 def best_splits(gpus: int) -> tuple[Split, list[Split]]:
-    """Of the splits in eighths the one that does best over all, and that of each stretch, on traffic of its own seed."""
+    """The split in eighths that does best over all, and that of each stretch, on traffic of its own seed."""
     scene = Scene.of(gpus, SELECTION_SEED)
     eighth = max(1, gpus // 8)
     splits = [(prefill, gpus - prefill) for prefill in range(eighth, gpus, eighth)]
