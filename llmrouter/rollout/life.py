@@ -197,9 +197,9 @@ def _progress(declared: Declared, heard: Heard, elapsed_s: float) -> Why:
             "NoVerdictYet", f"no verdict yet: {max(times)} of {least} requests in the smaller arm{when} ({runs})"
         )
     missing = [name for name, count in zip(TIMES, times, strict=True) if count < least]
-    unseen = f"; {' and '.join(missing)} not yet, fewer than {least} requests showed it" if missing else ""
+    unseen = f" ({' and '.join(missing)}: fewer than {least} requests showed it)" if missing else ""
     more = _missing_for_promotion(declared, heard, elapsed_s)
-    return Why("WithinGuardrails", f"{heard.measured} requests within the guardrails{unseen} ({runs}){more}")
+    return Why("WithinGuardrails", f"{heard.measured} requests, no guardrail is credibly broken{unseen} ({runs}){more}")
 
 
 def _when(count: int, least: int, elapsed_s: float) -> str:

@@ -79,11 +79,13 @@ class Trial:
         self._traffic = traffic
         self._view = view
         self._began_s = 0.0
+        self._name: str | None = None
         self.phases: dict[str, float] = {}
 
     def wish(self, spec: dict[str, Any]) -> None:
         """``kubectl patch``."""
         patch = json.dumps({"spec": spec})
+        self._name = ((spec.get("candidate") or {}).get("policyRef") or {}).get("name")
         self._began_s, self.phases = time.monotonic(), {}
         self._target.kubectl("patch", "llmrouter", ROUTER, "--type", "merge", "--patch", patch)
 
@@ -111,6 +113,8 @@ class Trial:
             said: dict[str, Any] = status.get("candidate") or {}
             now_s = time.monotonic()
             look_at_s = now_s + LOOK_EVERY_S
+            if said.get("name") != self._name:
+                continue
             self.phases.setdefault(str(said.get("phase")), now_s - self._began_s)
             self._view.show(status, state)
             yield said
@@ -124,29 +128,27 @@ class Trial:
 def tell(target: DemoTarget, trial: Trial, view: CanaryView, story: Story) -> None:
     """The story, from the first wish to the spec that takes the promoted policy over."""
     values = story.summary
-    view.chapter(
-        f"1. Shadow: {WORSE}, a model whose costs have the wrong sign, is asked beside demo and decides nothing"
-    )
+    view.chapter(f"1. Shadow: {WORSE} (costs of the wrong sign) is only asked")
     trial.wish(Wish(WORSE, "Shadow").spec())
     trial.until("Shadowing", within_s=60.0)
     said = trial.go_on(SHADOW_S)
     values["shadow"] = {"shadowing_after_s": _s(trial.phases["Shadowing"]), **said.get("shadow", {})}
     view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
 
-    view.chapter(f"2. Canary: {WORSE} decides for every second request, and is worse")
+    view.chapter(f"2. Canary: {WORSE} decides for every second request")
     trial.wish(Wish(WORSE, "Canary").spec())
     said = trial.until("RolledBack", within_s=ROLLED_BACK_WITHIN_S)
     gone_s = trial.settled(lambda status: _all_run(status, "demo"), "every router without the candidate")
     values["rollback"] = _told(said, trial) | {"told_to_all_after_s": _s(gone_s)}
     view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
 
-    view.chapter(f"3. Canary: {GOOD} decides for every second request, and is as good; autoPromote is on")
+    view.chapter(f"3. Canary: {GOOD}, with autoPromote")
     trial.wish(Wish(GOOD, "Canary", promote=True).spec())
     said = trial.until("Promoted", within_s=PROMOTED_WITHIN_S)
     all_s = trial.settled(lambda status: _all_run(status, GOOD), f"every router with {GOOD}")
     values["promotion"] = _told(said, trial) | {"serves_all_after_s": _s(all_s)}
 
-    view.chapter(f"4. The spec takes it over: policyRef becomes {GOOD}, candidate goes")
+    view.chapter(f"4. The spec follows: policyRef becomes {GOOD}")
     trial.wish({"policyRef": {"name": GOOD}, "candidate": None})
     over_s = trial.settled(lambda status: "candidate" not in status and _all_run(status, GOOD), "the spec is in force")
     values["spec_in_force_after_s"] = _s(over_s)

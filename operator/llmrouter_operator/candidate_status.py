@@ -93,8 +93,8 @@ def _farewell(before: Object, after: Object, new: Object) -> list[Note]:
     if not before or (after and _trial(before) == _trial(after)):
         return []
     if before.get("phase") in ON_TRIAL:
-        if after and after["phase"] == Phase.REFUSED and "digest" not in after:
-            return []  # the same one, which can no longer be made: that is said
+        if after and after["name"] == before.get("name") and after.get("digest") in {None, before.get("digest")}:
+            return []  # the same one, tried otherwise, or not to be made any more: that is said
         why = f"{_named(after)} takes its place" if after else "spec.candidate is gone"
         return [Note("CandidateAbandoned", f"{_named(before)} is on trial no more: {why}")]
     if before.get("phase") == Phase.PROMOTED:

@@ -72,7 +72,7 @@ def test_it_waits_for_routers_then_runs_and_says_how_far_it_is() -> None:
         "no verdict yet: 12 of 30 requests in the smaller arm, at this rate in 3 minutes (2/2 routers)"
     )
     enough = lived(declared(), nobody, heard(), heard(verdict=compared(1.0, 40), measured=40))
-    assert enough.why == Why("WithinGuardrails", "40 requests within the guardrails (2/2 routers)")
+    assert enough.why == Why("WithinGuardrails", "40 requests, no guardrail is credibly broken (2/2 routers)")
 
 
 def test_a_verdict_that_will_hardly_come_says_what_to_do() -> None:
@@ -85,7 +85,7 @@ def test_what_no_answer_shows_is_said() -> None:
     current, candidate = arm(1.0, 100), arm(1.0, 50)
     current.tpot = candidate.tpot = type(current.tpot)()
     said = heard(verdict=verdict(current, candidate, LOOSE), measured=50)
-    assert "tpot not yet, fewer than 30 requests showed it" in lived(declared(), heard(), said, said).why.message
+    assert "(tpot: fewer than 30 requests showed it)" in lived(declared(), heard(), said, said).why.message
 
 
 def test_a_breach_rolls_back_and_stays_so_whatever_comes() -> None:
