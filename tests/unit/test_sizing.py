@@ -95,6 +95,7 @@ def test_the_answer_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFix
         (["--gpus", "4", "--profile", "h100-mix:5"], "must be a number from 1 to 4"),
         (["--gpus", "4", "--rate", "-1"], "--rate must be above 0"),
         (["--gpus", "4", "--cached", "1"], "--cached must be"),
+        (["--config", "x.yaml", "--layout", "mixed"], "--layout is of --profile"),
         (["--gpus", "4", "--cached", "0.5", "--check"], "leave out --cached"),
         (["--gpus", "4", "--plot", "/nowhere/x.svg"], "there is no folder"),
         (["--gpus", "1", "--slo", "ttft=0.001,tpot=0.001"], "no split of 1 GPUs serves any request in time"),

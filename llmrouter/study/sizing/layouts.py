@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from llmrouter.resources import LLMRouterSpec, PoolSpec
 
 MIXED, STAGED = "mixed", "prefill + decode"
+LAYOUTS = {"mixed": MIXED, "staged": STAGED}
+"""By the words of the command line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
 from llmrouter.planning.inputs import Slo
-from llmrouter.study.sizing.layouts import Layout, declared, layouts_of
+from llmrouter.study.sizing.layouts import LAYOUTS, Layout, declared, layouts_of
 from llmrouter.study.sizing.traffic import BUSIEST_S, Asked, asked_of
 from llmrouter.study.traces import add_trace_options, load_trace, trace_name
 
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"engines of this profile, GPUs of one instance (default: {DEFAULT_PROFILE}:1); repeatable",
     )
     engines.add_argument("--config", type=Path, metavar="FILE", help="the pools of a router's own file, in its bounds")
+    top.add_argument("--layout", choices=list(LAYOUTS), help="of --profile, this one alone (default: the better one)")
     top.add_argument(
         "--check",
         action="store_true",
@@ -92,7 +93,10 @@ def parse(rest: Sequence[str]) -> Question:
         slo = said.slo if given.slo is None and said.slo is not None else slo
     else:
         gpus = given.gpus
-        layouts = layouts_of(given.profile or [DEFAULT_PROFILE], gpus)
+        wanted = LAYOUTS.get(given.layout)
+        layouts = tuple(
+            one for one in layouts_of(given.profile or [DEFAULT_PROFILE], gpus) if wanted in {None, one.name}
+        )
     assert gpus is not None  # noqa: S101 - checked above and by declared()
     longest = max(pool.profile.kv_tokens for layout in layouts for pool in layout.pools)
     trace, _ = load_trace(str(given.trace), given.format or "", skip_bad=given.skip_bad_lines)
@@ -141,6 +145,8 @@ def _check(given: argparse.Namespace) -> None:
         raise InvalidInputError(f"--rate must be above 0, not {given.rate}")
     if not 0.0 <= given.cached < 1.0:
         raise InvalidInputError(f"--cached must be at least 0 and below 1, not {given.cached}")
+    if given.layout is not None and given.config is not None:
+        raise InvalidInputError("--layout is of --profile: the pools of --config are what they are")
     if given.check and given.cached > 0.0:
         raise InvalidInputError("--check simulates engines without prefix caches: leave out --cached")
     if given.plot is not None and not given.plot.parent.is_dir():
