@@ -91,5 +91,5 @@ def _made(policy: PolicyConfig, room: Callable[[InstanceView], Room]) -> Policy:
     if policy.type in COUNTING or policy.type in PREDICTING:
         return make_policy(policy.type, room, policy.weights)
     raise InvalidConfigError(
-        f"policy {policy.name}: type {policy.type} cannot be asked again here: formulas and the shipped model of Onnx can"
+        f"policy {policy.name}: type {policy.type} cannot be asked again here: formulas can, and Onnx's shipped model"
     )
