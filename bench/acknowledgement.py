@@ -45,12 +45,15 @@ from router_grpc.composition import compose
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from router_grpc.app import RouterApp
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMESPACE, NAME, POLICY = "acknowledging", "fleet", "tuned"
 TYPES = ("LeastInFlight", "WorkloadImpact", "PowerOfTwo", "LMetric")
 WITHIN_S = 60.0
 LONGEST_PAUSE_S = 2.0
-PARTS = ("configuration", "acknowledgements", "status")
+LOOK_S = 0.002
+PARTS = ("configuration", "in force", "acknowledgements", "status")
 
 Object = dict[str, Any]
 
@@ -141,8 +144,9 @@ def specs() -> Iterator[Object]:
         yield {"type": TYPES[number % len(TYPES)], "queue": {"maxDepth": 1000 + number}}
 
 
-async def live(place: Place, pods: Sequence[str], stack: AsyncExitStack) -> None:
+async def live(place: Place, pods: Sequence[str], stack: AsyncExitStack) -> list[RouterApp]:
     """The routers of these pods."""
+    apps: list[RouterApp] = []
     for pod in pods:
         api = await connect(str(place.control_plane.kubeconfig))
         stack.push_async_callback(api.close)
@@ -152,8 +156,21 @@ async def live(place: Place, pods: Sequence[str], stack: AsyncExitStack) -> None
         settings = RouterSettings(router_id=pod, namespace=NAMESPACE, host="127.0.0.1", grpc_port=0, seed=1)
         router = compose(settings, state=StateSpec(), source=source, core=core, acknowledge=writer.write)
         await router.app.start()
+        apps.append(router.app)
         stack.push_async_callback(router.close)
         stack.push_async_callback(router.app.drain, 0.0, settle_s=0.0)
+    return apps
+
+
+def when_in_force(apps: Sequence[RouterApp], digest: str) -> float:
+    """When the last of the routers ran a configuration; waits for that."""
+
+    def runs() -> bool:
+        return all(app.service.runtime is not None and app.service.runtime.digest == digest for app in apps)
+
+    while not runs():
+        time.sleep(LOOK_S)
+    return time.monotonic()
 
 
 async def measured(place: Place, replicas: int, rounds: int, console: Console) -> list[dict[str, float]]:
@@ -170,17 +187,19 @@ async def measured(place: Place, replicas: int, rounds: int, console: Console) -
     rng, everyone = random.Random(replicas), f"{replicas}/{replicas}"
     found: list[dict[str, float]] = []
     async with AsyncExitStack() as stack:
-        await live(place, place.pods(), stack)
+        apps = await live(place, place.pods(), stack)
         whole = lambda value: value.get("status", {}).get("activePolicy", {}).get("acknowledged") == everyone  # noqa: E731 - a condition
         await asyncio.to_thread(watches["status"].when, whole, what="all routers acknowledge")
         for _ in track(range(rounds), f"{replicas} routers", console=console, transient=True):
             await asyncio.sleep(rng.uniform(0.3, LONGEST_PAUSE_S))
-            found.append(await asyncio.to_thread(one_round, place, watches, next(wishes), everyone))
+            found.append(await asyncio.to_thread(one_round, place, watches, next(wishes), apps))
     return found
 
 
-def one_round(place: Place, watches: dict[str, Follower], spec: Object, everyone: str) -> dict[str, float]:
+def one_round(place: Place, watches: dict[str, Follower], spec: Object, apps: Sequence[RouterApp]) -> dict[str, float]:
     """Applies a policy, and when each part was seen."""
+    count = len(apps)
+    everyone = f"{count}/{count}"
     for one in watches.values():
         one.forget()
     before = config_map(place)["metadata"]["annotations"][DIGEST_ANNOTATION]
@@ -194,7 +213,8 @@ def one_round(place: Place, watches: dict[str, Follower], spec: Object, everyone
         return bool(digest != before)
 
     configured_s = watches["configuration"].when(is_new, what="the configuration")
-    digest, count = digests[-1], int(everyone.partition("/")[0])
+    digest = digests[-1]
+    in_force_s = when_in_force(apps, digest)
     said_s = watches["acknowledgements"].when(
         lambda value: (
             sum(f'"configDigest": "{digest}"' in said for said in (value.get("data") or {}).values()) == count
@@ -202,7 +222,9 @@ def one_round(place: Place, watches: dict[str, Follower], spec: Object, everyone
         what="the acknowledgements",
     )
     status_s = watches["status"].when(lambda value: is_acknowledged(value, spec, everyone), what="the status")
-    return {name: at_s - began_s for name, at_s in zip(PARTS, (configured_s, said_s, status_s), strict=True)}
+    return {
+        name: at_s - began_s for name, at_s in zip(PARTS, (configured_s, in_force_s, said_s, status_s), strict=True)
+    }
 
 
 def is_acknowledged(router: Object, spec: Object, everyone: str) -> bool:
