@@ -155,7 +155,7 @@ class Exchange:
         self._duplex_request = self._duplex_answer = True
         self._headers: dict[str, str] = {}
         self._subset: frozenset[str] | None = None
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
         self._has_body = self._has_trailers = False
         self._endpoint = ""
         self._request_id = ""
@@ -285,18 +285,24 @@ class Exchange:
             return []  # some gateways end a large body twice
         self._expect(_Phase.BODY, "request_body")
         self._has_body = True
-        if len(self._body) + len(part.body) > self._max_body_bytes:
+        body = part.body
+        if len(self._body) + len(body) > self._max_body_bytes:
             return self._refuse(TooLargeError(f"body: more than {self._max_body_bytes} bytes"))
         try:
-            self._intake.take(len(part.body))
+            self._intake.take(len(body))
         except SaturatedError as error:
             return self._refuse(error)
-        self._body += part.body
+        if not self._body:
+            self._body = body  # most come in one piece
+        elif isinstance(self._body, bytearray):
+            self._body += body
+        else:
+            self._body = bytearray(self._body) + body
         return self._pick() if part.end_of_stream else []
 
     def _let_go(self) -> bytes:
         """The body, which is not kept any longer."""
-        whole, self._body = bytes(self._body), bytearray()
+        whole, self._body = bytes(self._body), b""
         self._intake.give(len(whole))
         return whole
 
