@@ -79,7 +79,9 @@ class Client:
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            connection.request("GET", target, headers={"Accept-Encoding": "identity", **headers})
+            connection.request(
+                "GET", target, headers={"Accept-Encoding": "identity", "User-Agent": "llmrouter", **headers}
+            )
             response = connection.getresponse()
             body = _read(response, limit) if response.status == OK else b""
             return Answer(response.status, response.headers, body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 MODEL_FILE, MANIFEST_FILE = "model.onnx", "manifest.json"
+COPIES = 3
+"""Copies that are kept, those used last: of a policy, a candidate and a predictor."""
 
 
 class Files(NamedTuple):
@@ -151,5 +154,9 @@ def _keep(copy: Path, files: Files) -> None:
                 written = copy / f".{name}.{os.getpid()}"
                 written.write_bytes(content)
                 written.replace(copy / name)
+        os.utime(copy)
+        by_use = sorted((one for one in copy.parent.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime_ns)
+        for old in by_use[:-COPIES]:
+            shutil.rmtree(old, ignore_errors=True)  # another process of the pod may be faster
     except OSError as error:
         _log.warning("no copy of the model can be kept", extra={"error": str(error)})

@@ -14,7 +14,7 @@ from llmrouter.config import PolicyConfig
 from llmrouter.errors import ModelRejectedError
 from llmrouter.manifest import MAX_MODEL_BYTES, ModelKind
 from router_grpc import probing
-from router_grpc.adapters.own_models import Files, OwnModels
+from router_grpc.adapters.own_models import COPIES, Files, OwnModels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +90,19 @@ def test_a_file_that_is_overwritten_changes_nothing_while_a_copy_is_kept(tmp_pat
     again = OwnModels(tmp_path / "volume", tmp_path / "kept")  # the container was started again
 
     assert again.policy(ON_VOLUME, None) == GOOD
+
+
+def test_copies_of_models_that_are_used_no_more_go(tmp_path: Path) -> None:
+    models, volume = OwnModels(tmp_path / "volume", tmp_path / "kept"), tmp_path / "volume"
+    digests = []
+    for number in range(5):
+        files = GOOD._replace(model=GOOD.model + bytes([number]))
+        put(volume / str(number), files)
+        digests.append(hashlib.sha256(files.model).hexdigest())
+        changes = {"model_path": str(number), "model_sha256": digests[-1]}
+        assert models.policy(ON_VOLUME.model_copy(update=changes), None) == files
+
+    assert {one.name for one in (tmp_path / "kept").iterdir()} == set(digests[-COPIES:])
 
 
 def test_a_model_is_tried_out_once(tmp_path: Path) -> None:
