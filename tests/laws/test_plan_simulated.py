@@ -49,7 +49,24 @@ def test_what_is_foretold_is_what_is_simulated(pools: tuple[PoolOption, ...], ra
 @pytest.mark.timeout(600)
 def test_an_answer_that_bursts_refute_is_followed_by_larger_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        cli.main(["plan", "--trace", TRACE, "--gpus", "16", "--rate", "60", "--slo", SHORT, "--check", "--json"]) == 0
+        cli.main(
+            [
+                "plan",
+                "--trace",
+                TRACE,
+                "--gpus",
+                "6",
+                "--rate",
+                "60",
+                "--slo",
+                SHORT,
+                "--layout",
+                "staged",
+                "--check",
+                "--json",
+            ]
+        )
+        == 0
     )
     runs = json.loads(capsys.readouterr().out)["simulated"]
     assert all(one["simulated_attainment"] < 0.95 for one in runs[:-1])
