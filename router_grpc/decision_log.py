@@ -239,7 +239,9 @@ class DecisionLog:
         return self._writer.readiness
 
     def close(self) -> None:
-        """Writes what is there, and stops; may wait for the sink for some seconds."""
+        """Writes what is there, open requests as lost, and stops; may wait for the sink for some seconds."""
+        for record in list(self._open.values()):
+            self.closed(record)
         self._writer.close()
 
     def decided(self, world: World, runtime: Runtime, placed: Placed) -> None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 SAME = 0.1
 """Within this share of what was foretold, what came counts as foretold."""
 
+LEAST_HELD_S = 0.005
+"""Seconds that a request takes at a router without being held."""
+
 MILLISECONDS_TO = 1.0
 """Seconds below which times are told in milliseconds."""
 
@@ -137,7 +140,7 @@ def _against(record: DecisionRecord) -> str:
 def _remarks(record: DecisionRecord) -> tuple[str, ...]:
     chosen = record.candidate(record.chosen)
     remarks = []
-    if record.held_s > 0.0005:  # noqa: PLR2004 - what rounds to no millisecond is no hold
+    if record.held_s > LEAST_HELD_S:
         remarks.append(f"It was held at the router for {seconds(record.held_s)} first.")
     if chosen is not None and chosen.cached_tokens:
         remarks.append(f"{chosen.cached_tokens} of its prompt tokens were probably cached there.")

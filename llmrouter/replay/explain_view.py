@@ -29,13 +29,13 @@ def show(record: DecisionRecord, console: Console) -> None:
 def _table(record: DecisionRecord) -> Table:
     explores = record.policy.exploration_fraction > 0.0
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("instance", overflow="fold")
+    table.add_column("instance", overflow="fold", min_width=16)
     table.add_column("pool")
-    for name in ("score", "in flight", "prompt tokens waiting", "tokens to come", "cached"):
+    for name in ("score", "requests", "to prefill", "to decode", "cached"):
         table.add_column(name, justify="right")
     table.add_column("room")
     if explores:
-        table.add_column("probability", justify="right")
+        table.add_column("odds", justify="right")
     for one in record.candidates:
         style = "green" if one.id == record.chosen else None if one.has_room else "dim"
         table.add_row(*_row(one, record), *([_probability(one)] if explores else []), style=style)

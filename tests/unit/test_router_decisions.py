@@ -120,6 +120,14 @@ async def test_what_nobody_reports_is_lost_and_what_finds_no_room_is_refused(tmp
     assert len(records) == 4
 
 
+async def test_a_router_that_stops_writes_down_what_it_leaves(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path)
+    await bench.route("r")
+    (one,) = written(bench, tmp_path)
+    assert one.outcome is not None
+    assert one.outcome.kind == "Lost"
+
+
 async def test_a_sample_is_written_and_without_a_log_nothing_is_kept(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, log={**FILE, "fraction": 0.2})
     for number in range(200):
