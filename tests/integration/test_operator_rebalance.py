@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,27 +142,28 @@ def test_others_that_keep_replicas_are_respected(space: Space, operator: Operato
         assert space.condition("fleet", "InstancesAvailable")["status"] == "True", "nothing else is affected"
 
 
-def test_a_stuck_growth_is_named_and_rolled_back(space: Space, operator: OperatorProcess) -> None:
-    begin(space, fleet_spec(gpuBudget=6, progressDeadlineSeconds=3), prefill=1, decode=1)
-    with PlayedEngines(space, mix=CHAT) as engines:
-        space.wait(lambda: len(engines.pods()) == 2, "the pods are there")
-        space.wait(lambda: all(space.get("Deployment", name)["status"].get("readyReplicas") for name in
-                               ("prefill", "decode")), "the pods serve")  # fmt: skip
-        engines.broken = {"decode"}
-        space.wait(lambda: replicas(space) == (1, 2), f"decode grows, see {operator.log}")
-        space.wait(says(space, "False", "RolloutStuck"), "the growth is stuck")
-        assert replicas(space) == (1, 1)
-        message = space.condition("fleet", "RebalanceActive")["message"]
-        assert "ImagePullBackOff: no such image" in message
-        assert "back from 2 to 1 replicas; tried again in 60 s" in message
-        assert space.events("fleet", "RebalanceRolledBack")
-        applied = {one["pool"]: one for one in space.status("fleet")["rebalance"]["applied"]}
-        assert applied["decode"]["failures"] == 1
+@pytest.fixture(scope="module")
+def worlds(control_plane: ControlPlane, operator: OperatorProcess) -> Iterator[dict[str, PlayedEngines]]:
+    """Namespaces that all begin at once: what is waited for happens in all of them meanwhile."""
+    assert operator.process.poll() is None
+    names = ("stuck", "frozen", "off")
+    spaces = {name: make_namespace(control_plane, f"r-{name}") for name in names}
+    for space in spaces.values():
+        space.apply(routing_policy("plain"))
+    freeze(control_plane, spaces["frozen"])
+    begin(spaces["stuck"], fleet_spec(progressDeadlineSeconds=3), prefill=1, decode=1)
+    begin(spaces["frozen"], fleet_spec(), prefill=2, decode=4)
+    begin(spaces["off"], fleet_spec("StatefulSet"), prefill=2, decode=4, kind="StatefulSet")
+    with ExitStack() as stack:
+        yield {
+            "stuck": stack.enter_context(PlayedEngines(spaces["stuck"], mix=CHAT, most_ready={"decode": 1})),
+            "frozen": stack.enter_context(PlayedEngines(spaces["frozen"])),
+            "off": stack.enter_context(PlayedEngines(spaces["off"], in_flight=1)),
+        }
 
 
-def test_a_change_that_admission_refuses_is_said_and_tried_later(
-    space: Space, operator: OperatorProcess, control_plane: ControlPlane
-) -> None:
+def freeze(control_plane: ControlPlane, space: Space) -> None:
+    """Admission refuses every change of a scale."""
     rules = [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"],
               "resources": ["deployments/scale"]}]  # fmt: skip
     root = "/apis/admissionregistration.k8s.io/v1"
@@ -179,22 +181,38 @@ def test_a_change_that_admission_refuses_is_said_and_tried_later(
          "spec": {"policyName": "no-scaling", "validationActions": ["Deny"],
                   "matchResources": {"namespaceSelector": selector}}},
     )  # fmt: skip
-    begin(space, fleet_spec(), prefill=2, decode=4)
-    with PlayedEngines(space):
-        space.wait(says(space, "False", "ChangeRefused"), f"the refusal is said, see {operator.log}")
-        assert "change freeze" in space.condition("fleet", "RebalanceActive")["message"]
-        assert replicas(space) == (2, 4)
-        assert space.condition("fleet", "PolicyReady")["status"] == "True", "nothing else is affected"
 
 
-def test_turning_it_off_gives_back_what_drained(space: Space, operator: OperatorProcess) -> None:
-    begin(space, fleet_spec("StatefulSet"), prefill=2, decode=4, kind="StatefulSet")
-    with PlayedEngines(space, in_flight=1) as engines:
-        space.wait(lambda: engines.drained == {"decode-3"}, f"the highest ordinal drains, see {operator.log}")
-        pod = space.get("Pod", "decode-3")
-        assert pod["metadata"]["annotations"][DELETION_COST_ANNOTATION] == "-1000"
-        space.apply(fleet_spec("StatefulSet", mode="Off"))
-        space.wait(lambda: not space.get("Pod", "decode-3")["metadata"].get("annotations"), "it serves again")
-        space.wait(lambda: "rebalance" not in space.status("fleet"), "nothing is said any more")
-        assert space.condition("fleet", "RebalanceActive")["status"] is None
-        assert replicas(space, "StatefulSet") == (2, 4)
+def test_a_stuck_growth_is_named_and_rolled_back(worlds: dict[str, PlayedEngines], operator: OperatorProcess) -> None:
+    space = worlds["stuck"].space
+    space.wait(says(space, "False", "RolloutStuck"), f"the growth is stuck, see {operator.log}")
+    assert replicas(space) == (1, 1)
+    message = space.condition("fleet", "RebalanceActive")["message"]
+    assert "ImagePullBackOff: no such image" in message
+    assert "back from 2 to 1 replicas; tried again in 60 s" in message
+    assert space.events("fleet", "RebalanceRolledBack")
+    applied = {one["pool"]: one for one in space.status("fleet")["rebalance"]["applied"]}
+    assert applied["decode"]["failures"] == 1
+
+
+def test_a_change_that_admission_refuses_is_said_and_tried_later(
+    worlds: dict[str, PlayedEngines], operator: OperatorProcess
+) -> None:
+    space = worlds["frozen"].space
+    space.wait(says(space, "False", "ChangeRefused"), f"the refusal is said, see {operator.log}")
+    assert "change freeze" in space.condition("fleet", "RebalanceActive")["message"]
+    assert replicas(space) == (2, 4)
+    assert space.condition("fleet", "PolicyReady")["status"] == "True", "nothing else is affected"
+
+
+def test_turning_it_off_gives_back_what_drained(worlds: dict[str, PlayedEngines], operator: OperatorProcess) -> None:
+    engines = worlds["off"]
+    space = engines.space
+    space.wait(lambda: engines.drained == {"decode-3"}, f"the highest ordinal drains, see {operator.log}")
+    pod = space.get("Pod", "decode-3")
+    assert pod["metadata"]["annotations"][DELETION_COST_ANNOTATION] == "-1000"
+    space.apply(fleet_spec("StatefulSet", mode="Off"))
+    space.wait(lambda: not space.get("Pod", "decode-3")["metadata"].get("annotations"), "it serves again")
+    space.wait(lambda: "rebalance" not in space.status("fleet"), "nothing is said any more")
+    assert space.condition("fleet", "RebalanceActive")["status"] is None
+    assert replicas(space, "StatefulSet") == (2, 4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,7 @@ from support.played_routers import acknowledgement, config_of, router_pods
 from llmrouter.acknowledgement import RouterMix
 from llmrouter.lengths.distribution import LEVELS
 from llmrouter.testbed.cluster.api import ApiError
-from llmrouter_operator.scaling_view import DRAINING_ANNOTATION
+from llmrouter_operator.scaling_view import DRAINING_ANNOTATION, is_ready
 
 if TYPE_CHECKING:
     from support.operator_process import Space
@@ -95,14 +96,14 @@ def workload(name: str, replicas: int, kind: str = "Deployment") -> Object:
 class PlayedEngines:
     """The kubelet of the pools' pods, and the routers: both say what the test wants them to.
 
-    ``in_flight`` is what routers say of every draining pod; pods of the applications ``broken`` never get ready; one
+    ``in_flight`` is what routers say of every draining pod; of each pool in ``most_ready`` no more pods get ready; one
     that is deleted lingers for a moment. ``most_pods`` is the largest number that were there at a time.
     """
 
     space: Space
     mix: RouterMix | None = SUMMARIES
     in_flight: int = 0
-    broken: set[str] = field(default_factory=set)
+    most_ready: dict[str, int] = field(default_factory=dict)
     most_pods: int = 0
     drained: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
@@ -126,32 +127,31 @@ class PlayedEngines:
             try:
                 pods = self.pods()
                 self.most_pods = max(self.most_pods, len(pods))
+                ready = Counter(pod["metadata"]["labels"]["app"] for pod in pods if is_ready(pod))
                 for pod in pods:
-                    self._tend(pod)
+                    self._tend(pod, ready)
                 self._say([pod["metadata"]["name"] for pod in pods if _drains(pod)])
             except ApiError as error:
                 if error.status not in {404, 409}:  # it went, or changed, between two calls
                     raise
 
-    def _tend(self, pod: Object) -> None:
+    def _tend(self, pod: Object, ready: Counter[str]) -> None:
         metadata = pod["metadata"]
+        app = metadata["labels"]["app"]
         if _drains(pod):
             self.drained.add(metadata["name"])
         if "deletionTimestamp" in metadata:
             self.gone.add(metadata["name"])
             path = self.space.path("Pod", metadata["name"])
             self.space.api.call("DELETE", f"{path}?gracePeriodSeconds=0")
-        elif metadata["labels"]["app"] in self.broken:
-            self._show(pod, ready=False)
-        else:
-            self._show(pod, ready=True)
+        elif not any(one["type"] == "Ready" for one in (pod.get("status") or {}).get("conditions") or []):
+            works = ready[app] < self.most_ready.get(app, ready[app] + 1)
+            ready[app] += works
+            self._show(pod, ready=works)
 
     def _show(self, pod: Object, *, ready: bool) -> None:
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
         told = {"type": "Ready", "status": "True" if ready else "False"}
-        known = (pod.get("status") or {}).get("conditions") or []
-        if any(one["type"] == "Ready" for one in known):
-            return
         container = {"name": "engine", "ready": ready, "restartCount": 0, "image": "", "imageID": ""}
         status: Object = {"phase": "Running" if ready else "Pending", "conditions": [told], "podIP": "10.0.0.1"}
         status["containerStatuses"] = [container | ({} if ready else {"state": waiting})]
