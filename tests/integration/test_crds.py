@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.crd_cases import BAD_POLICIES, BAD_ROUTERS, GOOD_POLICIES, GOOD_ROUTERS, Case
+from support.crd_cases import BAD_ROUTERS, GOOD_ROUTERS, Case
 from support.operator_process import Space, make_namespace
+from support.policy_cases import BAD_POLICIES, GOOD_POLICIES
 from support.rebalance_cases import BAD_REBALANCES, GOOD_REBALANCES
 
 from llmrouter.testbed.cluster.api import ApiError

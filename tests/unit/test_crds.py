@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from pydantic import ValidationError
-from support.crd_cases import BAD_POLICIES, BAD_ROUTERS, GOOD_POLICIES, GOOD_ROUTERS, Case
+from support.crd_cases import BAD_ROUTERS, GOOD_ROUTERS, Case
+from support.policy_cases import BAD_POLICIES, GOOD_POLICIES
 from support.rebalance_cases import BAD_REBALANCES, GOOD_REBALANCES
 
 from llmrouter.resources import LLMRouterSpec, RoutingPolicySpec
