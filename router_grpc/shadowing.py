@@ -35,7 +35,7 @@ DELAY_S = 0.002
 """After which a request's shadow is scored: its own answer is out by then."""
 
 BEHIND_S = 0.01
-"""A loop that is later than this is busy: the shadow is skipped."""
+"""How late a loop may be that has time for shadows."""
 
 
 @dataclass(slots=True)
@@ -70,9 +70,13 @@ class _Offer:
 
 
 class Shadow:
-    """Scores one candidate; one decision waits at a time. ``counts`` may be read whenever."""
+    """Scores one candidate; one decision waits at a time. ``counts`` may be read whenever.
 
-    def __init__(self) -> None:
+    A loop that is later than ``behind_s`` is busy: the shadow is skipped.
+    """
+
+    def __init__(self, behind_s: float = BEHIND_S) -> None:
+        self._behind_s = behind_s
         self._rng = random.Random(0)
         self._offer: _Offer | None = None
         self._not_before_s = 0.0
@@ -132,7 +136,7 @@ class Shadow:
         now_s = asyncio.get_running_loop().time()
         if offer is None:
             return  # another candidate began meanwhile
-        if now_s - offer.due_s > BEHIND_S:
+        if now_s - offer.due_s > self._behind_s:
             self._skip(world, "LoopBehind")
             return
         self._score(world, offer)

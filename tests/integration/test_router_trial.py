@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -17,6 +18,7 @@ from support.trials import trial_config
 from llmrouter.artefacts import builtin_model
 from llmrouter.config import CANDIDATE_MANIFEST_KEY, CANDIDATE_MODEL_KEY, CONFIG_KEY
 from llmrouter.rollout.arms import ARMS, CANDIDATE, CURRENT, arm_of
+from router_grpc.shadowing import Shadow
 from router_grpc.v1 import ext_proc_pb2_grpc as pb_grpc
 from router_grpc.v1 import router_pb2 as pb
 
@@ -91,6 +93,7 @@ async def test_both_arms_are_served_and_told_of_over_both_listeners() -> None:
 async def test_a_shadow_is_told_of_and_decides_nothing() -> None:
     config = trial_config(mode="Shadow", limits=QUIET)
     async with live_router(config) as live:
+        live.router.app.world.trial.shadow = Shadow(behind_s=math.inf)
         for number in range(SERVED):
             assert await asked_natively(live, f"r{number}") == "LeastInFlight"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from llmrouter.routing.marginal_cost import marginal_costs
 from llmrouter.routing.policies import LeastInFlight
 from llmrouter.routing.stages import row_of
 from router_grpc.candidate_told import candidate_told
-from router_grpc.shadowing import BEHIND_S, DELAY_S, MOST_PER_S, cost_difference_s
+from router_grpc.shadowing import BEHIND_S, DELAY_S, MOST_PER_S, Shadow, cost_difference_s
 
 if TYPE_CHECKING:
     from llmrouter.acknowledgement import RouterShadow
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def shadowed(policy: Policy | None = None) -> Bench:
     bench = Bench(trial_config(mode="Shadow"))
+    bench.world.trial.shadow = Shadow(behind_s=math.inf)
     if policy is not None:
         put_on_trial(bench, policy)
     return bench
@@ -110,7 +112,7 @@ async def test_its_rate_is_bounded_and_what_is_left_out_is_counted() -> None:
 
 
 async def test_a_loop_that_is_behind_asks_no_shadow() -> None:
-    bench = shadowed()
+    bench = Bench(trial_config(mode="Shadow"))
     await bench.route("r")
     time.sleep(DELAY_S + 2 * BEHIND_S)  # noqa: ASYNC251 - keeps the loop, which is the point
     await until(lambda: told(bench).skipped == 1)
