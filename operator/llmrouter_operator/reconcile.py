@@ -126,16 +126,17 @@ class Reconciler:
         refs = Names(key).refs()
         labels = {ROUTER_LABEL: key.name, COMPONENT_LABEL: COMPONENT}
         spec = router.get("spec") or {}
-        policy, candidate_policy, pods, pools, owned = await asyncio.gather(
+        policy, candidate_policy, pools, owned = await asyncio.gather(
             self._get_policy(key.namespace, spec),
             self._get_policy(key.namespace, spec.get("candidate")),
-            self._seen.pods(key, labels),
             self._get_all(INFERENCE_POOL, key.namespace, referenced_pools(spec)),
             asyncio.gather(*(self._seen.get(ref.kind, key.namespace, ref.name) for ref in refs)),
         )
         owned_by_ref = dict(zip(refs, owned, strict=True))
         in_force = owned_by_ref[Ref(CONFIG_MAP, Names(key).config)]
-        model, candidate_model, predictor_model, services = await asyncio.gather(
+        said = owned_by_ref[Ref(CONFIG_MAP, Names(key).acknowledgements)]
+        pods, model, candidate_model, predictor_model, services = await asyncio.gather(
+            self._seen.pods(key, labels, known_by=lambda pods: not _unknown(said, pods)),
             self._get_model(key, (policy or {}).get("spec"), in_force),
             self._get_model(key, (candidate_policy or {}).get("spec"), in_force),
             self._get_model(key, spec.get("predictor"), in_force),
@@ -211,9 +212,7 @@ class Reconciler:
     async def _prune(self, observed: Observed, plan: Plan, owned: Mapping[Ref, Object | None]) -> None:
         """Removes what routers said whose pods are gone."""
         name = Names(plan.key).acknowledgements
-        said = (owned.get(Ref(CONFIG_MAP, name)) or {}).get("data") or {}
-        pods = {metadata_of(pod)["name"] for pod in observed.pods}
-        gone = tuple(sorted(key for key in said if pod_of(key, pods) is None))
+        gone = _unknown(owned.get(Ref(CONFIG_MAP, name)), observed.pods)
         if gone:
             await self._cluster.remove_keys(CONFIG_MAP, plan.key.namespace, name, gone)
             self._seen.drop(CONFIG_MAP, plan.key.namespace, name)
@@ -276,6 +275,12 @@ class Reconciler:
             await self._cluster.post_event(metadata["namespace"], event)
         except ClusterError as error:
             logger.warning("event %s for %s: %s", note.reason, metadata["name"], error)
+
+
+def _unknown(said: Object | None, pods: Sequence[Object]) -> tuple[str, ...]:
+    """Keys of acknowledgements whose routers are in none of the pods."""
+    names = {metadata_of(pod)["name"] for pod in pods}
+    return tuple(sorted(key for key in (said or {}).get("data") or {} if pod_of(key, names) is None))
 
 
 def _restored(observed: Observed, desired: Object, before: Object | None, after: Object) -> Note | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmrouter_operator.models import (
@@ -32,7 +33,10 @@ LARGE_CHARACTERS = 100_000
 
 
 class _Entry(NamedTuple):
-    value: Object
+    """What was last told of an object; without a value where it is gone, or has to be read."""
+
+    value: Object | None
+    version: int | None
     at_s: float
 
 
@@ -53,63 +57,75 @@ class SeenObjects:
         self._clock_s = clock_s
         self._entries: dict[tuple[Kind, str, str], _Entry] = {}
         self._pods: dict[ObjectKey, _Pods] = {}
+        self._pods_changes: Counter[ObjectKey] = Counter()
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """An object that is watched, as last seen; raises ClusterError where it has to be read and cannot be."""
         entry = self._entries.get((kind, namespace, name))
-        if entry is not None and self._clock_s() - entry.at_s < READ_AGAIN_S:
+        if entry is not None and entry.value is not None and self._clock_s() - entry.at_s < READ_AGAIN_S:
             return entry.value
         value = await self._cluster.get(kind, namespace, name)
         if value is None or not _is_watched(kind, value):
-            self._entries.pop((kind, namespace, name), None)
+            self.drop(kind, namespace, name)
         else:
             self.take(kind, value)
         return value
 
-    async def pods(self, key: ObjectKey, labels: Mapping[str, str]) -> tuple[Object, ...]:
-        """Pods of an LLMRouter's routers; raises ClusterError as ``get`` does."""
+    async def pods(
+        self, key: ObjectKey, labels: Mapping[str, str], *, known_by: Callable[[tuple[Object, ...]], bool]
+    ) -> tuple[Object, ...]:
+        """Pods of an LLMRouter's routers; raises ClusterError as ``get`` does.
+
+        They are listed anew where ``known_by`` says that some of the kept ones must be missing.
+        """
         known = self._pods.get(key)
-        if known is not None and self._clock_s() - known.at_s < PODS_AGAIN_S:
+        if known is not None and self._clock_s() - known.at_s < PODS_AGAIN_S and known_by(known.values):
             return known.values
-        began_s = self._clock_s()
+        changes, began_s = self._pods_changes[key], self._clock_s()
         values = tuple(await self._cluster.find(POD, key.namespace, labels=labels))
-        self._pods[key] = _Pods(values, began_s)
+        if changes == self._pods_changes[key]:  # else this list may be older than what was told meanwhile
+            self._pods[key] = _Pods(values, began_s)
         return values
 
     def take(self, kind: Kind, value: Object) -> bool:
         """Keeps what an event, a read or a write brought; whether that is anything new."""
         metadata = metadata_of(value)
-        place = (kind, metadata["namespace"], metadata["name"])
+        place, version = (kind, metadata["namespace"], metadata["name"]), _version(value)
         entry = self._entries.get(place)
-        old, new = None if entry is None else _version(entry.value), _version(value)
-        if entry is not None and old is not None and new is not None and new <= old:
-            if new == old:
-                self._entries[place] = _Entry(entry.value, self._clock_s())
+        if entry is not None and entry.version is not None and version is not None and version <= entry.version:
+            if version == entry.version and entry.value is not None:
+                self._entries[place] = entry._replace(at_s=self._clock_s())
             return False
-        if _is_large(value):
-            self._entries.pop(place, None)
-        else:
-            self._entries[place] = _Entry(value, self._clock_s())
+        self._entries[place] = _Entry(None if _is_large(value) else value, version, self._clock_s())
         return True
 
     def event(self, kind: Kind, value: Object, *, deleted: bool) -> bool:
         """What a watch told; whether a reconcile does not know it yet, as it does what it wrote itself."""
         if not deleted:
             return self.take(kind, value)
-        self.drop(kind, metadata_of(value)["namespace"], metadata_of(value)["name"])
+        metadata = metadata_of(value)
+        self._entries[kind, metadata["namespace"], metadata["name"]] = _Entry(None, _version(value), self._clock_s())
         return True
 
     def drop(self, kind: Kind, namespace: str, name: str) -> None:
-        """An object is gone, or was changed without telling what came of it."""
-        self._entries.pop((kind, namespace, name), None)
+        """An object was changed without telling what came of it, or is not there: it is read when it is asked for."""
+        entry = self._entries.get((kind, namespace, name))
+        if entry is not None:
+            self._entries[kind, namespace, name] = entry._replace(value=None)
 
     def drop_pods(self, key: ObjectKey) -> None:
         """The pods of an LLMRouter's routers may have changed."""
         self._pods.pop(key, None)
+        self._pods_changes[key] += 1
 
     def forget(self, key: ObjectKey) -> None:
-        """An LLMRouter is gone; what it owned goes by itself."""
+        """An LLMRouter is gone; what it owned goes by itself. Marks of what is long gone go too."""
         self._pods.pop(key, None)
+        del self._pods_changes[key]
+        long_ago_s = self._clock_s() - READ_AGAIN_S
+        gone = [place for place, entry in self._entries.items() if entry.value is None and entry.at_s < long_ago_s]
+        for place in gone:
+            del self._entries[place]
 
 
 def _version(value: Object) -> int | None:

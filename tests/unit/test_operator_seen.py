@@ -8,6 +8,8 @@ from llmrouter_operator.models import CONFIG_MAP, DEPLOYMENT, ObjectKey
 from llmrouter_operator.seen import LARGE_CHARACTERS, PODS_AGAIN_S, READ_AGAIN_S, SeenObjects
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmrouter_operator.models import Kind
 
 Object = dict[str, Any]
@@ -25,14 +27,17 @@ def value(version: int, **fields: object) -> Object:
 class Server:
     def __init__(self) -> None:
         self.there: Object | None = None
+        self.meanwhile: Callable[[], object] = lambda: None
         self.reads = 0
 
     async def get(self, _: Kind, __: str, ___: str) -> Object | None:
         self.reads += 1
+        self.meanwhile()
         return self.there
 
     async def find(self, *_: object, **__: object) -> list[Object]:
         self.reads += 1
+        self.meanwhile()
         return [value(1)]
 
 
@@ -112,15 +117,34 @@ async def test_large_models_are_not_kept() -> None:
 
 async def test_pods_are_listed_when_they_may_have_changed() -> None:
     bench = Bench()
-    for _ in range(3):
-        await bench.seen.pods(KEY, {})
-    assert bench.server.reads == 1
+    is_known = True
 
+    async def listed() -> int:
+        await bench.seen.pods(KEY, {}, known_by=lambda _: is_known)
+        return bench.server.reads
+
+    assert [await listed() for _ in range(3)] == [1, 1, 1]
     bench.seen.drop_pods(KEY)
-    await bench.seen.pods(KEY, {})
+    assert await listed() == 2
     bench.now_s = PODS_AGAIN_S
-    await bench.seen.pods(KEY, {})
-    assert bench.server.reads == 3
+    assert await listed() == 3
+    is_known = False  # a router speaks whose pod is not among them
+    assert await listed() == 4
+
+
+async def test_what_is_told_while_a_read_is_under_way_is_newer() -> None:
+    bench = Bench()
+    bench.server.there = value(5)
+    bench.server.meanwhile = lambda: bench.seen.event(DEPLOYMENT, value(6), deleted=True)
+    assert await bench.get() == value(5)
+    bench.server.there, bench.server.meanwhile = None, lambda: None
+    assert await bench.get() is None
+
+    bench.server.meanwhile = lambda: bench.seen.drop_pods(KEY)
+    await bench.seen.pods(KEY, {}, known_by=lambda _: True)
+    before = bench.server.reads
+    await bench.seen.pods(KEY, {}, known_by=lambda _: True)
+    assert bench.server.reads == before + 1
 
 
 async def test_somebody_elses_object_which_no_watch_tells_of_is_asked_for_each_time() -> None:
