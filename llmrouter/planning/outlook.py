@@ -249,7 +249,7 @@ def _offered_loads(
     for flow in flows:
         for pool, demand in _asked(flow, replicas, 1.0):
             if replicas[pool.name]:
-                each = request_s(pool.profile, pool.role, demand) / replicas[pool.name]
+                each = request_s(pool.profile, pool.role, flow.demand) / replicas[pool.name]
                 loads[pool.name] += demand.requests_per_s * each
     return loads
 

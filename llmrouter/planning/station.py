@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import EngineMode, Role
@@ -114,6 +115,7 @@ class Station:
         return none * calm + (1.0 - none) * normal_within(seconds, self.steady_s + mean_s, deviation_s)
 
 
+@lru_cache(maxsize=256)
 def request_s(profile: EngineProfile, role: Role, demand: ModelDemand) -> float:
     """Load that one request a second is to one instance: engine seconds; memory counts as time, too.
 
@@ -176,10 +178,13 @@ def _answering(profile: EngineProfile, role: Role, instances: int, asked: _Asked
     for _ in range(_SETTLED):
         if role is Role.MIXED:
             stalls = _stalls(profile, asked.prompts, sequences)
+        before = sequences
         load = each * (stalls[1] + answers_s)
         if load >= 1.0:
             return PREFILL if stalls[1] > answers_s else DECODE
         sequences = each * asked.output_tokens * profile.base_decode_s / (1.0 - load)
+        if role is not Role.MIXED or abs(sequences - before) < 1.0:
+            break
     token_s = profile.base_decode_s / (1.0 - load)
     context_tokens = asked.context_tokens / max(asked.output_tokens, 1.0)
     places = room_of(profile, context_tokens)
