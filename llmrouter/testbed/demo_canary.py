@@ -147,6 +147,7 @@ def tell(target: DemoTarget, trial: Trial, view: CanaryView, story: Story) -> No
     said = trial.until("Promoted", within_s=PROMOTED_WITHIN_S)
     all_s = trial.settled(lambda status: _all_run(status, GOOD), f"every router with {GOOD}")
     values["promotion"] = _told(said, trial) | {"serves_all_after_s": _s(all_s)}
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
 
     view.chapter(f"4. The spec follows: policyRef becomes {GOOD}")
     trial.wish({"policyRef": {"name": GOOD}, "candidate": None})

@@ -82,7 +82,7 @@ def candidate_notes(old: Object, new: Object) -> list[Note]:
         notes.append(Note("CandidateRolledBack", f"{what}: {after['reason']}: {after['message']}", warning=True))
     elif phase == Phase.PROMOTED:
         spec = f"set spec.policyRef.name to {after['name']} and remove spec.candidate"
-        notes.append(Note("CandidatePromoted", f"{what} serves all requests: {after['message']}. To keep it, {spec}"))
+        notes.append(Note("CandidatePromoted", f"{what} serves all requests; to keep it, {spec}. {after['message']}"))
     elif phase == Phase.REFUSED:
         notes.append(Note("CandidateRefused", f"{what}: {after['reason']}: {after['message']}", warning=True))
     return notes
