@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 Command = tuple[str | int, ...]
 
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 """A timer that is later than this tells of a pause of this process, not of its server."""
 
-GRACE_S, GRACES = 0.05, 4
-"""For what came during a pause; so often where one pause follows the other."""
+GRACES = 2
+"""So often, where one pause follows the other."""
 
 
 class RedisPipe:
@@ -55,7 +55,7 @@ class RedisPipe:
         self._wake.set()
         if within_s is None:
             return await answered
-        timer = loop.call_later(within_s, _late, answered, loop, loop.time() + within_s)
+        timer = loop.call_later(within_s, _late, answered, loop, loop.time() + within_s, within_s)
         try:
             return await answered
         finally:
@@ -134,11 +134,13 @@ class RedisPipe:
         await self._pool.release(connection)
 
 
-def _late(answered: asyncio.Future[Any], loop: asyncio.AbstractEventLoop, due_s: float, graces: int = GRACES) -> None:
-    """The time is up; where the loop comes to it late, what has come is read before anybody is blamed."""
+def _late(
+    answered: asyncio.Future[Any], loop: asyncio.AbstractEventLoop, due_s: float, within_s: float, graces: int = GRACES
+) -> None:
+    """The time is up; where the loop comes to it late, the answer has its time once more: both may have stood still."""
     if answered.done():
         return
     if graces and loop.time() - due_s > PAUSE_S:
-        loop.call_later(GRACE_S, _late, answered, loop, loop.time() + GRACE_S, graces - 1)
+        loop.call_later(within_s, _late, answered, loop, loop.time() + within_s, within_s, graces - 1)
     else:
         answered.set_exception(TimeoutError("no answer in time"))
