@@ -72,7 +72,11 @@ def test_only_engines_know_true_output_lengths() -> None:
         *("arrays._sequences", "outcomes.tpot_s"),
         "engine.add",  # an engine by itself
     }
-    where_said = ("reports.", "usage.", "exchange.", "answers.", "dispatch.", "openai_request.", "decision_log.", "arms.")
+    where_said = (
+        *("reports.", "usage.", "exchange.", "answers.", "dispatch.", "openai_request."),
+        "arms.",
+        "decision_log.",
+    )
     said = {name for name in reading("router_grpc", TRUE_LENGTHS) if not name.startswith(where_said)}
     assert said == set()  # what has come is read where clients report it, or engines say it in their answers
     assert not {name for name in reading("llmrouter", TRUE_LENGTHS) if name.endswith((".decide", "._rank"))}
