@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from llmrouter.rollout.arm_stats import ArmStats, late_after_s, with_open
 from llmrouter.rollout.arms import ARMS, CANDIDATE, CURRENT, arm_of
 from llmrouter.rollout.verdict import verdict
-from router_grpc.candidate import ending_soon, has_had_its_turn
+from router_grpc.candidate import HoldAllowance
 from router_grpc.ports import ReserveOutcome
 from router_grpc.readiness import Readiness
 from router_grpc.shadowing import Shadow
@@ -75,6 +75,7 @@ class Trial:
         self.decisions = self.fallbacks = 0
         self.last_fallback = ""
         self.shadow = Shadow()
+        self._holds = HoldAllowance()
         self._arms: dict[str, ArmStats] = {}
         self._is_news = False
 
@@ -91,6 +92,7 @@ class Trial:
         self.decisions = self.fallbacks = 0
         self.last_fallback = ""
         self.shadow.reset(trial)
+        self._holds = HoldAllowance()
         world.metrics.arms.paused.set(0)
         world.metrics.arms.shadow_disagreement_ratio.set(float("nan"))
         if candidate is not None:
@@ -104,17 +106,17 @@ class Trial:
             return ""
         return arm_of(request_id, salt=one.digest, percent=one.config.percent)
 
-    def guard_of(self, runtime: Runtime, request: Request, snapshot: PoolSnapshot) -> Guard:
+    def guard_of(self, runtime: Runtime, request: Request, now_s: float) -> Guard:
         """Who decides for a request."""
         one = runtime.candidate
         if one is None or one.guard is None or self.arm(runtime, request.request_id) != CANDIDATE:
             return runtime.guard
-        return runtime.guard if has_had_its_turn(snapshot) else one.guard
+        return runtime.guard if self._holds.is_over(request.request_id, now_s) else one.guard
 
-    def held(self, runtime: Runtime, guard: Guard, hold: Hold, snapshot: PoolSnapshot) -> Hold:
+    def held(self, runtime: Runtime, guard: Guard, request_id: str, hold: Hold, now_s: float) -> Hold:
         """A hold by ``guard``: one of the candidate's ends where the current policy is to decide for the request."""
         is_candidates = runtime.candidate is not None and guard is runtime.candidate.guard
-        return ending_soon(hold, snapshot) if is_candidates else hold
+        return self._holds.bounded(request_id, hold, now_s) if is_candidates else hold
 
     def dispatched(self, world: World, runtime: Runtime, placed: Placed) -> None:
         """A request has got its place, by ``guard_of``'s guard."""
@@ -137,7 +139,7 @@ class Trial:
             self._decided(world, one, placed)
 
     def _decided(self, world: World, candidate: CandidateRuntime, placed: Placed) -> None:
-        if has_had_its_turn(placed.snapshot):
+        if placed.guard is not candidate.guard:
             self._note(world, CANDIDATE, "overruled")
             return
         guarded = placed.guarded

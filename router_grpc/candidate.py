@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from pydantic.alias_generators import to_camel
 
+from llmrouter.domain import SHORTEST_HOLD_S
 from llmrouter.routing.guard import Guard, Why
 from router_grpc.readiness import Readiness
 
 if TYPE_CHECKING:
     from llmrouter.config import CandidateConfig, PolicyConfig
-    from llmrouter.domain import Hold, PoolSnapshot
+    from llmrouter.domain import Hold
 
-LONGEST_HEAD_S = 1.0
-"""How long the candidate may keep a request first in the line that both policies share; then the current decides."""
+LONGEST_HOLD_S, SHARE_OF_LINE = 1.0, 0.1
+"""For how long a candidate may keep the line that both policies share waiting: at a time, and of all time."""
 
 SHARED, HOLD_SHARED = ("queue", "prefix_affinity"), ("enabled", "max_wait_seconds")
 """Of a policy, and of its ``hold``, what is the current one's for both arms: they share the line and the index."""
@@ -62,14 +63,27 @@ def not_compared(current: PolicyConfig, candidate: PolicyConfig) -> tuple[str, .
     return (*map(to_camel, differ), *(f"hold.{to_camel(name)}" for name in holds))
 
 
-def has_had_its_turn(snapshot: PoolSnapshot) -> bool:
-    """Whether a request has been the first of its line for as long as one of the candidate's may be."""
-    since_s = snapshot.head_since_s
-    return since_s is not None and not snapshot.taken_at_s - since_s < LONGEST_HEAD_S
+class HoldAllowance:
+    """What a candidate may hold: whom it holds waits first in the line, and keeps the other arm's requests waiting too.
 
+    A comparison of the arms would not see that. Each request that it begins to hold takes what has gathered, a tenth of
+    the time that passed and a second at most; when that is over, the current policy decides for the request.
+    """
 
-def ending_soon(hold: Hold, snapshot: PoolSnapshot) -> Hold:
-    """A hold of the candidate's: it ends where the current policy is to decide for the request."""
-    since_s = snapshot.taken_at_s if snapshot.head_since_s is None else snapshot.head_since_s
-    last_s = since_s + LONGEST_HEAD_S
-    return hold if hold.until_s is not None and hold.until_s <= last_s else replace(hold, until_s=last_s)
+    def __init__(self) -> None:
+        self._gathered_s, self._since_s = LONGEST_HOLD_S, 0.0
+        self._held, self._until_s = "", 0.0
+
+    def is_over(self, request_id: str, now_s: float) -> bool:
+        """Whether a request was held for as long as it may be."""
+        return request_id == self._held and now_s >= self._until_s
+
+    def bounded(self, request_id: str, hold: Hold, now_s: float) -> Hold:
+        """A hold of the candidate's: it ends where the current policy is to decide for the request."""
+        if request_id != self._held:
+            gained_s = SHARE_OF_LINE * max(0.0, now_s - self._since_s)
+            self._held, self._until_s = request_id, now_s + min(LONGEST_HOLD_S, self._gathered_s + gained_s)
+            self._gathered_s, self._since_s = 0.0, now_s
+        if hold.until_s is not None and hold.until_s <= self._until_s:
+            return hold
+        return replace(hold, until_s=max(self._until_s, now_s + SHORTEST_HOLD_S))

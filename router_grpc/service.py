@@ -267,13 +267,13 @@ class RouterService:
                 since_s = line.head_since_s if is_patient else -math.inf
                 snapshot = replace(snapshot, held=line.waiting(request), head_since_s=since_s)
             request = self._world.prefixes.with_hits(request)
-            guard = self._guard_of(runtime, request, snapshot)
+            guard = self._guard_of(runtime, request, snapshot.taken_at_s)
             guarded = self._decide(guard, request, snapshot, terms.batch)
             decision = guarded.decision
             if isinstance(decision, NoCandidate):
                 raise NoInstanceError(decision.reason)
             if isinstance(decision, Hold):
-                return self._world.trial.held(runtime, guard, decision, snapshot)
+                return self._world.trial.held(runtime, guard, request.request_id, decision, snapshot.taken_at_s)
             result = await self._reserve(request, decision, terms, guard=guard, final=final)
             if result.outcome is ReserveOutcome.YIELDED:
                 line.has_yielded = True
@@ -296,10 +296,10 @@ class RouterService:
         if self._world.decisions.is_on:
             self._world.decisions.decided(self._world, runtime, placed)
 
-    def _guard_of(self, runtime: Runtime, request: Request, snapshot: PoolSnapshot) -> Guard:
+    def _guard_of(self, runtime: Runtime, request: Request, now_s: float) -> Guard:
         if self._world.is_degraded():
             return runtime.degraded
-        return runtime.guard if runtime.candidate is None else self._world.trial.guard_of(runtime, request, snapshot)
+        return runtime.guard if runtime.candidate is None else self._world.trial.guard_of(runtime, request, now_s)
 
     def _terms(self, request: Request, line: HoldLine, ticket: Ticket | None) -> _Terms:
         if ticket is not None:

@@ -11,11 +11,11 @@ from support import provoking
 from support.router_world import Bench, bundle_of, config_of, until
 from support.trials import candidate_of, ids_of, pair_of, put_on_trial, trial_config
 
-from llmrouter.domain import Candidate, Placement
+from llmrouter.domain import Candidate, Hold, Placement
 from llmrouter.errors import SaturatedError
 from llmrouter.rollout.arms import ARMS, CANDIDATE, CURRENT
 from llmrouter.routing.policies import LeastInFlight, request_bound
-from router_grpc.candidate import LONGEST_HEAD_S
+from router_grpc.candidate import LONGEST_HOLD_S, HoldAllowance
 from router_grpc.candidate_told import arms_pause_s, candidate_told
 from router_grpc.readiness import Readiness
 from router_grpc.reports import ReportKind
@@ -142,16 +142,32 @@ async def test_a_candidate_that_takes_less_keeps_the_line_waiting_for_a_moment_o
     await bench.route(current)
     held = asyncio.create_task(bench.route(candidate))
     await until(lambda: bench.service.held == 1)
-    bench.clock.now_s += LONGEST_HEAD_S / 2
+    bench.clock.now_s += LONGEST_HOLD_S / 2
     bench.service.kick()
     await asyncio.sleep(0)
     assert not held.done()
-    bench.clock.now_s += LONGEST_HEAD_S / 2
+    bench.clock.now_s += LONGEST_HOLD_S / 2
     bench.service.kick()
     answer = await held
     assert answer.policy_digest != candidate_of(bench).digest
     assert bench.count("llmrouter_arm_requests_total", arm=CANDIDATE, event="overruled") == 1
     assert arms_of(bench)[CANDIDATE].requests == 1
+    bench.clock.now_s += 0.01
+    following = asyncio.create_task(bench.route(ids_of(bench, CANDIDATE, 2)[1]))
+    await until(lambda: bench.service.held == 1)
+    bench.clock.now_s += 0.2
+    bench.service.kick()
+    assert (await following).policy_digest != candidate_of(bench).digest, "it has taken its tenth of the time"
+
+
+def test_a_candidate_holds_a_second_at_most_and_a_tenth_of_the_time() -> None:
+    holds, forever = HoldAllowance(), Hold("no room")
+    assert holds.bounded("a", forever, 100.0).until_s == pytest.approx(101.0)
+    assert holds.bounded("a", forever, 100.6).until_s == pytest.approx(101.0)
+    assert holds.bounded("a", Hold("a little", until_s=100.7), 100.6).until_s == pytest.approx(100.7)
+    assert (holds.is_over("a", 100.9), holds.is_over("a", 101.0), holds.is_over("b", 200.0)) == (False, True, False)
+    assert holds.bounded("b", forever, 102.0).until_s == pytest.approx(102.2)
+    assert holds.bounded("c", forever, 200.0).until_s == pytest.approx(201.0)
 
 
 def everything_on_one(request: Request, snapshot: PoolSnapshot) -> Decision:
