@@ -66,7 +66,7 @@ stubs: .venv/.synced ## generate the Python code of router.proto
 
 .PHONY: bench
 bench: .venv/.synced binaries ## all benchmarks, each writing JSON to build/bench/ (about an hour)
-	for script in burst models length_models length_service prompt_tokens kv_reserve batch_hold decisions engine_server capacity simulator_speed prefix_index prefix_sharing router_death outliers epp_conformance acknowledgement scale prefill_decode rebalancing; do $(PYTHON) -m bench.$$script; done
+	for script in burst models length_models length_service prompt_tokens kv_reserve batch_hold decisions engine_server capacity simulator_speed prefix_index prefix_sharing router_death outliers epp_conformance canaries canary_interference acknowledgement scale prefill_decode rebalancing; do $(PYTHON) -m bench.$$script; done
 	$(PYTHON) -m bench.paper
 	$(BIN)/llmrouter bench
 
