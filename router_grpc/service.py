@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold, NoCandidate, Request
+from llmrouter.domain import Hold, NoCandidate
 from llmrouter.errors import NoInstanceError, SaturatedError
 from llmrouter.quick import quick
 from llmrouter.routing.batching import MOST_OF_WAIT
@@ -17,6 +17,7 @@ from llmrouter.routing.guard import Guarded
 from llmrouter.routing.lines import least_work_s
 from llmrouter.routing.orders import ORDERS
 from router_grpc.arms import Placed
+from router_grpc.asks import request_of, reserve_ask
 from router_grpc.bidding import bid_of
 from router_grpc.calls import (
     RouteAnswer,
@@ -32,7 +33,7 @@ from router_grpc.calls import (
 from router_grpc.costing import note_cost
 from router_grpc.holding import RETRY_AFTER_S, Holding, kept_bytes
 from router_grpc.mixing import note_dispatch
-from router_grpc.ports import Bid, ReserveAsk, ReserveOutcome
+from router_grpc.ports import ReserveOutcome
 from router_grpc.staging import dispatched, needs_prefill
 from router_grpc.world import World
 
@@ -40,15 +41,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmrouter.config import PolicyConfig
-    from llmrouter.domain import Candidate, Placement, PoolSnapshot, Reservation
+    from llmrouter.domain import Candidate, Placement, PoolSnapshot, Request, Reservation
     from llmrouter.routing.batch import BatchRules
     from llmrouter.routing.claims import Claim
     from llmrouter.routing.guard import Guard
     from router_grpc.holding import HoldLine, Ticket
-    from router_grpc.length_service import Foretold
     from router_grpc.open_requests import Charge
-    from router_grpc.ports import ReserveResult
-    from router_grpc.prefixing import NamedPrompt
+    from router_grpc.ports import Bid, ReserveAsk, ReserveResult
     from router_grpc.runtime import Runtime
 
 __all__ = ["RouteAnswer", "RouteAsk", "RouterService", "UnknownModelError", "World"]
@@ -139,7 +138,7 @@ class RouterService:
         excluded = excluded_of(ask, self._world.instances.current())
         request_id = ask.request_id or next(self._new_ids)
         named = self._world.prefixes.named(ask, foretold.prompt_tokens)
-        request = _request(ask, foretold, excluded, request_id=request_id, named=named, arrived_at_s=arrived_at_s)
+        request = request_of(ask, foretold, excluded, request_id=request_id, named=named, arrived_at_s=arrived_at_s)
         memory = kept_bytes(ask.prompt, request.prefix_hashes)
         try:
             answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
@@ -339,12 +338,12 @@ class RouterService:
         candidates = decision.candidates
         if self._world.ledger.is_immediate and not final and len(candidates) > 1:
             first = self._bids(request, candidates[:1], guard, terms.batch)
-            ask = _ask(request, first, tolerance=tolerance, final=False, claim=terms.claim)
+            ask = reserve_ask(request, first, tolerance=tolerance, final=False, claim=terms.claim)
             result = await self._commit(ask, counts=_DONE)
             if result.outcome in _DONE:
                 return result
         bids = self._bids(request, candidates, guard, terms.batch)
-        return await self._commit(_ask(request, bids, tolerance=tolerance, final=final, claim=terms.claim))
+        return await self._commit(reserve_ask(request, bids, tolerance=tolerance, final=final, claim=terms.claim))
 
     def _bids(
         self, request: Request, candidates: Sequence[Candidate], guard: Guard, batch: BatchRules | None
@@ -371,7 +370,7 @@ class RouterService:
 
     async def _standing(self, request: Request, runtime: Runtime) -> RouteAnswer | None:
         """The answer that a repeated request had already, if its reservation stands and its instance will do."""
-        ask = _ask(request, (), tolerance=None, final=False)
+        ask = reserve_ask(request, (), tolerance=None, final=False)
         reservation = (await self._commit(ask, counts=_STANDING)).reservation
         if reservation is None:
             return None
@@ -464,51 +463,3 @@ def _patient_until_s(request: Request, deadline_s: float | None) -> float:
 def _ending(hold: Hold, latest_s: float) -> Hold:
     """A hold that ends at ``latest_s`` if it ends later."""
     return hold if hold.until_s is None or hold.until_s <= latest_s else replace(hold, until_s=latest_s)
-
-
-def _request(
-    ask: RouteAsk,
-    foretold: Foretold,
-    excluded: frozenset[str],
-    *,
-    request_id: str,
-    named: NamedPrompt,
-    arrived_at_s: float,
-) -> Request:
-    return Request(
-        request_id=request_id,
-        model=ask.model,
-        prompt_tokens=foretold.prompt_tokens,
-        predicted_output_tokens=foretold.law.expected_tokens,
-        arrived_at_s=arrived_at_s,
-        application=ask.application,
-        max_output_tokens=ask.max_output_tokens or None,
-        excluded_instance_ids=excluded,
-        predicted_rank=foretold.law.rank,
-        priority=ask.priority,
-        tenant=ask.tenant,
-        deadline_at_s=arrived_at_s + ask.deadline_ms / 1000 if ask.deadline_ms else None,
-        prefix_hashes=named[0],
-        prefix_block_tokens=named[1],
-        batch=ask.batch,
-    )
-
-
-def _ask(
-    request: Request,
-    bids: Sequence[Bid],
-    *,
-    tolerance: int | None,
-    final: bool,
-    claim: Claim | None = None,
-) -> ReserveAsk:
-    return ReserveAsk(
-        request_id=request.request_id,
-        prompt_tokens=request.prompt_tokens,
-        predicted_output_tokens=request.predicted_output_tokens,
-        bids=tuple(bids),
-        moved_tolerance=tolerance,
-        final=final,
-        model=request.model,
-        claim=claim,
-    )
