@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from llmrouter.testbed.measure import Outcome
 
 RATE_RPS = 4.0
-CHAT_S, SUMMARIES_S = 110.0, 135.0
-RECOMMEND_S = 45.0
+CHAT_S, SUMMARIES_S = 85.0, 160.0
+RECOMMEND_S = 35.0
 """So long the mix takes to know how long answers are: they have to end first."""
 LENGTHS = {"chat": (150, 400), "summaries": (900, 60)}
 """Median tokens of prompts and answers; both are lognormal with a sigma of 0.4."""
