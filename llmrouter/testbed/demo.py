@@ -240,23 +240,38 @@ def _say_next(options: DemoOptions, target: DemoTarget, console: Console) -> Non
         console.print(line, markup=False, soft_wrap=True)
 
 
-def parse(arguments: Sequence[str] | None) -> DemoOptions:
-    """Reads the command line and ``DEMO_KEEP``."""
-    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.demo", description=__doc__)
+def target_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of every demo: where it runs."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--context", help="use this context of your kubeconfig instead of making a cluster")
     parser.add_argument("--operator-image", help="image of the operator, with --context (default: the chart's)")
     parser.add_argument("--router-image", help="image of routers, engines and replay, with --context (as above)")
     parser.add_argument("--redis-image", help="image of Redis, with --context (as above)")
     parser.add_argument("--envoy-image", help="image of Envoy, with --context (as above)")
+    return parser
+
+
+def target_options(options: argparse.Namespace, timing: Timing = TIMING) -> DemoOptions:
+    """What they and ``DEMO_KEEP`` say."""
+    images = ImageChoice(options.operator_image, options.router_image, options.redis_image, options.envoy_image)
+    return DemoOptions(options.context, images, timing, keep=os.environ.get("DEMO_KEEP", "") not in ("", "0"))
+
+
+def parse_target(module: str, description: str | None, arguments: Sequence[str] | None) -> DemoOptions:
+    """Reads the command line of a demo that has no options but these."""
+    return target_options(target_parser(module, description).parse_args(arguments))
+
+
+def parse(arguments: Sequence[str] | None) -> DemoOptions:
+    """Reads the command line and ``DEMO_KEEP``."""
+    parser = target_parser("llmrouter.testbed.demo", __doc__)
     parser.add_argument(
         "--window", type=float, default=TIMING.window_s, help="seconds of a phase (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     if not (math.isfinite(options.window) and MIN_WINDOW_S <= options.window <= MAX_WINDOW_S):
         parser.error(f"--window must be {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g}, not {options.window:g}")
-    images = ImageChoice(options.operator_image, options.router_image, options.redis_image, options.envoy_image)
-    timing = Timing(window_s=options.window, disturbed_s=TIMING.disturbed_s)
-    return DemoOptions(options.context, images, timing, keep=os.environ.get("DEMO_KEEP", "") not in ("", "0"))
+    return target_options(options, Timing(window_s=options.window, disturbed_s=TIMING.disturbed_s))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.testbed.cluster.errors import PartFailedError
@@ -18,11 +16,12 @@ from llmrouter.testbed.cluster.processes import poll, start
 from llmrouter.testbed.cluster.progress import Progress
 from llmrouter.testbed.comparison import MODEL
 from llmrouter.testbed.comparison_run import run_to_exit_status
-from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, TIMING, DemoOptions, open_target
+from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, DemoOptions, open_target, parse_target
 from llmrouter.testbed.demo_canary_model import objects
-from llmrouter.testbed.demo_canary_view import CanaryView, excerpt
-from llmrouter.testbed.demo_target import ROUTER, DemoTarget, ImageChoice, engines, manifest, replay_pod
+from llmrouter.testbed.demo_canary_view import EVENTS, SECTION, CanaryView
+from llmrouter.testbed.demo_target import ROUTER, DemoTarget, engines, manifest, replay_pod
 from llmrouter.testbed.replay_events import ReplayState, follow
+from llmrouter.testbed.terminal_view import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -133,27 +132,27 @@ def tell(target: DemoTarget, trial: Trial, view: CanaryView, story: Story) -> No
     trial.until("Shadowing", within_s=60.0)
     said = trial.go_on(SHADOW_S)
     values["shadow"] = {"shadowing_after_s": _s(trial.phases["Shadowing"]), **said.get("shadow", {})}
-    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER), SECTION, EVENTS))
 
     view.chapter(f"2. Canary: {WORSE} decides for every second request")
     trial.wish(Wish(WORSE, "Canary").spec())
     said = trial.until("RolledBack", within_s=ROLLED_BACK_WITHIN_S)
     gone_s = trial.settled(lambda status: _all_run(status, "demo"), "every router without the candidate")
     values["rollback"] = _told(said, trial) | {"told_to_all_after_s": _s(gone_s)}
-    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER), SECTION, EVENTS))
 
     view.chapter(f"3. Canary: {GOOD}, with autoPromote")
     trial.wish(Wish(GOOD, "Canary", promote=True).spec())
     said = trial.until("Promoted", within_s=PROMOTED_WITHIN_S)
     all_s = trial.settled(lambda status: _all_run(status, GOOD), f"every router with {GOOD}")
     values["promotion"] = _told(said, trial) | {"serves_all_after_s": _s(all_s)}
-    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER), SECTION, EVENTS))
 
     view.chapter(f"4. The spec follows: policyRef becomes {GOOD}")
     trial.wish({"policyRef": {"name": GOOD}, "candidate": None})
     over_s = trial.settled(lambda status: "candidate" not in status and _all_run(status, GOOD), "the spec is in force")
     values["spec_in_force_after_s"] = _s(over_s)
-    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER), SECTION, EVENTS))
 
 
 def judge(story: Story) -> None:
@@ -270,21 +269,9 @@ def _s(seconds: float) -> float:
     return round(seconds, 1)
 
 
-def parse(arguments: Sequence[str] | None) -> DemoOptions:
-    """Reads the command line and ``DEMO_KEEP``."""
-    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.demo_canary", description=__doc__)
-    parser.add_argument("--context", help="use this context of your kubeconfig instead of making a cluster")
-    for name in asdict(ImageChoice()):
-        parser.add_argument(f"--{name}-image", help="with --context (default: the chart's)")
-    options = vars(parser.parse_args(arguments))
-    images = ImageChoice(**{name: options[f"{name}_image"] for name in asdict(ImageChoice())})
-    keep = os.environ.get("DEMO_KEEP", "") not in ("", "0")
-    return DemoOptions(options["context"], images, TIMING, keep=keep)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = parse(arguments)
+    options = parse_target("llmrouter.testbed.demo_canary", __doc__, arguments)
     return run_to_exit_status(lambda console: canary(options, console))
 
 

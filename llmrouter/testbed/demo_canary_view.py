@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.rule import Rule
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from llmrouter.testbed.terminal_view import TerminalView
 
+if TYPE_CHECKING:
     from llmrouter.testbed.replay_events import ReplayState
 
 LINE_INTERVAL_S = 5.0
 PHASE_STYLES = {"RolledBack": "bold red", "Refused": "bold red", "Promoted": "bold green", "Running": "bold cyan"}
+SECTION = "Candidate"
 EVENTS = ("Candidate", "Promotion", "PolicyChanged")
 _TIMES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E"))
 
 
-class CanaryView:
+class CanaryView(TerminalView):
     """Shows ``status.candidate``; use as a context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live: Live | None = None
-        self._line_at_s = 0.0
-        self._line = ""
-
-    def __enter__(self) -> Self:
-        """Takes the terminal, where there is one."""
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Gives the terminal back."""
-        if self._live is not None:
-            self._live.stop()
-
-    def chapter(self, title: str) -> None:
-        """A headline that stays."""
-        self._console.print()
-        self._console.print(Rule(title, align="left", style="bold"))
-        self._line = ""
-
-    def describe(self, text: str) -> None:
-        """What ``kubectl describe`` says."""
-        self._console.print()
-        self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def show(self, status: dict[str, Any], state: ReplayState) -> None:
         """The candidate as it is now."""
@@ -127,20 +95,3 @@ def arms(said: dict[str, Any]) -> Table:
         )
         table.add_row("ratio", "", "", *ratios)
     return table
-
-
-def excerpt(described: str) -> str:
-    """Of ``kubectl describe llmrouter``: the condition, the status of the candidate, and the Events of its life."""
-    lines = described.splitlines()
-    at = next((place for place, line in enumerate(lines) if line.startswith("Status:")), 0)
-    block: list[str] = []
-    for line in lines[at:]:
-        if line.startswith("  Candidate:"):
-            block = [line]
-        elif block and line.startswith("    "):
-            block.append(line)
-        elif block:
-            break
-    after = next((place for place, line in enumerate(lines) if line.startswith("Events:")), len(lines))
-    events = [line for line in lines[after + 1 :] if line.split()[1:2] and line.split()[1].startswith(EVENTS)]
-    return "\n".join(["$ kubectl describe llmr demo", "  …", *block, "  …", "Events:", *events])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import gzip
 import json
 import math
-import os
 import random
 import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.testbed.cluster.errors import PartFailedError
@@ -22,13 +19,12 @@ from llmrouter.testbed.cluster.processes import poll, start
 from llmrouter.testbed.cluster.progress import Progress
 from llmrouter.testbed.comparison import MODEL
 from llmrouter.testbed.comparison_run import run_to_exit_status
-from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, TIMING, DemoOptions, open_target
-from llmrouter.testbed.demo_rebalance_view import RebalanceView, excerpt
+from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, DemoOptions, open_target, parse_target
+from llmrouter.testbed.demo_rebalance_view import EVENTS, SECTION, RebalanceView
 from llmrouter.testbed.demo_target import (
     READY_TIMEOUT_S,
     ROUTER,
     DemoTarget,
-    ImageChoice,
     manifest,
     replay_pod,
     with_image,
@@ -36,6 +32,7 @@ from llmrouter.testbed.demo_target import (
 from llmrouter.testbed.measure import percentile
 from llmrouter.testbed.pod_watch import PodWatch
 from llmrouter.testbed.replay_events import ReplayState, follow
+from llmrouter.testbed.terminal_view import excerpt
 from llmrouter.testbed.trace import COLUMNS
 
 if TYPE_CHECKING:
@@ -153,7 +150,7 @@ def tell(target: DemoTarget, following: Following, view: RebalanceView) -> dict[
         "a recommendation",
         within_s=RECOMMEND_S + 30.0,
     )
-    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER), SECTION, EVENTS))
 
     view.chapter("2. kubectl patch: mode Auto. Instances drain, pools shrink, and then others grow")
     patch = json.dumps({"spec": {"rebalance": {"mode": "Auto"}}})
@@ -168,7 +165,7 @@ def tell(target: DemoTarget, following: Following, view: RebalanceView) -> dict[
         within_s=SUMMARIES_S + 60.0,
     )
     last = target.status()
-    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER)))
+    view.describe(excerpt(target.kubectl("describe", "llmrouter", ROUTER), SECTION, EVENTS))
     return {
         "recommended": recommended["rebalance"]["summary"],
         "plan": recommended["rebalance"]["message"],
@@ -312,21 +309,9 @@ def _conclude(values: dict[str, Any], path: Path, console: Console) -> int:
     return 1 if shortcomings else 0
 
 
-def parse(arguments: Sequence[str] | None) -> DemoOptions:
-    """Reads the command line and ``DEMO_KEEP``."""
-    parser = argparse.ArgumentParser(prog="python -m llmrouter.testbed.demo_rebalance", description=__doc__)
-    parser.add_argument("--context", help="use this context of your kubeconfig instead of making a cluster")
-    for name in asdict(ImageChoice()):
-        parser.add_argument(f"--{name}-image", help="with --context (default: the chart's)")
-    options = vars(parser.parse_args(arguments))
-    images = ImageChoice(**{name: options[f"{name}_image"] for name in asdict(ImageChoice())})
-    keep = os.environ.get("DEMO_KEEP", "") not in ("", "0")
-    return DemoOptions(options["context"], images, TIMING, keep=keep)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = parse(arguments)
+    options = parse_target("llmrouter.testbed.demo_rebalance", __doc__, arguments)
     return run_to_exit_status(lambda console: rebalance(options, console))
 
 

@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.padding import Padding
-from rich.rule import Rule
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from llmrouter.testbed.terminal_view import TerminalView
 
+if TYPE_CHECKING:
     from llmrouter.testbed.pod_watch import PodWatch
     from llmrouter.testbed.replay_events import ReplayState
 
 LINE_INTERVAL_S = 10.0
+SECTION = "Rebalance"
 EVENTS = ("Rebalance",)
 _STYLES = {"Blocked": "bold red", "RollingBack": "bold red", "Settled": "bold green", "Recommending": "bold yellow"}
 
 
-class RebalanceView:
+class RebalanceView(TerminalView):
     """Shows ``status.rebalance``; use as a context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live: Live | None = None
-        self._line_at_s = 0.0
-        self._last = ""
-
-    def __enter__(self) -> Self:
-        """Takes the terminal, where there is one."""
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Gives the terminal back."""
-        if self._live is not None:
-            self._live.stop()
-
-    def chapter(self, title: str) -> None:
-        """A headline that stays."""
-        self._console.print()
-        self._console.print(Rule(title, align="left", style="bold"))
-        self._last = ""
-
-    def describe(self, text: str) -> None:
-        """What ``kubectl describe`` says."""
-        self._console.print(Padding(Text(text, style="dim"), (1, 0, 0, 2)))
 
     def show(self, status: dict[str, Any], state: ReplayState, pods: PodWatch) -> None:
         """Pools and phase as they are now."""
@@ -64,8 +32,8 @@ class RebalanceView:
             self._live.update(picture(said, line, state, pods))
         mark = f"{said.get('phase')} {said.get('summary')}"
         now_s = time.monotonic()
-        if mark != self._last or (self._live is None and now_s - self._line_at_s >= LINE_INTERVAL_S):
-            self._last, self._line_at_s = mark, now_s
+        if mark != self._line or (self._live is None and now_s - self._line_at_s >= LINE_INTERVAL_S):
+            self._line, self._line_at_s = mark, now_s
             self._console.print(line, soft_wrap=True)
 
 
@@ -94,23 +62,3 @@ def picture(said: dict[str, Any], line: Text, state: ReplayState, pods: PodWatch
         counts = "{sent} sent, {done} done, {failed} failed, {in_flight} in flight".format(**state.progress)
         parts.append(Text(f"traffic ({state.stretch}): {counts}", style="dim"))
     return Group(*parts)
-
-
-def excerpt(described: str) -> str:
-    """Of ``kubectl describe llmrouter``: the status of rebalancing, and its Events."""
-    lines = described.splitlines()
-    at = next((place for place, line in enumerate(lines) if line.startswith("Status:")), 0)
-    block: list[str] = []
-    for line in lines[at:]:
-        if line.startswith("  Rebalance:"):
-            block = [line]
-        elif block and line.startswith("    "):
-            block.append(line)
-        elif block:
-            break
-    events = [line for line in lines if _is_event(line.split())]
-    return "\n".join(["$ kubectl describe llmr demo", "  …", *block, "  …", "Events:", *events])
-
-
-def _is_event(words: list[str]) -> bool:
-    return words[:1] in (["Normal"], ["Warning"]) and len(words) > 1 and words[1].startswith(EVENTS)

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmrouter.testbed.terminal_view import TerminalView
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from llmrouter.testbed.replay_events import ReplayState
 
 LINE_INTERVAL_S = 5.0
 ID_LENGTH = 15
 DIGEST_LENGTH = 10
-LIVE_REFRESH_PER_SECOND = 2.0
 
 
-class LiveView:
+class LiveView(TerminalView):
     """Shows a ``ReplayState``; use as a context manager."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
+        super().__init__(console or Console(highlight=False))
         self._title = title
-        self._console = console or Console(highlight=False)
-        self._live: Live | None = None
-        self._line_at_s = 0.0
         self._stretch = ""
-
-    def __enter__(self) -> Self:
-        """Takes the terminal, where there is one."""
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=LIVE_REFRESH_PER_SECOND, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Gives the terminal back."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
-        self._console.print(text, markup=False, soft_wrap=True)
 
     def show(self, state: ReplayState) -> None:
         """The state as it is now."""

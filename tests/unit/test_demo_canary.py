@@ -10,7 +10,8 @@ from rich.console import Console
 from llmrouter.artefacts import builtin_model
 from llmrouter.feature_set import FEATURE_NAMES, WEIGHT_NAMES
 from llmrouter.testbed.demo_canary_model import objects, turned_round
-from llmrouter.testbed.demo_canary_view import excerpt, headline, in_short, picture
+from llmrouter.testbed.demo_canary_view import EVENTS, SECTION, headline, in_short, picture
+from llmrouter.testbed.terminal_view import excerpt
 from router_grpc.adapters.onnx_model import load_scorer
 
 SAID = {
@@ -61,7 +62,7 @@ def test_a_shadow_has_its_line() -> None:
 
 
 def test_an_excerpt_has_the_status_and_the_events_of_a_life() -> None:
-    shown = excerpt(DESCRIBED)
+    shown = excerpt(DESCRIBED, SECTION, EVENTS)
     assert "    Phase:     RolledBack" in shown
     assert "CandidateRolledBack" in shown
     assert "Mode" not in shown

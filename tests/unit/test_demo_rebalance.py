@@ -8,10 +8,11 @@ import pytest
 from aiohttp import web
 
 from llmrouter.testbed.demo_rebalance import CHAT_S, LENGTHS, RATE_RPS, SUMMARIES_S, judge, trace_csv, traffic_objects
-from llmrouter.testbed.demo_rebalance_view import excerpt
+from llmrouter.testbed.demo_rebalance_view import EVENTS, SECTION
 from llmrouter.testbed.engine_stages import FETCHED_PROMPT_TOKENS, PREFILLER_HEADER, PromptsElsewhere
 from llmrouter.testbed.pod_watch import PodCount
 from llmrouter.testbed.replay import excerpt as excerpt_of
+from llmrouter.testbed.terminal_view import excerpt
 from llmrouter.testbed.trace import Trace, TraceRequest
 
 
@@ -96,7 +97,7 @@ Events:
   Normal  Ready  2s  llmrouter-operator  ok
 """
 
-    assert excerpt(described).splitlines()[2:] == [
+    assert excerpt(described, SECTION, EVENTS).splitlines()[2:] == [
         "  Rebalance:",
         "    Phase:  Settled",
         "  …",
