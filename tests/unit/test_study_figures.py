@@ -96,7 +96,7 @@ def test_what_was_shed_or_refused_misses_its_slo_and_has_no_latency() -> None:
     assert found["shed_rate"] == pytest.approx(3 / 9)
     assert found["slo_attainment"] == pytest.approx(6 / 9)
     assert found["e2e_mean_s"] == pytest.approx(2.0)
-    assert counts(run) == {"unfinished": 0, "finished": 6, "shed": 2, "refused": 1, "cancelled": 1}
+    assert counts(run) == {"unfinished": 0, "finished": 6, "shed": 2, "refused": 1, "cancelled": 1, "lost": 0}
 
 
 def test_a_run_that_answered_nothing_knows_no_latency() -> None:
