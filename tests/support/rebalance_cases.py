@@ -35,9 +35,7 @@ BAD_REBALANCES = [
     Case("no budget", rebalanced(gpuBudget=0), "rebalance.gpuBudget", "greater than or equal to 1"),
     Case("a budget of nothing said", rebalanced(gpuBudget=None), "rebalance.gpuBudget", ""),
     Case("steps of nothing", rebalanced(maxStep=0), "rebalance.maxStep", "greater than or equal to 1"),
-    Case(
-        "all requests in time", rebalanced(slo=SLO | {"attainment": 1}), "slo.attainment", "less than or equal to 0"
-    ),
+    Case("all requests in time", rebalanced(slo=SLO | {"attainment": 1}), "slo.attainment", "less than or equal to 0"),
     Case("an instant first token", rebalanced(slo=SLO | {"ttftSeconds": 0}), "ttftSeconds", "greater than or equal to"),
 ]
 
