@@ -116,7 +116,7 @@ class TestReading:
         ("content", "message"),
         [
             (b"", "holds no row"),
-            (gzip.compress(b'{"prompt": "x", "response_tokens": 3}\n' * 100)[:-30], "cannot be read"),
+            (gzip.compress(b'{"prompt": "x", "response_tokens": 3}\n' * 100, mtime=0)[:-30], "cannot be read"),
             (b"\x1f\x8bnot gzip", "cannot be read"),
         ],
     )
