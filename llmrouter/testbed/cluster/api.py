@@ -98,25 +98,13 @@ class Api:
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
         )
         try:
-            with _opened(direct, request, timeout_s) as answer:
+            with direct.open(request, timeout=timeout_s) as answer:
                 content: bytes = answer.read()
                 return content
         except urllib.error.HTTPError as error:
             with error:
                 said = error.read().decode(errors="replace")
             raise ApiError(f"{verb} {path}: {error.code} {_message_of(said)}", error.code) from error
-
-
-def _opened(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout_s: float) -> Any:  # noqa: ANN401 - as urllib types it
-    """The answer; what can be said twice is said again where the connection is reset before the server takes it."""
-    if request.get_method() == "POST":
-        return opener.open(request, timeout=timeout_s)
-    try:
-        return opener.open(request, timeout=timeout_s)
-    except urllib.error.URLError as error:
-        if not isinstance(error.reason, ConnectionResetError):
-            raise
-        return opener.open(request, timeout=timeout_s)
 
 
 def _message_of(said: str) -> str:
