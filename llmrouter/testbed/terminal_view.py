@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import TYPE_CHECKING, Self
 
 from rich.live import Live
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
@@ -54,7 +54,8 @@ class TerminalView:
 
     def describe(self, text: str) -> None:
         """What ``kubectl describe`` says."""
-        self._console.print(Padding(Text(text, style="dim"), (1, 0, 0, 2)))
+        self._console.print()
+        self._console.print(Text(indent(text, "  "), style="dim"), soft_wrap=True)
 
 
 def excerpt(described: str, section: str, events: tuple[str, ...]) -> str:
