@@ -2,11 +2,12 @@
 #
 #   docker build --target router -t llmrouter-router .
 #
-# BASE needs python3 (3.11 to 3.13) and CA certificates; BUILDER_BASE in addition uv, or pip to fetch it with.
+# BASE needs python3 (3.11 to 3.13) and CA certificates; BUILDER_BASE in addition a C compiler, the same Python's headers,
+# and uv, or pip to fetch it with.
 # CUDA=0 leaves out the GPU libraries of onnxruntime, a quarter of a gigabyte that a machine without a GPU never loads.
 # To build on a dependency stage made before, name its image: `--build-context router-runtime=container-image://IMAGE`.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
-ARG BUILDER_BASE=${BASE}
+ARG BUILDER_BASE=docker.io/library/python:3.11-bookworm
 
 FROM ${BUILDER_BASE} AS builder
 ARG UV_VERSION=0.13.8
@@ -35,9 +36,15 @@ RUN --mount=type=cache,target=/var/cache/uv \
             /opt/llmrouter/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_tensorrt.so; \
     fi
 
-FROM builder AS code
+FROM builder AS native
+RUN --mount=type=cache,target=/var/cache/uv \
+    UV_PROJECT_ENVIRONMENT=/opt/native uv sync --frozen --only-group native --no-install-project
+
+FROM native AS code
 COPY . /code
-RUN mkdir /code/bin \
+RUN /opt/native/bin/python /code/tools/build_native.py /code \
+ && rm -r /code/tools \
+ && mkdir /code/bin \
  && printf '#!/bin/sh\nexec python -m llmrouter.cli "$@"\n' > /code/bin/llmrouter \
  && chmod 0755 /code/bin/llmrouter \
  && python3 -m compileall -q --invalidation-mode unchecked-hash -s /code -p /app /code

@@ -7,6 +7,7 @@ BIN := .venv/bin
 PYTHON := $(BIN)/python
 CODE := llmrouter router_grpc operator/llmrouter_operator tests bench
 TYPED := llmrouter router_grpc operator/llmrouter_operator tests
+NATIVE := tools/build_native.py $(shell find llmrouter router_grpc -name '*.pyx' -o -name '*.pxd')
 PROTO := router_grpc/v1/router.proto router_grpc/v1/ext_proc.proto
 HELM := from llmrouter.testbed.cluster.binaries import Binaries; print(Binaries().provide(["helm"])["helm"])
 export PYTHONPATH := $(CURDIR):$(CURDIR)/operator
@@ -86,6 +87,7 @@ kernel: .venv/.synced ## compile the simulator, once for every state of its sour
 binaries: .venv/.synced
 	@$(PYTHON) -m llmrouter.testbed.cluster build --control-plane >/dev/null
 
-.venv/.synced: pyproject.toml uv.lock
+.venv/.synced: pyproject.toml uv.lock $(NATIVE)
 	"$$(tools/ensure-uv)" sync --frozen --all-extras
+	$(PYTHON) tools/build_native.py
 	@touch $@

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from llmrouter.lengths.windows import Windows
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from llmrouter.lengths.windows import Bytes, Hashes, Places
+from llmrouter.lengths.scan import SLOT_BITS, slot_of
 
 ASKED_CHARS = 2_048
 
@@ -62,80 +52,15 @@ def asked_tokens(text: str) -> float | None:
     return min(max(asked), 1e6) if asked else None
 
 
-def all_asked_tokens(prompts: Sequence[str], windows: Windows) -> list[float | None]:
-    """``asked_tokens`` of the first ``ASKED_CHARS`` characters of each prompt.
-
-    Args:
-        prompts: N of them.
-        windows: their heads, of ``ASKED_CHARS`` bytes or all of the prompt at least.
-    """
-    likely_N = _may_ask(windows).tolist()
-    texts = [prompt[:ASKED_CHARS] for prompt in prompts]
-    return [
-        asked_tokens(text) if likely or not text.isascii() else None
-        for text, likely in zip(texts, likely_N, strict=True)
-    ]
-
-
-_NUMBER, _UNIT = np.uint8(1), np.uint8(2)
-_SLOT_BITS = 13
-"""So that the table of ``_kinds`` is small; of other words in its slots, one text in a hundred looks as if it asked."""
-
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_KEY_BYTES = 8
-_LOWER = np.uint64(0x2020202020202020)
-"""Makes ASCII letters lower-case and leaves digits as they are."""
-
-_KEEP = np.array([(1 << 8 * size) - 1 for size in range(_KEY_BYTES + 1)], dtype="<u8")
-"""What of a key belongs to a word of so many bytes."""
-
-
-def _slots(bytes_B: Bytes, starts_V: Places, ends_V: Places) -> Hashes:
-    """A number below 2^``_SLOT_BITS`` of the first 8 bytes of each word; 8 bytes at least follow every start."""
-    keys_B = np.ndarray((len(bytes_B) - _KEY_BYTES + 1,), dtype="<u8", buffer=bytes_B, strides=(1,))
-    keys_V = (keys_B[starts_V] | _LOWER) & _KEEP[np.minimum(ends_V - starts_V, _KEY_BYTES)]
-    slots_V: Hashes = (keys_V * _MIX) >> np.uint64(64 - _SLOT_BITS)
-    return slots_V
-
-
-def _kinds() -> NDArray[np.uint8]:
-    """What the words of a slot may be; other words may share the slot."""
-    kinds_S = np.zeros(1 << _SLOT_BITS, dtype=np.uint8)
+def _kinds() -> bytes:
+    """For ``scan``: what the words of a slot may be, 1 a number, 2 a unit; other words may share the slot."""
+    kinds_S = bytearray(1 << SLOT_BITS)
     units = [unit + ending for unit in TOKENS_PER_UNIT for ending in ("", "s")]
-    for kind, words in ((_NUMBER, list(_NUMBER_WORDS)), (_UNIT, units)):
-        known = Windows([word.encode() for word in words], ())
-        kinds_S[_slots(known.bytes_B, known.word_starts_V, known.word_ends_V)] |= kind
-    return kinds_S
+    for kind, words in ((1, list(_NUMBER_WORDS)), (2, units)):
+        for word in words:
+            kinds_S[slot_of(word.encode())] |= kind
+    return bytes(kinds_S)
 
 
-_KINDS_S = _kinds()
-_DIGITS = 10
-
-
-def _may_ask(windows: Windows) -> NDArray[np.bool_]:
-    """Whether a head of ASCII may ask for a length (heads,): a number, then a unit one or two words later.
-
-    A word that the end of what is read may cut counts as a unit.
-    """
-    count = windows.heads
-    first_W, end_W = windows.first_word_W[:count], windows.starts_W[:count] + ASKED_CHARS
-    upto_W = np.minimum(np.searchsorted(windows.word_starts_V, end_W), first_W + windows.words_W[:count])
-    ranges = [slice(*pair) for pair in zip(first_W.tolist(), upto_W.tolist(), strict=True)]
-    starts_V = np.concatenate([windows.word_starts_V[one] for one in ranges])
-    ends_V = np.concatenate([windows.word_ends_V[one] for one in ranges])
-    kinds_V = _KINDS_S[_slots(windows.bytes_B, starts_V, ends_V)]
-    number_V = windows.bytes_B[starts_V] - np.uint8(ord("0")) < _DIGITS
-    number_V |= (kinds_V & _NUMBER) > 0
-    may_W = np.zeros(count, dtype=np.bool_)
-    if not number_V.any():
-        return may_W
-    unit_V = (kinds_V & _UNIT) > 0
-    after_W = np.cumsum(upto_W - first_W)
-    some_W = upto_W > first_W
-    lasts = after_W[some_W] - 1
-    unit_V[lasts] |= ends_V[lasts] > end_W[some_W]
-    near_V = np.zeros(len(unit_V), dtype=np.bool_)
-    near_V[:-1] = unit_V[1:]
-    near_V[:-2] |= unit_V[2:]
-    may_W[np.searchsorted(after_W, np.flatnonzero(number_V & near_V), side="right")] = True
-    return may_W
+KINDS = _kinds()
+"""Of other words in its slots, one text in a hundred looks as if it asked."""

