@@ -1,4 +1,4 @@
-"""What both demos do alike: follow a replay to its end, show it, and conclude."""
+"""What demos do alike, with Kubernetes or without: follow a replay to its end, show it, and conclude."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmrouter.testbed.live_view import LiveView, print_table
 from llmrouter.testbed.replay_events import ReplayState, follow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import FrameType
 
@@ -51,7 +51,11 @@ def conclude(values: dict[str, Any], path: Path, console: Console) -> int:
     console.print()
     for line in notes(values):
         console.print(line, markup=False, soft_wrap=True)
-    found = shortcomings(values)
+    return verdict(shortcomings(values), path, console)
+
+
+def verdict(found: Sequence[str], path: Path, console: Console) -> int:
+    """Says what is not as it should be and where the summary lies; the exit status says whether all is."""
     for line in found:
         console.print(f"NOT AS IT SHOULD BE: {line}", style="bold red", markup=False, soft_wrap=True)
     console.print(f"\nsummary: {path}", markup=False, soft_wrap=True)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import shutil
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.testbed.cluster.binaries import Binaries
-from llmrouter.testbed.cluster.cluster import Cluster
-from llmrouter.testbed.cluster.guard import Guard
-from llmrouter.testbed.cluster.places import repository_root
-from llmrouter.testbed.cluster.processes import poll, start
-from llmrouter.testbed.cluster.progress import Progress
 from llmrouter.testbed.comparison import DISTURBED, MODEL, SWITCH, Facts, Timing, summary
 from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
-from llmrouter.testbed.demo_target import RELEASE, DemoTarget, ImageChoice, engines, manifest, replay_pod
+from llmrouter.testbed.demo_run import replaying, staged, target_options, target_parser
+from llmrouter.testbed.demo_target import RELEASE, engines, manifest, replay_pod
 from llmrouter.testbed.live_view import LiveView
 
 if TYPE_CHECKING:
@@ -32,23 +24,14 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from llmrouter.testbed.demo_target import Switch
+    from llmrouter.testbed.cluster.progress import Progress
+    from llmrouter.testbed.demo_run import DemoOptions
+    from llmrouter.testbed.demo_target import DemoTarget, Switch
     from llmrouter.testbed.replay_events import ReplayState
 
 TIMING = Timing(window_s=50.0, disturbed_s=20.0)
 MIN_WINDOW_S, MAX_WINDOW_S = 5.0, 200.0
 KILL_AFTER_S = 4.0
-REPLAY_START_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class DemoOptions:
-    """What the user chose."""
-
-    context: str | None
-    images: ImageChoice
-    timing: Timing
-    keep: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +92,9 @@ def kill_processes(pod_uid: str) -> int:
 
 def replay(target: DemoTarget, timing: Timing, folder: Path, view: LiveView) -> tuple[ReplayState, Actions]:
     """Runs the replay pod to its end, switching the policy and killing a router at their times."""
-    target.apply([replay_pod(target.router_image(), timing.replay_arguments())])
-    started = ("Running", "Succeeded", "Failed")
-    poll(
-        lambda: target.get("pod", "demo-replay")["status"].get("phase") in started,
-        within_s=REPLAY_START_TIMEOUT_S,
-        what="the replay pod starts",
-        every_s=0.3,
-    )
+    pod = replay_pod(target.router_image(), timing.replay_arguments())
     lines = folder / "replay.jsonl"
-    lines.parent.mkdir(parents=True, exist_ok=True)
-    lines.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        log = start("replay", target.kubectl_words("logs", "--follow", "demo-replay"), log=lines)
-        stack.callback(log.stop)
-        executor = stack.enter_context(ThreadPoolExecutor(2))
+    with replaying(target, [pod], lines) as log, ThreadPoolExecutor(2) as executor:
         actions = Actions(target, executor, view)
         state = watch_replay(lines, alive=lambda: log.alive, view=view, on_stretch=actions.on_stretch)
     return state, actions
@@ -141,58 +112,16 @@ def deploy(target: DemoTarget, progress: Progress) -> None:
         target.wait_front()
 
 
-def open_target(options: DemoOptions, progress: Progress, stack: ExitStack) -> DemoTarget:
-    """The existing cluster, or a new one of this machine; ``stack`` takes away what was made here."""
-    if options.context is not None:
-        return _open_context(options, options.context, progress, stack)
-    owner = stack.enter_context(Guard())
-    cluster = Cluster.up(progress)
-    if options.keep:
-        owner.keep()
-    names = cluster.load_images(progress)
-    access = ("--kubeconfig", str(cluster.kubeconfig))
-    return DemoTarget(
-        cluster.binaries["kubectl"],
-        cluster.binaries["helm"],
-        access,
-        access,
-        ImageChoice(**asdict(names)),
-    )
-
-
-def _open_context(options: DemoOptions, context: str, progress: Progress, stack: ExitStack) -> DemoTarget:
-    programs = Binaries(progress=progress).provide(("kubectl", "helm"))
-    access, helm_access = ("--context", context), ("--kube-context", context)
-    target = DemoTarget(programs["kubectl"], programs["helm"], access, helm_access, options.images, shared=True)
-    ours = not target.crds()
-    with progress.part("remove what an earlier demo left"):
-        target.uninstall()
-    if not options.keep:
-        if ours:
-            stack.callback(target.remove_crds)
-        stack.callback(target.uninstall)
-    return target
-
-
-def compare(options: DemoOptions, console: Console) -> int:
+def compare(options: DemoOptions, timing: Timing, console: Console) -> int:
     """Runs the demo; returns its exit status."""
-    folder = repository_root() / "build" / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
-    logs = folder / "logs"
-    began_s = time.monotonic()
-    progress = Progress(lambda line: console.print(line, markup=False, soft_wrap=True))
-    with ExitStack() as stack:
-        target = open_target(options, progress, stack)
-        stack.callback(_collect_logs, target, logs, own=options.context is None)
-        deploy(target, progress)
-        ready_s = time.monotonic() - began_s
-        progress.note(f"LLMRouter demo is Ready, {ready_s:.0f} s after the start")
+    with staged(options, console, logs="logs", deploy=deploy) as stage:
+        stage.progress.note(f"LLMRouter demo is Ready, {stage.ready_s:.0f} s after the start")
         with LiveView("make demo", console) as view:
-            state, actions = replay(target, options.timing, folder, view)
-        values = _values(state, actions, ready_s)
-        status = conclude(values, folder / "summary.json", console)
-        console.print(f"logs: {logs}", soft_wrap=True)
-        _say_next(options, target, console)
+            state, actions = replay(stage.target, timing, stage.folder, view)
+        values = _values(state, actions, stage.ready_s)
+        status = conclude(values, stage.folder / "summary.json", console)
+        console.print(f"logs: {stage.folder / 'logs'}", soft_wrap=True)
+        _say_next(options, stage.target, console)
     return status
 
 
@@ -214,13 +143,6 @@ def _values(state: ReplayState, actions: Actions, ready_s: float) -> dict[str, A
     return summary(state, Facts(ready_s, switched.apply_to_acknowledged_s if switched else None, more))
 
 
-def _collect_logs(target: DemoTarget, logs: Path, *, own: bool) -> None:
-    target.collect_logs(logs)
-    cluster = Cluster.current() if own else None
-    if cluster is not None:
-        shutil.copytree(cluster.logs, logs / "cluster", dirs_exist_ok=True, ignore=shutil.ignore_patterns("pods"))
-
-
 def _say_next(options: DemoOptions, target: DemoTarget, console: Console) -> None:
     lines = ["next: DEMO_KEEP=1 make demo leaves it up to play with; make demo-standalone needs no Kubernetes"]
     if options.keep:
@@ -240,29 +162,7 @@ def _say_next(options: DemoOptions, target: DemoTarget, console: Console) -> Non
         console.print(line, markup=False, soft_wrap=True)
 
 
-def target_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of every demo: where it runs."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--context", help="use this context of your kubeconfig instead of making a cluster")
-    parser.add_argument("--operator-image", help="image of the operator, with --context (default: the chart's)")
-    parser.add_argument("--router-image", help="image of routers, engines and replay, with --context (as above)")
-    parser.add_argument("--redis-image", help="image of Redis, with --context (as above)")
-    parser.add_argument("--envoy-image", help="image of Envoy, with --context (as above)")
-    return parser
-
-
-def target_options(options: argparse.Namespace, timing: Timing = TIMING) -> DemoOptions:
-    """What they and ``DEMO_KEEP`` say."""
-    images = ImageChoice(options.operator_image, options.router_image, options.redis_image, options.envoy_image)
-    return DemoOptions(options.context, images, timing, keep=os.environ.get("DEMO_KEEP", "") not in ("", "0"))
-
-
-def parse_target(module: str, description: str | None, arguments: Sequence[str] | None) -> DemoOptions:
-    """Reads the command line of a demo that has no options but these."""
-    return target_options(target_parser(module, description).parse_args(arguments))
-
-
-def parse(arguments: Sequence[str] | None) -> DemoOptions:
+def parse(arguments: Sequence[str] | None) -> tuple[DemoOptions, Timing]:
     """Reads the command line and ``DEMO_KEEP``."""
     parser = target_parser("llmrouter.testbed.demo", __doc__)
     parser.add_argument(
@@ -271,13 +171,13 @@ def parse(arguments: Sequence[str] | None) -> DemoOptions:
     options = parser.parse_args(arguments)
     if not (math.isfinite(options.window) and MIN_WINDOW_S <= options.window <= MAX_WINDOW_S):
         parser.error(f"--window must be {MIN_WINDOW_S:g} to {MAX_WINDOW_S:g}, not {options.window:g}")
-    return target_options(options, Timing(window_s=options.window, disturbed_s=TIMING.disturbed_s))
+    return target_options(options), Timing(window_s=options.window, disturbed_s=TIMING.disturbed_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = parse(arguments)
-    return run_to_exit_status(lambda console: compare(options, console))
+    options, timing = parse(arguments)
+    return run_to_exit_status(lambda console: compare(options, timing, console))
 
 
 if __name__ == "__main__":

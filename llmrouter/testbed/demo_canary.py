@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.testbed.cluster.errors import PartFailedError
-from llmrouter.testbed.cluster.places import repository_root
-from llmrouter.testbed.cluster.processes import poll, start
-from llmrouter.testbed.cluster.progress import Progress
-from llmrouter.testbed.comparison import MODEL
-from llmrouter.testbed.comparison_run import run_to_exit_status
-from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, DemoOptions, open_target, parse_target
+from llmrouter.testbed.cluster.processes import poll
+from llmrouter.testbed.comparison import MODEL, write_summary
+from llmrouter.testbed.comparison_run import run_to_exit_status, verdict
 from llmrouter.testbed.demo_canary_model import objects
 from llmrouter.testbed.demo_canary_view import EVENTS, SECTION, CanaryView
-from llmrouter.testbed.demo_target import ROUTER, DemoTarget, engines, manifest, replay_pod
-from llmrouter.testbed.replay_events import ReplayState, follow
+from llmrouter.testbed.demo_run import parse_target, staged, traffic
+from llmrouter.testbed.demo_target import ROUTER, engines, manifest, replay_pod
 from llmrouter.testbed.terminal_view import excerpt
 
 if TYPE_CHECKING:
@@ -28,6 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+
+    from llmrouter.testbed.cluster.progress import Progress
+    from llmrouter.testbed.demo_run import DemoOptions
+    from llmrouter.testbed.demo_target import DemoTarget
+    from llmrouter.testbed.replay_events import ReplayState
 
 RATE_RPS = 8.0
 TRAFFIC_S = 400.0
@@ -166,56 +166,25 @@ def judge(story: Story) -> None:
         found.append(f"{WORSE} was rolled back for {values['rollback']['reason']}")
 
 
-def traffic(target: DemoTarget, lines: Path, stack: ExitStack) -> Iterator[ReplayState]:
-    """Begins the traffic; gives what it says, again and again."""
+def replay(image: str) -> dict[str, Any]:
+    """The pod that sends the traffic."""
     stretch = f"traffic:0:{TRAFFIC_S:g}"
-    arguments = ["--model", MODEL, "--rate", f"{RATE_RPS:g}", "--json", "--stretch", stretch]
-    target.apply([replay_pod(target.router_image(), arguments)])
-    poll(
-        lambda: target.get("pod", "demo-replay")["status"].get("phase") in {"Running", "Succeeded", "Failed"},
-        within_s=REPLAY_START_TIMEOUT_S,
-        what="the replay pod starts",
-        every_s=0.3,
-    )
-    lines.unlink(missing_ok=True)
-    log = start("replay", target.kubectl_words("logs", "--follow", "demo-replay"), log=lines)
-    stack.callback(log.stop)
-
-    def said() -> Iterator[ReplayState]:
-        state = ReplayState()
-        for line in follow(lines, lambda: log.alive):
-            if line is not None:
-                state.feed(line)
-            yield state
-
-    return said()
+    return replay_pod(image, ["--model", MODEL, "--rate", f"{RATE_RPS:g}", "--json", "--stretch", stretch])
 
 
 def canary(options: DemoOptions, console: Console) -> int:
     """Runs the demo; returns its exit status."""
-    folder = repository_root() / "build" / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    began_s = time.monotonic()
-    progress = Progress(lambda line: console.print(line, markup=False, soft_wrap=True))
     story = Story()
-    with ExitStack() as stack:
-        target = open_target(options, progress, stack)
-        logs = folder / "canary-logs"
-        shutil.rmtree(logs, ignore_errors=True)
-        stack.callback(target.collect_logs, logs)
-        _deploy(target, progress)
-        ready_s = time.monotonic() - began_s
-        flow = traffic(target, folder / "canary.jsonl", stack)
-        with CanaryView(console) as view:
-            trial = Trial(target, flow, view)
-            tell(target, trial, view, story)
-            last = next(flow)
-        counts = last.progress
+    with staged(options, console, logs="canary-logs", deploy=_deploy) as stage:
+        pod, lines = replay(stage.target.router_image()), stage.folder / "canary.jsonl"
+        with traffic(stage.target, [pod], lines) as flow, CanaryView(console) as view:
+            tell(stage.target, Trial(stage.target, flow, view), view, story)
+            counts = next(flow).progress
         story.summary |= {"requests": counts["sent"], "failed": counts["failed"], "retries": counts["retries"]}
-    story.summary |= {"ready_s": _s(ready_s), "took_s": _s(time.monotonic() - began_s), "rate_rps": RATE_RPS}
+    story.summary |= {"ready_s": _s(stage.ready_s), "took_s": _s(stage.took_s()), "rate_rps": RATE_RPS}
     story.summary["guardrails"] = GUARDRAILS
     judge(story)
-    return _conclude(story, folder / "canary.json", console)
+    return _conclude(story, stage.folder / "canary.json", console)
 
 
 def _deploy(target: DemoTarget, progress: Progress) -> None:
@@ -230,7 +199,7 @@ def _deploy(target: DemoTarget, progress: Progress) -> None:
 
 
 def _conclude(story: Story, path: Path, console: Console) -> int:
-    path.write_text(json.dumps(story.summary, indent=2) + "\n", encoding="utf-8")
+    write_summary(story.summary, path)
     back, forth = story.summary["rollback"], story.summary["promotion"]
     worse, good = (one["requests"]["candidate"] for one in (back, forth))
     where = f"after {worse} of its requests; every router without it at {back['told_to_all_after_s']:g} s"
@@ -240,10 +209,7 @@ def _conclude(story: Story, path: Path, console: Console) -> int:
         f"{story.summary['requests']} requests, {story.summary['failed']} failed, at {RATE_RPS:g} requests a second",
     ):
         console.print(line, markup=False, soft_wrap=True)
-    for line in story.shortcomings:
-        console.print(f"NOT AS IT SHOULD BE: {line}", style="bold red", markup=False, soft_wrap=True)
-    console.print(f"summary: {path}", markup=False, soft_wrap=True)
-    return 1 if story.shortcomings else 0
+    return verdict(story.shortcomings, path, console)
 
 
 def _told(said: dict[str, Any], trial: Trial) -> dict[str, Any]:

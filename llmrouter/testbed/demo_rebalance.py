@@ -7,31 +7,19 @@ import gzip
 import json
 import math
 import random
-import shutil
 import sys
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.testbed.cluster.errors import PartFailedError
-from llmrouter.testbed.cluster.places import repository_root
-from llmrouter.testbed.cluster.processes import poll, start
-from llmrouter.testbed.cluster.progress import Progress
-from llmrouter.testbed.comparison import MODEL
-from llmrouter.testbed.comparison_run import run_to_exit_status
-from llmrouter.testbed.demo import REPLAY_START_TIMEOUT_S, DemoOptions, open_target, parse_target
+from llmrouter.testbed.comparison import MODEL, write_summary
+from llmrouter.testbed.comparison_run import run_to_exit_status, verdict
 from llmrouter.testbed.demo_rebalance_view import EVENTS, SECTION, RebalanceView
-from llmrouter.testbed.demo_target import (
-    READY_TIMEOUT_S,
-    ROUTER,
-    DemoTarget,
-    manifest,
-    replay_pod,
-    with_image,
-)
+from llmrouter.testbed.demo_run import parse_target, staged, traffic
+from llmrouter.testbed.demo_target import ROUTER, manifest, replay_pod, with_image
 from llmrouter.testbed.measure import percentile
 from llmrouter.testbed.pod_watch import PodWatch
-from llmrouter.testbed.replay_events import ReplayState, follow
+from llmrouter.testbed.replay_events import ReplayState
 from llmrouter.testbed.terminal_view import excerpt
 from llmrouter.testbed.trace import COLUMNS
 
@@ -41,6 +29,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from llmrouter.testbed.cluster.progress import Progress
+    from llmrouter.testbed.demo_run import DemoOptions
+    from llmrouter.testbed.demo_target import DemoTarget
     from llmrouter.testbed.measure import Outcome
 
 RATE_RPS = 4.0
@@ -223,40 +214,15 @@ def judge(values: dict[str, Any]) -> list[str]:
     return found
 
 
-def traffic(target: DemoTarget, lines: Path, stack: ExitStack) -> Iterator[ReplayState]:
-    """Begins the traffic; gives what it says, again and again, until it ends."""
-    target.apply(traffic_objects(target.router_image()))
-    poll(
-        lambda: target.get("pod", "demo-replay")["status"].get("phase") in {"Running", "Succeeded", "Failed"},
-        within_s=REPLAY_START_TIMEOUT_S,
-        what="the replay pod starts",
-        every_s=0.3,
-    )
-    lines.unlink(missing_ok=True)
-    log = start("replay", target.kubectl_words("logs", "--follow", "demo-replay"), log=lines)
-    stack.callback(log.stop)
-    state = ReplayState()
-    for line in follow(lines, lambda: log.alive):
-        if line is not None:
-            state.feed(line)
-        yield state
-
-
 def rebalance(options: DemoOptions, console: Console) -> int:
     """Runs the demo; returns its exit status."""
-    folder = repository_root() / "build" / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    began_s = time.monotonic()
-    progress = Progress(lambda line: console.print(line, markup=False, soft_wrap=True))
-    with ExitStack() as stack:
-        target = open_target(options, progress, stack)
-        logs = folder / "rebalance-logs"
-        shutil.rmtree(logs, ignore_errors=True)
-        stack.callback(target.collect_logs, logs)
-        _deploy(target, progress)
-        ready_s = time.monotonic() - began_s
-        with PodWatch(target, POOL_LABEL) as pods, RebalanceView(console) as view:
-            flow = traffic(target, folder / "rebalance.jsonl", stack)
+    with staged(options, console, logs="rebalance-logs", deploy=_deploy) as stage:
+        target, lines = stage.target, stage.folder / "rebalance.jsonl"
+        with (
+            PodWatch(target, POOL_LABEL) as pods,
+            RebalanceView(console) as view,
+            traffic(target, traffic_objects(target.router_image()), lines) as flow,
+        ):
             following = Following(target, flow, pods, view)
             values = tell(target, following, view)
             for following.state in flow:
@@ -266,8 +232,8 @@ def rebalance(options: DemoOptions, console: Console) -> int:
     end = state.end or {}
     values |= {"most_pods": most, "gpu_budget": BUDGET_GPUS, "requests": end.get("sent"), "failed": end.get("failed")}
     values |= {f"{name}_thirds": thirds(state.of(name)) for name in LENGTHS}
-    values |= {"ready_s": round(ready_s, 1), "took_s": round(time.monotonic() - began_s, 1), "rate_rps": RATE_RPS}
-    return _conclude(values, folder / "rebalance.json", console)
+    values |= {"ready_s": round(stage.ready_s, 1), "took_s": round(stage.took_s(), 1), "rate_rps": RATE_RPS}
+    return _conclude(values, stage.folder / "rebalance.json", console)
 
 
 def _deploy(target: DemoTarget, progress: Progress) -> None:
@@ -276,19 +242,13 @@ def _deploy(target: DemoTarget, progress: Progress) -> None:
     with progress.part("kubectl apply: two engines for prompts, two for answers, two routers", usually_s=15):
         target.apply([with_image(one, target.router_image()) for one in manifest("rebalance/engines.yaml")])
         target.apply(manifest("rebalance/router.yaml"))
-        poll(lambda: _serves(target.status()), within_s=READY_TIMEOUT_S, what="LLMRouter Ready", every_s=0.5)
+        target.wait_ready(instances=BUDGET_GPUS)
     with progress.part("Envoy finds the routers", usually_s=3):
         target.wait_front()
 
 
-def _serves(status: dict[str, Any]) -> bool:
-    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", ()))
-    acknowledged = (status.get("activePolicy") or {}).get("acknowledged")
-    return ready and acknowledged == "2/2" and (status.get("instances") or {}).get("ready") == BUDGET_GPUS
-
-
 def _conclude(values: dict[str, Any], path: Path, console: Console) -> int:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_summary(values, path)
     console.print()
     for split in values["splits"]:
         console.print(
@@ -302,11 +262,7 @@ def _conclude(values: dict[str, Any], path: Path, console: Console) -> int:
         console.print(f"{name}: within the SLO in its first, middle and last third: {parts}", markup=False)
     counts = f"{values['requests']} requests, {values['failed']} failed"
     console.print(f"{counts}; at most {values['most_pods']} pods at a time, of {BUDGET_GPUS} GPUs", markup=False)
-    shortcomings = judge(values)
-    for line in shortcomings:
-        console.print(f"NOT AS IT SHOULD BE: {line}", style="bold red", markup=False, soft_wrap=True)
-    console.print(f"summary: {path}", markup=False, soft_wrap=True)
-    return 1 if shortcomings else 0
+    return verdict(judge(values), path, console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

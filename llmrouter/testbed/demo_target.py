@@ -127,10 +127,10 @@ class DemoTarget:
         status: dict[str, Any] = self.get("llmrouter", ROUTER).get("status") or {}
         return status
 
-    def wait_ready(self, *, within_s: float = READY_TIMEOUT_S) -> None:
+    def wait_ready(self, *, instances: int = ENGINES, within_s: float = READY_TIMEOUT_S) -> None:
         """Returns once every router acknowledged its policy and sees every engine."""
         try:
-            poll(lambda: is_serving(self.status()), within_s=within_s, what="LLMRouter Ready", every_s=0.5)
+            poll(lambda: is_serving(self.status(), instances), within_s=within_s, what="LLMRouter Ready", every_s=0.5)
         except PartFailedError as error:
             raise PartFailedError(f"{error}; {_conditions(self.status())}; {self._unready_pods()}") from error
 
@@ -269,12 +269,12 @@ def replay_pod(image: str, arguments: Sequence[str]) -> dict[str, Any]:
     return with_image(pod, image)
 
 
-def is_serving(status: Mapping[str, Any]) -> bool:
-    """Whether all routers are there, acknowledged their policy, and see all engines."""
+def is_serving(status: Mapping[str, Any], instances: int = ENGINES) -> bool:
+    """Whether all routers are there, acknowledged their policy, and see so many engines."""
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
     active, seen = status.get("activePolicy") or {}, status.get("instances") or {}
     have, _, want = str(active.get("acknowledged", "")).partition("/")
-    return ready and bool(have) and have == want and seen.get("ready") == ENGINES
+    return ready and bool(have) and have == want and seen.get("ready") == instances
 
 
 def _conditions(status: Mapping[str, Any]) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 
-from llmrouter.testbed.cluster.cluster import Cluster
-from llmrouter.testbed.cluster.guard import Guard
 from llmrouter.testbed.cluster.processes import free_port, poll, start
 from llmrouter.testbed.cluster.progress import Progress
 from llmrouter.testbed.comparison import AFTER, BEFORE, DECIDERS, DISTURBED, MODEL, Timing
 from llmrouter.testbed.demo import deploy, replay
+from llmrouter.testbed.demo_run import DemoOptions, open_target
 from llmrouter.testbed.demo_target import DemoTarget, ImageChoice, is_serving
 from llmrouter.testbed.live_view import LiveView
 
@@ -35,17 +34,8 @@ OF_RELEASE = "app.kubernetes.io/instance=llmrouter"
 @pytest.fixture(scope="module")
 def target() -> Iterator[DemoTarget]:
     progress = Progress(print)
-    with Guard():
-        cluster = Cluster.up(progress)
-        names = cluster.load_images(progress)
-        access = ("--kubeconfig", str(cluster.kubeconfig))
-        target = DemoTarget(
-            cluster.binaries["kubectl"],
-            cluster.binaries["helm"],
-            access,
-            access,
-            ImageChoice(**asdict(names)),
-        )
+    with ExitStack() as stack:
+        target = open_target(DemoOptions(None, ImageChoice(), keep=False), progress, stack)
         deploy(target, progress)
         yield target
 
