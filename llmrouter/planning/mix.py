@@ -10,18 +10,18 @@ Rates are exponential windows: of amounts x at instants t, ``Σ x·exp(−(now �
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from llmrouter.lengths.bins import BINS, STARTS_B, bin_of, quantiles_of
+from llmrouter.lengths.bins import BINS, STARTS_B, quantiles_of
 from llmrouter.lengths.distribution import LEVELS, MAX_TOKENS, MIN_TOKENS
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from llmrouter.lengths.distribution import LengthDistribution
 
     Floats = NDArray[np.float64]
+
+Amount = TypeVar("Amount", float, "Floats")
 
 WINDOW_S = 60.0
 """W: a request counts for 37 % after so long."""
@@ -43,9 +45,8 @@ _EDGES_Q = np.concatenate(([0.0], (np.array(LEVELS[:-1]) + np.array(LEVELS[1:]))
 _MASSES_Q = np.diff(_EDGES_Q)
 """Share of a law that stands at each of its quantiles: up to half way to its neighbours."""
 
-_STARTS = STARTS_B.tolist()
 _RENEW_S = 20.0 * WINDOW_S
-_LAWS_AT_ONCE = 256
+_AT_ONCE = 512
 _REQUESTS, _PREFILL, _DECODE, _PREFILL_S, _DECODE_S, _SQUARES, _CONTEXT, _SECONDS, _COUNTS, _COUNTS_SQUARED, _SUMS = (
     range(11)
 )
@@ -107,18 +108,16 @@ class Dispatched:
     cached_tokens: int = 0
     model: str = ""
 
-    def seconds(self, output_tokens: float) -> tuple[float, float]:
-        """Engine time with an answer of so many tokens: see ``engine_seconds``."""
-        return engine_seconds(
-            self.profile, self.prompt_tokens, output_tokens, sharers=self.sharers, cached_tokens=self.cached_tokens
-        )
+
+_Event = tuple[Dispatched, float, float | None]
+"""A request, when (s), and how many tokens its answer had: ``None`` of a dispatch."""
 
 
 class MixMeter:
     """Measures the mix of one router's requests. ``started_at_s`` is since when it is told of them.
 
     Instants are of one clock; one that jumps back stands still until it has caught up, one that jumps ahead only makes
-    the past weigh less. Memory does not grow.
+    the past weigh less. Memory does not grow: what it is told waits to be counted, ``_AT_ONCE`` events at most.
     """
 
     def __init__(self, started_at_s: float = 0.0) -> None:
@@ -128,50 +127,30 @@ class MixMeter:
         self._second_at_s = started_at_s
         self._in_second = 0
         # in units that grow by exp(1/W) a second, so that nothing need decay
-        self._sums = [0.0] * (_SUMS + 2 * BINS)
-        self._laws: list[tuple[tuple[float, ...], float]] = []
-        """Quantiles and weights that are not in the sums yet."""
+        self._sums = np.zeros(_SUMS + 2 * BINS)
+        self._events: list[_Event] = []
 
     def dispatched(self, one: Dispatched, *, now_s: float) -> None:
         """Counts a request by what is expected of it."""
-        output_tokens, prompt_tokens, cached_tokens = one.law.expected_tokens, one.prompt_tokens, one.cached_tokens
-        prefill_s, decode_s = one.seconds(output_tokens)
-        unit, sums = self._unit(now_s), self._sums
-        sums[_REQUESTS] += unit
-        sums[_PREFILL] += unit * (prompt_tokens - cached_tokens)
-        sums[_DECODE] += unit * output_tokens
-        sums[_PREFILL_S] += unit * prefill_s
-        sums[_DECODE_S] += unit * decode_s
-        sums[_SQUARES] += unit * (prompt_tokens * prompt_tokens - cached_tokens * cached_tokens)
-        sums[_CONTEXT] += unit * output_tokens * (prompt_tokens + 0.5 * output_tokens)
-        if self._at_s - self._second_at_s >= 1.0:
-            self._end_second(unit)
-        self._in_second += 1
-        sums[_PROMPTS + max(0, bisect_right(_STARTS, prompt_tokens - cached_tokens) - 1)] += unit
-        self._add_law(one.law, unit)
+        self._events.append((one, now_s, None))
+        if len(self._events) >= _AT_ONCE:
+            self._count()
 
     def finished(self, one: Dispatched, *, output_tokens: float, now_s: float) -> None:
         """Corrects what was expected of a request that was counted; tokens are brought within 1 and 1e6."""
-        tokens = min(max(output_tokens, MIN_TOKENS), MAX_TOKENS)
-        expected_tokens = one.law.expected_tokens
-        (_, expected_s), (_, decode_s) = one.seconds(expected_tokens), one.seconds(tokens)
-        unit = self._unit(now_s)
-        self._sums[_DECODE] += unit * (tokens - expected_tokens)
-        self._sums[_DECODE_S] += unit * (decode_s - expected_s)
-        context = tokens * (one.prompt_tokens + 0.5 * tokens)
-        self._sums[_CONTEXT] += unit * (context - expected_tokens * (one.prompt_tokens + 0.5 * expected_tokens))
-        self._add_law(one.law, -unit)
-        self._sums[_SUMS + bin_of(tokens)] += unit
+        self._events.append((one, now_s, output_tokens))
+        if len(self._events) >= _AT_ONCE:
+            self._count()
 
     def mix(self, now_s: float) -> TrafficMix | None:
         """The mix now; ``None`` within ``MIN_AGE_S`` of the start."""
+        self._count()
         at_s = max(now_s, self._at_s)
         age_s = at_s - self._started_at_s
         if age_s < MIN_AGE_S:
             return None
         window_s = -WINDOW_S * math.expm1(-age_s / WINDOW_S)
-        self._add_laws()
-        sums = np.maximum(np.array(self._sums) * math.exp((self._unit_at_s - at_s) / WINDOW_S), 0.0)
+        sums = np.maximum(self._sums * math.exp((self._unit_at_s - at_s) / WINDOW_S), 0.0)
         requests, prefill, decode, prefill_s, decode_s, squares, context, *counted = sums[:_SUMS].tolist()
         work_s = prefill_s + decode_s
         return TrafficMix(
@@ -188,44 +167,70 @@ class MixMeter:
             output_tokens=_law(sums[_SUMS:_PROMPTS]),
         )
 
-    def _unit(self, now_s: float) -> float:
-        """What one counts now, in the unit of the sums."""
-        self._at_s = max(self._at_s, now_s)
-        age_s = self._at_s - self._unit_at_s
-        if age_s <= _RENEW_S:
-            return math.exp(age_s / WINDOW_S)
-        self._add_laws()
-        left = math.exp(-age_s / WINDOW_S)
-        self._sums = [one * left for one in self._sums]
-        self._unit_at_s = self._at_s
-        return 1.0
-
-    def _end_second(self, unit: float) -> None:
-        """Counts the second that is over, and those without a dispatch since."""
-        past = min(math.floor(self._at_s - self._second_at_s), round(WINDOW_S))
-        self._sums[_SECONDS] += unit * past
-        self._sums[_COUNTS] += unit * self._in_second
-        self._sums[_COUNTS_SQUARED] += unit * self._in_second * self._in_second
-        self._second_at_s = max(self._second_at_s + past, self._at_s - 1.0)
-        self._in_second = 0
-
-    def _add_law(self, law: LengthDistribution, weight: float) -> None:
-        self._laws.append((law.quantiles, weight))
-        if len(self._laws) >= _LAWS_AT_ONCE:
-            self._add_laws()
-
-    def _add_laws(self) -> None:
-        """Adds the laws that came lately, all at once."""
-        if not self._laws:
+    def _count(self) -> None:
+        """Adds all that waits, at once: a dispatch by what was expected, an end by how far that was off."""
+        events, self._events = self._events, []
+        if not events:
             return
-        tokens, weights = zip(*self._laws, strict=True)
-        self._laws.clear()
-        bins_NQ = np.maximum(STARTS_B.searchsorted(np.array(tokens), side="right") - 1, 0)
-        masses_NQ = np.multiply.outer(weights, _MASSES_Q)
-        counts = np.bincount(bins_NQ.ravel(), masses_NQ.ravel(), minlength=BINS).tolist()
+        ones, told_at_s, told = zip(*events, strict=True)
+        at_N = np.maximum(np.maximum.accumulate(np.array(told_at_s, dtype=np.float64)), self._at_s)
+        self._at_s = float(at_N[-1])
+        units_N = self._units(at_N)
+        is_new_N = np.array([tokens is None for tokens in told])
+        self._count_seconds(at_N[is_new_N].tolist(), units_N[is_new_N].tolist())
+        tokens_N = np.array([MIN_TOKENS if tokens is None else tokens for tokens in told], dtype=np.float64)
+        tokens_N = np.minimum(np.maximum(tokens_N, MIN_TOKENS), MAX_TOKENS)
+        new_N, ended_N = np.where(is_new_N, units_N, 0.0), np.where(is_new_N, 0.0, units_N)
+        by_profile: dict[int, list[int]] = {}
+        for place, one in enumerate(ones):
+            by_profile.setdefault(id(one.profile), []).append(place)
+        for places in by_profile.values():
+            alike = [ones[place] for place in places]
+            self._add(alike, tokens_N[places], new_N[places], ended_N[places])
+
+    def _add(self, alike: Sequence[Dispatched], tokens_N: Floats, new_N: Floats, ended_N: Floats) -> None:
+        """Adds events of requests of one profile: the weight of each that is new, and of each that has ended."""
+        columns = [(one.prompt_tokens, one.cached_tokens, one.sharers, one.law.expected_tokens) for one in alike]
+        prompt_N, cached_N, sharers_N, expected_N = np.array(columns, dtype=np.float64).T
+        seconds = partial(engine_seconds, alike[0].profile, prompt_N, sharers=sharers_N, cached_tokens=cached_N)
+        (prefill_s_N, expected_s_N), (_, decode_s_N) = seconds(expected_N), seconds(tokens_N)
+        signed_N = new_N - ended_N
+        context_N = expected_N * (prompt_N + 0.5 * expected_N)
         sums = self._sums
-        for place, count in enumerate(counts, start=_SUMS):
-            sums[place] += count
+        sums[_REQUESTS] += new_N.sum()
+        sums[_PREFILL] += new_N @ (prompt_N - cached_N)
+        sums[_DECODE] += signed_N @ expected_N + ended_N @ tokens_N
+        sums[_PREFILL_S] += new_N @ prefill_s_N
+        sums[_DECODE_S] += signed_N @ expected_s_N + ended_N @ decode_s_N
+        sums[_SQUARES] += new_N @ (prompt_N * prompt_N - cached_N * cached_N)
+        sums[_CONTEXT] += signed_N @ context_N + ended_N @ (tokens_N * (prompt_N + 0.5 * tokens_N))
+        sums[_PROMPTS:] += _counted(prompt_N - cached_N, new_N)
+        latent_NQ = np.array([one.law.latent for one in alike])
+        limit_N = np.array([one.law.max_output_tokens for one in alike])
+        masses_NQ = np.multiply.outer(signed_N, _MASSES_Q)
+        sums[_SUMS:_PROMPTS] += _counted(np.minimum(latent_NQ, limit_N[:, None]), masses_NQ)
+        sums[_SUMS:_PROMPTS] += _counted(tokens_N, ended_N)
+
+    def _units(self, at_N: Floats) -> Floats:
+        """What one counts at each of the instants, in the unit of the sums."""
+        age_s = self._at_s - self._unit_at_s
+        if age_s > _RENEW_S:
+            self._sums *= math.exp(-age_s / WINDOW_S)
+            self._unit_at_s = self._at_s
+        units_N: Floats = np.exp((at_N - self._unit_at_s) / WINDOW_S)
+        return units_N
+
+    def _count_seconds(self, at_s: Sequence[float], units: Sequence[float]) -> None:
+        """Counts dispatches by the second; seconds that are over go to the sums, those without a dispatch as well."""
+        for now_s, unit in zip(at_s, units, strict=True):
+            if now_s - self._second_at_s >= 1.0:
+                past = min(math.floor(now_s - self._second_at_s), round(WINDOW_S))
+                self._sums[_SECONDS] += unit * past
+                self._sums[_COUNTS] += unit * self._in_second
+                self._sums[_COUNTS_SQUARED] += unit * self._in_second * self._in_second
+                self._second_at_s = max(self._second_at_s + past, now_s - 1.0)
+                self._in_second = 0
+            self._in_second += 1
 
 
 class Mixes:
@@ -265,6 +270,12 @@ def _dispersion(seconds: float, counts: float, counts_squared: float) -> float |
     return max(counts_squared / counts - counts / seconds, 0.0)
 
 
+def _counted(tokens: Floats, weights: Floats) -> Floats:
+    """Weights by the bin that tokens are in, fewer than one in the first: shape (bins)."""
+    bins = np.maximum(STARTS_B.searchsorted(tokens.ravel(), side="right") - 1, 0)
+    return np.bincount(bins, weights.ravel(), minlength=BINS).astype(np.float64)
+
+
 def _law(counts_B: Floats) -> tuple[float, ...] | None:
     """Quantiles at ``LEVELS``, to a token."""
     total = float(counts_B.sum())
@@ -274,11 +285,16 @@ def _law(counts_B: Floats) -> tuple[float, ...] | None:
 
 
 def engine_seconds(
-    profile: EngineProfile, prompt_tokens: float, output_tokens: float, *, sharers: int, cached_tokens: float = 0.0
-) -> tuple[float, float]:
-    """Engine time of one request as (prefill, decode), its share of steps that it has with others.
+    profile: EngineProfile,
+    prompt_tokens: Amount,
+    output_tokens: Amount,
+    *,
+    sharers: Amount,
+    cached_tokens: Amount | float = 0.0,
+) -> tuple[Amount, Amount]:
+    """Engine time of each request as (prefill, decode), its share of steps that it has with others.
 
-    With p prompt tokens, c of them cached, and d output tokens in a batch of n, and the letters of
+    With p prompt tokens, c of them cached, and d output tokens in a batch of n, at least 1, and the letters of
     ``routing/rules.py``::
 
         prefill = g1·(p − c) + g1b·(p² − c²)
@@ -291,7 +307,7 @@ def engine_seconds(
     """
     p, c, d = prompt_tokens, cached_tokens, output_tokens
     prefill_s = profile.prefill_s_per_token * (p - c) + profile.prefill_s_per_token_squared * (p * p - c * c)
-    step_s = profile.base_decode_s / max(sharers, 1) + profile.sequence_s
+    step_s = profile.base_decode_s / sharers + profile.sequence_s
     return prefill_s, d * (step_s + profile.context_s_per_token * (p + 0.5 * d))
 
 
