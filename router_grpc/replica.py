@@ -23,6 +23,8 @@ FOREIGN_WINDOW = 3
 SIGNAL_LIFETIME_S = 10.0
 """An engine report older than this is unknown, not the truth."""
 
+_NOTHING = Load()
+
 
 class LoadReplica:
     """Loads and signals by instance id."""
@@ -58,16 +60,13 @@ class LoadReplica:
 
     def subtract(self, instance_id: str, part: Load) -> None:
         """Takes what was just released out at once, ahead of the next refresh, which may already have seen it."""
-        left = self.load_of(instance_id).minus(part)
-        self._put(
-            instance_id,
-            Load(
-                requests=left.requests,
-                context_tokens=max(0, left.context_tokens),
-                queued_prefill_tokens=max(0, left.queued_prefill_tokens),
-                remaining_decode_tokens=max(0.0, left.remaining_decode_tokens),
-            ),
-        )
+        before = self._loads.get(instance_id, _NOTHING)
+        requests = before.requests - part.requests
+        context = before.context_tokens - part.context_tokens
+        queued = before.queued_prefill_tokens - part.queued_prefill_tokens
+        left = before.remaining_decode_tokens - part.remaining_decode_tokens
+        load = Load(requests, max(0, context), max(0, queued), max(0.0, left))
+        self._put(instance_id, load)
 
     def _put(self, instance_id: str, load: Load) -> None:
         self._views.pop(instance_id, None)
@@ -83,7 +82,7 @@ class LoadReplica:
 
     def load_of(self, instance_id: str) -> Load:
         """What is in flight on an instance, as last known."""
-        return self._loads.get(instance_id, Load())
+        return self._loads.get(instance_id, _NOTHING)
 
     def note_signal(self, instance: Instance, signal: EngineSignal) -> None:
         """Takes an engine's report, and estimates the foreign load from it."""

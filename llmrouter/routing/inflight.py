@@ -33,14 +33,15 @@ def contribution(reservation: Reservation) -> Load:
     Cached prompt tokens are not computed, so that nobody waits for them; but they are context, and fill KV, as others.
     So are those that another instance computes.
     """
-    uncached_tokens = 0
-    if not reservation.prefill_instance_id:
-        uncached_tokens = max(0, reservation.prompt_tokens - reservation.cached_tokens)
+    prompt_tokens, generated_tokens, uncached_tokens = reservation.prompt_tokens, reservation.generated_tokens, 0
+    if not reservation.prefilled and not reservation.prefill_instance_id:
+        uncached_tokens = prompt_tokens - reservation.cached_tokens
+    left_tokens = reservation.predicted_output_tokens - generated_tokens
     return Load(
-        requests=1,
-        context_tokens=reservation.prompt_tokens + reservation.generated_tokens,
-        queued_prefill_tokens=0 if reservation.prefilled else uncached_tokens,
-        remaining_decode_tokens=max(0.0, reservation.predicted_output_tokens - reservation.generated_tokens),
+        1,
+        prompt_tokens + generated_tokens,
+        max(0, uncached_tokens),
+        max(0.0, left_tokens),
     )
 
 

@@ -58,21 +58,26 @@ def choose(ask: ReserveAsk, loads: Mapping[str, Load], predicted_output_tokens: 
     The first candidate with room that gained at most the tolerance; where there is none and the call is final, the
     one with room that gained least. ``predicted_output_tokens`` are those of ``ask`` as the ledger counts them.
     """
-
-    def has_place(bid: Bid, output_tokens: float) -> bool:
-        load, prompt = loads[bid.instance_id], ask.prompt_tokens
-        return has_room(load, bid.room, prompt_tokens=prompt, predicted_output_tokens=output_tokens)
-
-    def gain(bid: Bid) -> int:
-        own = loads[bid.instance_id].requests - bid.seen_requests
-        return own if bid.prefill is None else max(own, gain(bid.prefill))
-
     moved = []
     for bid in ask.bids:
-        if has_place(bid, predicted_output_tokens) and (bid.prefill is None or has_place(bid.prefill, 0.0)):
-            if ask.moved_tolerance is None or gain(bid) <= ask.moved_tolerance:
-                return bid
-            moved.append(bid)
+        if not _has_place(ask, bid, loads, predicted_output_tokens):
+            continue
+        if bid.prefill is not None and not _has_place(ask, bid.prefill, loads, 0.0):
+            continue
+        if ask.moved_tolerance is None or _gain(bid, loads) <= ask.moved_tolerance:
+            return bid
+        moved.append(bid)
     if not moved:
         return ReserveOutcome.FULL
-    return min(moved, key=gain) if ask.final else ReserveOutcome.MOVED
+    return min(moved, key=lambda bid: _gain(bid, loads)) if ask.final else ReserveOutcome.MOVED
+
+
+def _has_place(ask: ReserveAsk, bid: Bid, loads: Mapping[str, Load], output_tokens: float) -> bool:
+    load, prompt_tokens = loads[bid.instance_id], ask.prompt_tokens
+    return has_room(load, bid.room, prompt_tokens=prompt_tokens, predicted_output_tokens=output_tokens)
+
+
+def _gain(bid: Bid, loads: Mapping[str, Load]) -> int:
+    """How many requests a bid's instance has gained since it was seen; the most of the two, where there are two."""
+    own = loads[bid.instance_id].requests - bid.seen_requests
+    return own if bid.prefill is None else max(own, _gain(bid.prefill, loads))

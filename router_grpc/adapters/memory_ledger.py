@@ -44,16 +44,12 @@ class _Sum:
         self.requests += sign * part.requests
         self.context_tokens += sign * part.context_tokens
         self.queued_prefill_tokens += sign * part.queued_prefill_tokens
-        self.remaining_decode_milli += sign * milli_tokens(part.remaining_decode_tokens)
+        self.remaining_decode_milli += sign * round(part.remaining_decode_tokens * MILLI)
 
     def load(self) -> Load:
         if self._load is None:
-            self._load = Load(
-                requests=self.requests,
-                context_tokens=self.context_tokens,
-                queued_prefill_tokens=self.queued_prefill_tokens,
-                remaining_decode_tokens=self.remaining_decode_milli / MILLI,
-            )
+            left_tokens = self.remaining_decode_milli / MILLI
+            self._load = Load(self.requests, self.context_tokens, self.queued_prefill_tokens, left_tokens)
         return self._load
 
 
@@ -66,6 +62,8 @@ class MemoryBook:
     claims: dict[tuple[str, str], tuple[Claim, float]] = field(default_factory=dict)
     """What routers told of whoever goes first, by model and router id, and when (s)."""
     _sums: dict[str, _Sum] = field(default_factory=dict)
+    _parts: dict[str, tuple[Load, Load | None]] = field(default_factory=dict)
+    """What each reservation counts for, on its instance and on the one that computes its prompt, by request id."""
     _owned: dict[str, dict[str, None]] = field(default_factory=dict)
     _taken: dict[str, dict[str, None]] = field(default_factory=dict)
 
@@ -88,13 +86,19 @@ class MemoryBook:
 
     def put(self, reservation: Reservation) -> None:
         """Adds a reservation, or replaces the one of its request id; a former owner is left word."""
-        old = self.take_out(reservation.request_id)
-        if old is not None and old.router_id != reservation.router_id:
+        request_id, router_id = reservation.request_id, reservation.router_id
+        old = self.take_out(request_id)
+        if old is not None and old.router_id != router_id:
             self.tell_owner(old)
-        self.reservations[reservation.request_id] = reservation
-        self._owned.setdefault(reservation.router_id, {})[reservation.request_id] = None
-        self._taken.get(reservation.router_id, {}).pop(reservation.request_id, None)
-        self._count(reservation, 1)
+        self.reservations[request_id] = reservation
+        owned = self._owned.get(router_id)
+        if owned is None:
+            owned = self._owned[router_id] = {}
+        owned[request_id] = None
+        if self._taken:
+            self._taken.get(router_id, {}).pop(request_id, None)
+        self._parts[request_id] = parts = contribution(reservation), prefill_contribution(reservation)
+        self._count(reservation, parts, 1)
 
     def take_out(self, request_id: str) -> Reservation | None:
         """Removes a reservation and what it counted for; ``None`` if unknown."""
@@ -105,13 +109,14 @@ class MemoryBook:
         del owned[request_id]
         if not owned:
             del self._owned[reservation.router_id]
-        self._count(reservation, -1)
+        self._count(reservation, self._parts.pop(request_id), -1)
         return reservation
 
-    def _count(self, reservation: Reservation, sign: int) -> None:
-        self._add(reservation.instance_id, contribution(reservation), sign)
-        if (part := prefill_contribution(reservation)) is not None:
-            self._add(reservation.prefill_instance_id, part, sign)
+    def _count(self, reservation: Reservation, parts: tuple[Load, Load | None], sign: int) -> None:
+        part, prefill_part = parts
+        self._add(reservation.instance_id, part, sign)
+        if prefill_part is not None:
+            self._add(reservation.prefill_instance_id, prefill_part, sign)
 
     def _add(self, instance_id: str, part: Load, sign: int) -> None:
         total = self._sums.get(instance_id)
@@ -172,25 +177,30 @@ class MemoryLedger:
         check_bids(ask.bids)
         existing = self._book.reservations.get(ask.request_id)
         if existing is not None:
-            return self._result(ReserveOutcome.EXISTING, ask, self._adopted(existing))
+            adopted = self._adopted(existing)
+            return ReserveResult(ReserveOutcome.EXISTING, adopted, self._loads(ask))
         loads = self._loads(ask)
         chosen = ReserveOutcome.YIELDED if self._yields(ask) else choose(ask, loads, predicted_output_tokens)
         if isinstance(chosen, ReserveOutcome):
             self._claim(ask.model, ask.claim)
-            return ReserveResult(outcome=chosen, reservation=None, loads=loads)
+            return ReserveResult(chosen, None, loads)
         reservation = Reservation(
-            request_id=ask.request_id,
-            router_id=self.router_id,
-            instance_id=chosen.instance_id,
-            prompt_tokens=prompt_tokens,
-            predicted_output_tokens=predicted_output_tokens,
+            ask.request_id,
+            self.router_id,
+            chosen.instance_id,
+            prompt_tokens,
+            predicted_output_tokens,
             cached_tokens=chosen.cached_tokens,
             prefill_instance_id="" if chosen.prefill is None else chosen.prefill.instance_id,
             prefill_cached_tokens=0 if chosen.prefill is None else chosen.prefill.cached_tokens,
         )
         if ask.claim is not None:
             self._book.claims.pop((ask.model, self.router_id), None)
-        return self._result(ReserveOutcome.COMMITTED, ask, self._adopted(reservation))
+        adopted = self._adopted(reservation)
+        loads[adopted.instance_id] = self._book.load(adopted.instance_id)
+        if chosen.prefill is not None:
+            loads[chosen.prefill.instance_id] = self._book.load(chosen.prefill.instance_id)
+        return ReserveResult(ReserveOutcome.COMMITTED, adopted, loads)
 
     async def progress(
         self,
@@ -278,15 +288,19 @@ class MemoryLedger:
 
     def _yields(self, ask: ReserveAsk) -> bool:
         """Whether another router told lately of a request of this model that goes first."""
-        since_s, mine = self._clock() - CLAIM_LIFETIME_S, ask.claim
-        return mine is not None and any(
+        mine = ask.claim
+        if mine is None or not self._book.claims:
+            return False
+        since_s = self._clock() - CLAIM_LIFETIME_S
+        return any(
             mine.yields_to(claim)
             for (model, router_id), (claim, told_at_s) in self._book.claims.items()
             if model == ask.model and router_id != self.router_id and told_at_s > since_s
         )
 
     def _live(self, ttl_s: float) -> None:
-        self._book.lapses_at_s.setdefault(self.router_id, self._clock() + ttl_s)
+        if self.router_id not in self._book.lapses_at_s:
+            self._book.lapses_at_s[self.router_id] = self._clock() + ttl_s
 
     def _adopted(self, reservation: Reservation) -> Reservation:
         is_mine = reservation.router_id == self.router_id
@@ -295,15 +309,13 @@ class MemoryLedger:
         self._book.put(mine)
         return mine
 
-    def _result(self, outcome: ReserveOutcome, ask: ReserveAsk, reservation: Reservation) -> ReserveResult:
-        return ReserveResult(outcome=outcome, reservation=reservation, loads=self._loads(ask))
-
     def _loads(self, ask: ReserveAsk) -> dict[str, Load]:
         """The loads of all bids' instances now."""
-        loads = {bid.instance_id: self._book.load(bid.instance_id) for bid in ask.bids}
+        loads, load = {}, self._book.load
         for bid in ask.bids:
+            loads[bid.instance_id] = load(bid.instance_id)
             if bid.prefill is not None:
-                loads[bid.prefill.instance_id] = self._book.load(bid.prefill.instance_id)
+                loads[bid.prefill.instance_id] = load(bid.prefill.instance_id)
         return loads
 
     def _remove(self, router_id: str) -> int:
