@@ -168,10 +168,6 @@ class Replicas:
         """Requests that the ledger counts on the replicas of a pool."""
         return sum(self._in_flight(place) for place in self._pools[pool].places)
 
-    def arrived_since(self, since_s: float) -> list[tuple[int, float]]:
-        """Rows of the workload that reached a router from an instant on until now, and when (s), in order."""
-        return self._rows("arrived_at", since_s)
-
     def dispatched_since(self, since_s: float) -> list[tuple[int, float]]:
         """Rows of the workload that were dispatched from an instant on until now, and when (s), in order."""
         return self._rows("dispatched_at", since_s)

@@ -125,11 +125,6 @@ def declared_of(status: dict[str, Any]) -> dict[str, int]:
     return {one["pool"]: one["replicas"] for one in (status.get("rebalance") or {}).get("applied") or ()}
 
 
-def is_at_rest(status: dict[str, Any]) -> bool:
-    """Whether every pool has what is wanted."""
-    return (status.get("rebalance") or {}).get("phase") == "Settled"
-
-
 def tell(target: DemoTarget, following: Following, view: RebalanceView) -> dict[str, Any]:
     """The story: recommended, done, and done again when the traffic shifts."""
     view.chapter("1. Chat arrives at two engines for prompts and two for answers; mode Recommend says what should be")
