@@ -8,8 +8,6 @@ from llmrouter.domain import Request
 from router_grpc.ports import Bid, ReserveAsk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llmrouter.routing.claims import Claim
     from router_grpc.calls import RouteAsk
     from router_grpc.length_service import Foretold
@@ -47,20 +45,14 @@ def request_of(
 
 def reserve_ask(
     request: Request,
-    bids: Sequence[Bid],
+    bids: tuple[Bid, ...],
     *,
     tolerance: int | None,
     final: bool,
     claim: Claim | None = None,
 ) -> ReserveAsk:
     """What the ledger is asked for it."""
+    expected_tokens = request.predicted_output_tokens
     return ReserveAsk(
-        request_id=request.request_id,
-        prompt_tokens=request.prompt_tokens,
-        predicted_output_tokens=request.predicted_output_tokens,
-        bids=tuple(bids),
-        moved_tolerance=tolerance,
-        final=final,
-        model=request.model,
-        claim=claim,
+        request.request_id, request.prompt_tokens, expected_tokens, bids, tolerance, final, request.model, claim
     )

@@ -38,9 +38,5 @@ def _bid(request: Request, candidate: Candidate, view: InstanceView, guard: Guar
             kv_limit_tokens=None if limit is None else max(0, limit - view.foreign.context_tokens),
             decode_reserve_fraction=room.decode_reserve_fraction,
         )
-    return Bid(
-        instance_id=candidate.instance_id,
-        seen_requests=candidate.seen.requests,
-        cached_tokens=request.cached_tokens.get(candidate.instance_id, 0),
-        room=room,
-    )
+    cached_tokens = request.cached_tokens.get(candidate.instance_id, 0)
+    return Bid(candidate.instance_id, candidate.seen.requests, room, cached_tokens)

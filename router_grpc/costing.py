@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from llmrouter.quick import quick
 from llmrouter.routing.rules import PREDICTED, own_latency
 from llmrouter.routing.stages import decode_row, prefill_s, prompt_of, row_of
+from router_grpc.staging import needs_prefill
 
 if TYPE_CHECKING:
     from llmrouter.domain import InstanceView, PoolSnapshot, Request
-    from router_grpc.calls import RouteAnswer
     from router_grpc.open_requests import OpenRequest
     from router_grpc.world import World
 
@@ -38,15 +38,15 @@ def own_seconds(request: Request, view: InstanceView, prefill: InstanceView | No
     return before_s + float(own_latency(row)), before_s + float(own_latency(first))
 
 
-def note_cost(world: World, request: Request, snapshot: PoolSnapshot, answer: RouteAnswer) -> None:
+def note_cost(world: World, request: Request, entry: OpenRequest, snapshot: PoolSnapshot, policy: str) -> None:
     """Keeps what is foretold of a dispatch, by the snapshot that decided it; a repeated answer changes nothing."""
-    entry = world.open_requests.get(answer.request_id)
-    if entry is None or entry.cost is not None:
+    if entry.cost is not None:
         return
-    chosen = _view_of(snapshot, answer.instance_id)
+    reservation = entry.reservation
+    chosen = _view_of(snapshot, reservation.instance_id)
     if chosen is not None:
-        prefill = _view_of(snapshot, answer.prefill_instance_id) if answer.prefill_instance_id else None
-        entry.cost = ForetoldCost(answer.policy, *own_seconds(request, chosen, prefill), world.clock())
+        prefill = _view_of(snapshot, reservation.prefill_instance_id) if needs_prefill(reservation) else None
+        entry.cost = ForetoldCost(policy, *own_seconds(request, chosen, prefill), world.clock())
 
 
 def _view_of(snapshot: PoolSnapshot, instance_id: str) -> InstanceView | None:
@@ -56,10 +56,10 @@ def _view_of(snapshot: PoolSnapshot, instance_id: str) -> InstanceView | None:
     return None
 
 
-def observe_cost(world: World, entry: OpenRequest) -> None:
+def observe_cost(world: World, entry: OpenRequest, *, now_s: float) -> None:
     """Shows the seconds that a finished request took as a share of those foretold."""
     cost = entry.cost
     if cost is not None and cost.seconds > 0.0:
-        took_s = max(0.0, world.clock() - cost.dispatched_at_s)
-        world.metrics.cost_ratio.labels(cost.policy).observe(took_s / cost.seconds)
-        world.presuming.learn(took_s / cost.seconds)
+        ratio = max(0.0, now_s - cost.dispatched_at_s) / cost.seconds
+        world.metrics.cost_ratio.labels(cost.policy).observe(ratio)
+        world.presuming.learn(ratio)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from router_grpc.costing import ForetoldCost
     from router_grpc.decision_log import OpenRecord
     from router_grpc.length_service import Foretold
-    from router_grpc.reports import Report
 
 
 @quick
@@ -58,12 +57,6 @@ class OpenRequest:
     cost: ForetoldCost | None = None
     life: Life | None = None
     record: OpenRecord | None = None
-
-
-def note_end(entry: OpenRequest | None, report: Report, now_s: float) -> None:
-    """A request is reported as ended: for its record, where it has one."""
-    if entry is not None and entry.record is not None:
-        entry.record.ended(report, now_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +113,6 @@ class OpenRequests:
             known.reservation = reservation
             known.unattended_since_s = max(known.unattended_since_s, arrived_at_s)
         return known
-
-    def foretold(self, request_id: str, foretold: Foretold) -> Foretold:
-        """Keeps what was foretold of an open request, and returns it; what its first call foretold stays."""
-        entry = self._open.get(request_id)
-        if entry is None:
-            return foretold
-        entry.foretold = entry.foretold or foretold
-        return entry.foretold
 
     def charged(self, request: Request) -> None:
         """An open request's tenant was charged for its dispatch."""

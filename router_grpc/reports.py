@@ -13,12 +13,12 @@ from llmrouter.routing.late_starts import lateness
 from router_grpc.calls import MAX_REQUEST_ID_LENGTH
 from router_grpc.costing import observe_cost
 from router_grpc.mixing import note_finish
-from router_grpc.open_requests import note_end
 from router_grpc.staging import first_token, instances_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmrouter.domain import Reservation
     from router_grpc.open_requests import Charge, GivenUp, OpenRequest
     from router_grpc.world import World
 
@@ -123,8 +123,9 @@ class ReportService:
         return entry is None or entry.stream_id is not None
 
     async def _apply(self, report: Report, stream_id: int) -> bool:
-        known = await (self._end(report) if report.kind in ENDS else self._advance(report, stream_id))
-        self._world.metrics.reports.labels(report.kind.value, "true" if known else "false").inc()
+        kind = report.kind
+        known = await (self._end(report) if kind in ENDS else self._advance(report, stream_id))
+        self._world.metrics.reports.labels(kind, "true" if known else "false").inc()
         return known
 
     async def _advance(self, report: Report, stream_id: int) -> bool:
@@ -170,34 +171,47 @@ class ReportService:
         return generated_tokens + law.residual_tokens(generated_tokens)
 
     async def _end(self, report: Report) -> bool:
-        entry = self._world.open_requests.get(report.request_id)
-        if report.is_late and entry is not None:
-            self._note_start(entry, self._world.clock())
-        self._world.calibrating.ended(report.request_id, report.output_tokens, now_s=self._world.clock())
-        note_end(entry, report, self._world.clock())
-        released = await self._world.release(report.request_id)
+        world, request_id, kind = self._world, report.request_id, report.kind
+        entry, now_s = world.open_requests.get(request_id), world.clock()
+        world.calibrating.ended(request_id, report.output_tokens, now_s=now_s)
+        if entry is not None:
+            self._note_end(report, entry, now_s)
+        released = await world.release(request_id)
         if released is None:
             return False
-        self._world.metrics.reservations.labels(report.kind.value).inc()
-        if entry is not None and entry.life is not None:
-            self._world.trial.ended(self._world, entry, report, self._world.clock())
-        if report.output_tokens is not None:
-            self._settle_with(entry, report.output_tokens)
-        elif report.kind is not ReportKind.FINISHED:
-            self._settle_with(entry, released.generated_tokens)
-        if report.kind is ReportKind.FINISHED:
-            self._observe_finish(report, entry)
+        now_s = world.clock()
+        world.metrics.reservations.labels(kind).inc()
+        if entry is not None:
+            self._observe_end(report, entry, released, now_s)
+        if kind is ReportKind.FINISHED:
             for instance_id in instances_of(released):
-                self._world.answered(instance_id, report.request_id)
-        elif report.kind is ReportKind.FAILED:
+                world.answered(instance_id, request_id)
+        elif kind is ReportKind.FAILED:
             for instance_id in instances_of(released, at_work=True):
                 self._blame(report, instance_id)
             _log.info(
                 "request failed",
-                extra={"request_id": report.request_id, "reason": report.reason, "instance": released.instance_id},
+                extra={"request_id": request_id, "reason": report.reason, "instance": released.instance_id},
             )
         self._kick()
         return True
+
+    def _note_end(self, report: Report, entry: OpenRequest, now_s: float) -> None:
+        """A request is reported as ended, whether or not the ledger still knows it."""
+        if report.is_late:
+            self._note_start(entry, now_s)
+        if entry.record is not None:
+            entry.record.ended(report, now_s)
+
+    def _observe_end(self, report: Report, entry: OpenRequest, released: Reservation, now_s: float) -> None:
+        """A request has ended that this router knew: who learns from it, and who pays."""
+        tokens, is_whole = report.output_tokens, report.kind is ReportKind.FINISHED
+        if entry.life is not None:
+            self._world.trial.ended(self._world, entry, report, now_s)
+        if tokens is not None or not is_whole:
+            self._settle_with(entry, released.generated_tokens if tokens is None else tokens)
+        if is_whole:
+            self._observe_finish(report, entry, now_s)
 
     def _settle_with(self, entry: OpenRequest | None, output_tokens: int) -> None:
         """Has the tenant pay for what there was, within what can be; one that another router charged pays there."""
@@ -234,22 +248,18 @@ class ReportService:
         self._world.metrics.ejections.labels("" if why is None else why.value).inc()
         _log.warning("instance left out", extra={"instance": instance_id, "reason": why})
 
-    def _observe_finish(self, report: Report, entry: OpenRequest | None) -> None:
+    def _observe_finish(self, report: Report, entry: OpenRequest, now_s: float) -> None:
+        world, output_tokens, foretold = self._world, report.output_tokens, entry.foretold
         cached_tokens = report.cached_prompt_tokens
-        if entry is not None and entry.reservation.prefill_instance_id:
-            cached_tokens = None  # of whose cache is not said
-        if entry is not None and entry.prefix is not None and cached_tokens is not None:
-            self._world.prefixes.reported(entry.prefix, cached_tokens, self._world.metrics.prefixes)
-        if entry is not None and entry.arrived_at_s is not None and not report.is_part:
-            self._world.metrics.e2e_seconds.observe(self._world.clock() - entry.arrived_at_s)
-        if entry is not None:
-            observe_cost(self._world, entry)
-        if report.output_tokens is not None and entry is not None and entry.foretold is not None:
+        if cached_tokens is not None and entry.prefix is not None and not entry.reservation.prefill_instance_id:
+            world.prefixes.reported(entry.prefix, cached_tokens, world.metrics.prefixes)  # else of whose cache unsaid
+        if entry.arrived_at_s is not None and not report.is_part:
+            world.metrics.e2e_seconds.observe(now_s - entry.arrived_at_s)
+        observe_cost(world, entry, now_s=now_s)
+        if output_tokens is not None and foretold is not None:
             if not report.is_part:
-                self._world.lengths.finished(
-                    entry.foretold, output_tokens=report.output_tokens, prompt_tokens=report.prompt_tokens
-                )
-            note_finish(self._world, entry, report.output_tokens)
+                world.lengths.finished(foretold, output_tokens=output_tokens, prompt_tokens=report.prompt_tokens)
+            note_finish(world, entry, output_tokens, now_s=now_s)
 
 
 def _lateness(entry: OpenRequest, now_s: float) -> float | None:

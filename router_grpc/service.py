@@ -6,10 +6,9 @@ import asyncio
 import logging
 import math
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from llmrouter.domain import Hold, NoCandidate
+from llmrouter.domain import Hold, NoCandidate, Placement
 from llmrouter.errors import NoInstanceError, SaturatedError
 from llmrouter.quick import quick
 from llmrouter.routing.batching import MOST_OF_WAIT
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llmrouter.config import PolicyConfig
-    from llmrouter.domain import Candidate, Placement, PoolSnapshot, Request, Reservation
+    from llmrouter.domain import Candidate, Decision, PoolSnapshot, Request, Reservation
     from llmrouter.routing.batch import BatchRules
     from llmrouter.routing.claims import Claim
     from llmrouter.routing.guard import Guard
@@ -58,6 +57,7 @@ MOVED_TOLERANCE = 1
 MAX_FALLBACKS = 2
 
 _EVERY = frozenset(ReserveOutcome)
+_LABELS = {outcome: outcome.value.lower() for outcome in ReserveOutcome}
 _STANDING = frozenset({ReserveOutcome.EXISTING})
 _DONE = frozenset({ReserveOutcome.COMMITTED, ReserveOutcome.EXISTING, ReserveOutcome.YIELDED})
 """Outcomes that other candidates would not change."""
@@ -148,8 +148,7 @@ class RouterService:
                 self._world.decisions.refused(self._world, runtime, request, error)
             raise
         self._world.metrics.held_seconds.observe(answer.held_s)
-        kept = self._world.open_requests.foretold(answer.request_id, foretold)
-        note_dispatch(self._world, answer.request_id, foretold)
+        kept = note_dispatch(self._world, answer.request_id, foretold)
         answer.law, answer.prompt_tokens = kept.law, kept.prompt_tokens
         return answer
 
@@ -278,9 +277,8 @@ class RouterService:
                 line.has_yielded = True
                 return Hold("another router holds a request that goes before this one")
             if result.reservation is not None:
-                answer = self._answer(request, runtime, result.reservation, guarded, decision.candidates)
+                answer = self._answer(request, runtime, result.reservation, guarded, snapshot)
                 if answer is not None:
-                    note_cost(self._world, request, snapshot, answer)
                     if runtime.candidate is not None or self._world.decisions.is_on:
                         self._placed(runtime, Placed(request, snapshot, guard, guarded, result.outcome, answer))
                     return answer
@@ -337,8 +335,9 @@ class RouterService:
         final = final and decision.load_sensitive
         candidates = decision.candidates
         if self._world.ledger.is_immediate and not final and len(candidates) > 1:
-            first = self._bids(request, candidates[:1], guard, terms.batch)
-            ask = reserve_ask(request, first, tolerance=tolerance, final=False, claim=terms.claim)
+            first = bid_of(self._world, request, candidates[0], guard, terms.batch)
+            alone = () if first is None else (first,)
+            ask = reserve_ask(request, alone, tolerance=tolerance, final=False, claim=terms.claim)
             result = await self._commit(ask, counts=_DONE)
             if result.outcome in _DONE:
                 return result
@@ -347,25 +346,25 @@ class RouterService:
 
     def _bids(
         self, request: Request, candidates: Sequence[Candidate], guard: Guard, batch: BatchRules | None
-    ) -> list[Bid]:
+    ) -> tuple[Bid, ...]:
         made = [bid_of(self._world, request, candidate, guard, batch) for candidate in candidates]
-        return [bid for bid in made if bid is not None]
+        return tuple([bid for bid in made if bid is not None])
 
     async def _commit(self, ask: ReserveAsk, *, counts: frozenset[ReserveOutcome] = _EVERY) -> ReserveResult:
         """One reserve call; where the client leaves meanwhile, what it reserved is given back.
 
         An outcome that is among ``counts`` is counted.
         """
-        started_s = self._world.clock()
-        ledger = self._world.ledger
+        world = self._world
+        started_s, ledger = world.clock(), world.ledger
         if ledger.is_immediate:
             result = await ledger.reserve(ask)
         else:
-            result = await self._world.unbroken.run(ledger.reserve(ask), abandoned=self._undo)
-        self._world.metrics.state_backend_seconds.observe(self._world.clock() - started_s)
+            result = await world.unbroken.run(ledger.reserve(ask), abandoned=self._undo)
+        world.metrics.state_backend_seconds.observe(world.clock() - started_s)
         if result.outcome in counts:
-            self._world.metrics.reservations.labels(result.outcome.value.lower()).inc()
-        self._world.replica.absorb(result.loads)
+            world.metrics.reservations.labels(_LABELS[result.outcome]).inc()
+        world.replica.absorb(result.loads)
         return result
 
     async def _standing(self, request: Request, runtime: Runtime) -> RouteAnswer | None:
@@ -374,7 +373,7 @@ class RouterService:
         reservation = (await self._commit(ask, counts=_STANDING)).reservation
         if reservation is None:
             return None
-        answer = self._answer(request, runtime, reservation, None, ())
+        answer = self._answer(request, runtime, reservation)
         if answer is None:
             await self._take_back(reservation)
         return answer
@@ -398,39 +397,51 @@ class RouterService:
         request: Request,
         runtime: Runtime,
         reservation: Reservation,
-        guarded: Guarded | None,
-        candidates: tuple[Candidate, ...],
+        guarded: Guarded | None = None,
+        seen: PoolSnapshot | None = None,
     ) -> RouteAnswer | None:
-        """The answer, entered in the book; ``None`` where the reserved instance is gone or will not do."""
-        instances = self._world.instances
-        chosen = instances.get(reservation.instance_id)
-        if chosen is None or chosen.instance_id in request.excluded_instance_ids:
+        """The answer, entered in the book; ``None`` where the reserved instance is gone or will not do.
+
+        ``seen`` is the snapshot that ``guarded`` was decided on; both are ``None`` where an earlier call decided.
+        """
+        world, excluded = self._world, request.excluded_instance_ids
+        chosen, prefill = world.instances.get(reservation.instance_id), None
+        if chosen is None or chosen.instance_id in excluded:
             return None
-        prefill = instances.get(reservation.prefill_instance_id) if needs_prefill(reservation) else None
-        if needs_prefill(reservation) and (prefill is None or prefill.instance_id in request.excluded_instance_ids):
-            return None
-        entry = self._world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
-        dispatched(self._world, request, entry, chosen, prefill)
-        others = (
-            (instance.instance_id, instance.endpoint)
-            for candidate in candidates
-            if candidate.instance_id != chosen.instance_id
-            and (instance := instances.get(candidate.instance_id)) is not None
-        )
+        if needs_prefill(reservation):
+            prefill = world.instances.get(reservation.prefill_instance_id)
+            if prefill is None or prefill.instance_id in excluded:
+                return None
+        entry = world.open_requests.opened(reservation, arrived_at_s=request.arrived_at_s)
+        dispatched(world, request, entry, chosen, prefill)
+        if seen is not None and guarded is not None:
+            note_cost(world, request, entry, seen, guarded.policy)
         return RouteAnswer(
-            request_id=request.request_id,
-            instance_id=chosen.instance_id,
-            endpoint=chosen.endpoint,
-            fallbacks=tuple(islice(others, MAX_FALLBACKS)),
-            predicted_output_tokens=reservation.predicted_output_tokens,
+            request.request_id,
+            chosen.instance_id,
+            chosen.endpoint,
+            () if guarded is None else self._fallbacks(guarded.decision, chosen.instance_id),
+            reservation.predicted_output_tokens,
             policy=guarded.policy if guarded else runtime.deciding,
             policy_digest=runtime.policy_digest,
             reason=guarded.decision.reason if guarded else "reserved by an earlier call with this request id",
             held_s=0.0,
-            degraded=self._world.is_degraded(),
+            degraded=world.is_degraded(),
             prefill_instance_id="" if prefill is None else prefill.instance_id,
             prefill_endpoint="" if prefill is None else prefill.endpoint,
         )
+
+    def _fallbacks(self, decision: Decision, chosen_id: str) -> tuple[tuple[str, str], ...]:
+        """The next best candidates that are still there: ids and endpoints."""
+        found: list[tuple[str, str]] = []
+        for candidate in decision.candidates if isinstance(decision, Placement) else ():
+            if candidate.instance_id != chosen_id:
+                instance = self._world.instances.get(candidate.instance_id)
+                if instance is not None:
+                    found.append((instance.instance_id, instance.endpoint))
+                    if len(found) == MAX_FALLBACKS:
+                        break
+        return tuple(found)
 
 
 @quick
