@@ -7,15 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from kubernetes.aio import client
-from support.operator_process import (
-    Space,
-    chart_rights,
-    grant,
-    llm_router,
-    make_namespace,
-    routing_policy,
-    running_operator,
-)
+from support.operator_process import llm_router, routing_policy, watched
 from support.played_routers import config_of, policy_in_force
 from support.router_space import is_connected
 from support.router_world import live_router, until
@@ -26,14 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from support.operator_process import Space
     from support.router_world import LiveRouter
 
     from llmrouter.testbed.cluster.control_plane import ControlPlane
 
 pytest_plugins = ["support.control_plane"]
 
-NAMESPACE, SYSTEM = "last-good", "last-good-system"
-ARGUMENTS = ["--namespace=last-good", "--lease-seconds=3"]
 POOL = {"name": "fixed", "endpoints": ["127.0.0.1:9"], "profile": {"name": "llama-3.1-8b-rtx4090"}}
 SELDOM = {"scrapeIntervalSeconds": 60}
 BROKEN = {"type": "Onnx", "model": {"configMap": {"name": "nowhere"}, "sha256": "a" * 64}}
@@ -45,9 +36,9 @@ async def router(control_plane: ControlPlane, space: Space) -> AsyncIterator[Liv
     api = await connect(str(control_plane.kubeconfig))
     try:
         core = client.CoreV1Api(api)
-        source = ConfigMapSource(core, namespace=NAMESPACE, name="fleet-router-config", on_error=lambda _error: None)
-        writer = AcknowledgementWriter(core, namespace=NAMESPACE, name="fleet-routers", key="r1")
-        parts: dict[str, Any] = {"source": source, "core": core, "acknowledge": writer.write, "namespace": NAMESPACE}
+        source = ConfigMapSource(core, namespace=space.name, name="fleet-router-config", on_error=lambda _error: None)
+        writer = AcknowledgementWriter(core, namespace=space.name, name="fleet-routers", key="r1")
+        parts: dict[str, Any] = {"source": source, "core": core, "acknowledge": writer.write, "namespace": space.name}
         config = config_of(space)[1]
         alone = config.model_copy(update={"state": type(config.state)()})
         async with live_router(alone, **parts) as live:
@@ -65,11 +56,11 @@ def last_known_good(space: Space) -> bool:
 async def test_the_last_good_policy_outlives_restarts_of_everything(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:
-    space = make_namespace(control_plane, NAMESPACE)
-    kubeconfig = grant(control_plane, chart_rights(namespace=SYSTEM), namespace=SYSTEM)
+    ours = watched(control_plane, "last-good")
+    space = ours.space
     space.apply(routing_policy("plain", type="LMetric"))
     space.apply(llm_router("fleet", pools=[POOL], limits=SELDOM))
-    with running_operator(kubeconfig, tmp_path / "first.log", ARGUMENTS, namespace=SYSTEM):
+    with ours.operator(tmp_path / "first.log"):
         await asyncio.to_thread(space.wait, lambda: policy_in_force(space) == "plain", "the first policy")
         space.apply(routing_policy("plain", **BROKEN))
         await asyncio.to_thread(space.wait, lambda: last_known_good(space), "the broken one is found out")
@@ -81,7 +72,7 @@ async def test_the_last_good_policy_outlives_restarts_of_everything(
     async with router(control_plane, space) as live:
         assert (await live.route(model="llama")).policy == "LMetric"
         space.apply(llm_router("fleet", pools=[POOL], limits=SELDOM | {"maxPromptTokens": 1000}))
-        with running_operator(kubeconfig, tmp_path / "second.log", ARGUMENTS, namespace=SYSTEM):
+        with ours.operator(tmp_path / "second.log"):
             runtime = live.router.app.service
             await until(
                 lambda: runtime.runtime is not None and runtime.runtime.config.limits.max_prompt_tokens == 1000,

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from support.operator_process import (
-    Space,
-    chart_rights,
-    grant,
-    llm_router,
-    make_namespace,
-    routing_policy,
-    running_operator,
-)
+from support.arms import arm
+from support.operator_process import llm_router, routing_policy, watched
 from support.played_routers import acknowledge, config_of, policy_in_force
 
 from llmrouter.acknowledgement import RouterCandidate
-from llmrouter.rollout.arm_stats import ArmStats
-from llmrouter.rollout.wire import WireArm, wire_of
+from llmrouter.rollout.wire import wire_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from support.operator_process import Space
 
     from llmrouter.testbed.cluster.control_plane import ControlPlane
 
@@ -36,16 +30,6 @@ CANDIDATE = {
 }
 
 
-def arm(times: float, count: int) -> WireArm:
-    stats = ArmStats()
-    for place in range(count):
-        noise = 1 + 0.1 * (place % 5)
-        stats.began()
-        stats.first_token(0.1 * times * noise, prompt_tokens=100)
-        stats.ended_well(e2e_s=times * noise, tpot_s=0.01 * times * noise, output_tokens=100)
-    return wire_of(stats)
-
-
 def try_it(space: Space, times: float, count: int) -> None:
     """Both routers say that they try the candidate, and what came of it."""
     config = config_of(space)[1]
@@ -57,7 +41,7 @@ def try_it(space: Space, times: float, count: int) -> None:
         mode="Canary",
         ready=True,
         reason="Active",
-        arms={"current": arm(1.0, count), "candidate": arm(times, count)},
+        arms={"current": wire_of(arm(1.0, count)), "candidate": wire_of(arm(times, count))},
     )
     acknowledge(space, candidate=said)
 
@@ -74,13 +58,12 @@ def tell(space: Space, phase: str, name: str = "next") -> None:
 def test_a_worse_one_is_taken_back_for_good_and_a_good_one_promoted(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:
-    space = make_namespace(control_plane, "trial")
-    kubeconfig = grant(control_plane, chart_rights(namespace="trial-system"), namespace="trial-system")
-    arguments = ["--namespace=trial", "--lease-seconds=3"]
+    ours = watched(control_plane, "trial")
+    space = ours.space
     for policy in (routing_policy("plain"), routing_policy("next", type="Random")):
         space.apply(policy)
     space.apply(llm_router("fleet", candidate=CANDIDATE))
-    with running_operator(kubeconfig, tmp_path / "first.log", arguments, namespace="trial-system") as first:
+    with ours.operator(tmp_path / "first.log") as first:
         tell(space, "Pending")
         try_it(space, 5.0, 2)
         tell(space, "Running")
@@ -94,7 +77,7 @@ def test_a_worse_one_is_taken_back_for_good_and_a_good_one_promoted(
         assert [one["requests"] for one in said(space)["arms"]] == [120, 120]
         first.kill()
     kept = said(space)
-    with running_operator(kubeconfig, tmp_path / "second.log", arguments, namespace="trial-system"):
+    with ours.operator(tmp_path / "second.log"):
         space.apply(routing_policy("other", type="PowerOfTwo"))
         space.apply(llm_router("fleet", candidate=CANDIDATE, limits={"claimTimeoutSeconds": 7}))
         space.wait(lambda: config_of(space)[1].limits.claim_timeout_seconds == 7, "the other operator acts")

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.model_server import model_server, push, redirecting
-from support.operator_process import (
-    chart_rights,
-    grant,
-    llm_router,
-    make_namespace,
-    routing_policy,
-    running_operator,
-)
+from support.operator_process import llm_router, routing_policy, watched
 from support.played_routers import config_of, policy_in_force
 
 from llmrouter.artefacts import builtin_model
@@ -39,23 +32,15 @@ def server() -> Iterator[ModelServer]:
         yield running
 
 
-@pytest.fixture
-def kubeconfig(control_plane: ControlPlane) -> Path:
-    return grant(control_plane, chart_rights())
-
-
-def arguments(server: ModelServer, space: Space) -> list[str]:
-    return [f"--namespace={space.name}", "--lease-seconds=2", f"--model-host=http://{server.host}"]
-
-
 def policy(name: str, sha256: str = SHA256, **source: object) -> dict[str, object]:
     return routing_policy(name, type="Onnx", model={**source, "sha256": sha256})
 
 
 def test_a_fetched_model_is_in_force_and_stays_without_its_server(
-    control_plane: ControlPlane, kubeconfig: Path, server: ModelServer, tmp_path: Path
+    control_plane: ControlPlane, server: ModelServer, tmp_path: Path
 ) -> None:
-    space = make_namespace(control_plane, "remote-models")
+    ours = watched(control_plane, "remote-models")
+    space, model_host = ours.space, f"--model-host=http://{server.host}"
     url = server.serve_model("/cost/3", MODEL, MANIFEST)
     space.apply(policy("by-url", http={"url": url}))
     space.apply(llm_router("fleet", policyRef={"name": "by-url"}))
@@ -63,7 +48,7 @@ def test_a_fetched_model_is_in_force_and_stays_without_its_server(
     def reason() -> str:
         return str(space.condition("fleet", "PolicyReady")["reason"])
 
-    with running_operator(kubeconfig, tmp_path / "first.log", arguments(server, space)) as operator:
+    with ours.operator(tmp_path / "first.log", model_host) as operator:
         space.wait(lambda: policy_in_force(space) == "by-url", f"the model in force, see {operator.log}")
         assert config_of(space)[1].policy.model_sha256 == SHA256
         _refuse_what_lies(space, server, reason)
@@ -73,7 +58,7 @@ def test_a_fetched_model_is_in_force_and_stays_without_its_server(
     asked = server.asked.total()
 
     space.apply(policy("by-url", http={"url": url}))
-    with running_operator(kubeconfig, tmp_path / "second.log", arguments(server, space)) as operator:
+    with ours.operator(tmp_path / "second.log", model_host) as operator:
         _changes_are_seen(space, operator)
         assert policy_in_force(space) == "by-url"
         assert server.asked.total() == asked

@@ -14,6 +14,7 @@ from support.operator_process import (
     make_namespace,
     routing_policy,
     running_operator,
+    watched,
 )
 
 if TYPE_CHECKING:
@@ -30,18 +31,9 @@ def holder(system: Space) -> str:
 
 
 def test_a_second_replica_takes_over_from_a_killed_one(control_plane: ControlPlane, tmp_path: Path) -> None:
-    space = make_namespace(control_plane, "takeover")
-    kubeconfig = grant(
-        control_plane,
-        chart_rights("watchNamespaces={takeover}", namespace="takeover-system"),
-        namespace="takeover-system",
-    )
-    system = Space(control_plane.api, "takeover-system")
-    arguments = ["--namespace=takeover", "--lease-seconds=3"]
-    with (
-        running_operator(kubeconfig, tmp_path / "first.log", arguments, namespace=system.name) as first,
-        running_operator(kubeconfig, tmp_path / "second.log", arguments, namespace=system.name) as second,
-    ):
+    ours = watched(control_plane, "takeover")
+    space, system = ours.space, ours.system
+    with ours.operator(tmp_path / "first.log") as first, ours.operator(tmp_path / "second.log") as second:
         by_name = {"first": first, "second": second}
         space.wait(lambda: holder(system).split("-")[0] in by_name, "one leads")
         leader = by_name.pop(holder(system).split("-")[0])
@@ -97,12 +89,10 @@ def test_bad_usage_is_status_2(control_plane: ControlPlane, tmp_path: Path, argu
 
 
 def test_rights_lost_later_are_told_and_tried_again(control_plane: ControlPlane, tmp_path: Path) -> None:
-    space = make_namespace(control_plane, "later")
-    rights = chart_rights("watchNamespaces={later}", namespace="later-system")
-    kubeconfig = grant(control_plane, rights, namespace="later-system")
-    (role,) = [value for value in rights if value["kind"] == "Role" and value["metadata"]["namespace"] == "later"]
-    arguments = ["--namespace=later", "--lease-seconds=3"]
-    with running_operator(kubeconfig, tmp_path / "later.log", arguments, namespace="later-system") as operator:
+    ours = watched(control_plane, "later")
+    space = ours.space
+    (role,) = space.find("Role")
+    with ours.operator(tmp_path / "later.log") as operator:
         space.wait(lambda: operator.says("leading as"), "it leads")
         poorer = role | {"rules": [rule for rule in role["rules"] if "deployments" not in rule["resources"]]}
         space.patch("Role", role["metadata"]["name"], {"rules": poorer["rules"]})

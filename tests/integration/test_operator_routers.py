@@ -10,18 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.inference_pools import inference_pool, teach
-from support.operator_process import (
-    ROOT,
-    Object,
-    OperatorProcess,
-    Space,
-    chart_rights,
-    grant,
-    llm_router,
-    make_namespace,
-    routing_policy,
-    running_operator,
-)
+from support.operator_process import ROOT, Object, OperatorProcess, Space, llm_router, routing_policy, watched
 
 from llmrouter.testbed.cluster.processes import free_port
 
@@ -33,16 +22,12 @@ if TYPE_CHECKING:
     from llmrouter.testbed.cluster.redis import RedisServer
 
 pytest_plugins = ["support.control_plane", "support.redis_server"]
-SYSTEM = "routers-system"
 
 
 @pytest.fixture(scope="module")
 def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    make_namespace(control_plane, "routers")
-    rights = chart_rights("watchNamespaces={routers}", namespace=SYSTEM)
-    kubeconfig = grant(control_plane, rights, namespace=SYSTEM)
     log = tmp_path_factory.mktemp("operator") / "operator.log"
-    with running_operator(kubeconfig, log, ["--namespace=routers", "--lease-seconds=5"], namespace=SYSTEM) as running:
+    with watched(control_plane, "routers").operator(log, lease_seconds=5) as running:
         yield running
 
 

@@ -19,6 +19,7 @@ from llmrouter.testbed.cluster.processes import free_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from llmrouter.testbed.cluster.control_plane import ControlPlane
 
@@ -200,6 +201,27 @@ def grant(control_plane: ControlPlane, rights: Sequence[Object], *, namespace: s
         )
         control_plane.api.apply(path, value)
     return control_plane.service_account_kubeconfig(namespace, ACCOUNT)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A namespace, and another one whose operators have the chart's rights in it and nowhere else."""
+
+    space: Space
+    system: Space
+    kubeconfig: Path
+
+    def operator(self, log: Path, *arguments: str, lease_seconds: int = 3) -> AbstractContextManager[OperatorProcess]:
+        """An operator of the namespace that ends with the block."""
+        words = [f"--namespace={self.space.name}", f"--lease-seconds={lease_seconds}", *arguments]
+        return running_operator(self.kubeconfig, log, words, namespace=self.system.name)
+
+
+def watched(control_plane: ControlPlane, name: str) -> Watched:
+    """Makes both namespaces."""
+    space, system = make_namespace(control_plane, name), Space(control_plane.api, f"{name}-system")
+    rights = chart_rights(f"watchNamespaces={{{name}}}", namespace=system.name)
+    return Watched(space, system, grant(control_plane, rights, namespace=system.name))
 
 
 def llm_router(name: str, **changes: object) -> Object:

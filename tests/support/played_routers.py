@@ -7,7 +7,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.acknowledgement import RouterAcknowledgement
+from support.acknowledgements import said_by
+
 from llmrouter.config import DIGEST_ANNOTATION, RouterConfig, canonical_json, parse_router_config
 
 if TYPE_CHECKING:
@@ -44,21 +45,15 @@ def router_pods(space: Space) -> list[str]:
 
 
 def acknowledgement(pod: str, digest: str, config: RouterConfig, **changes: object) -> str:
-    said = RouterAcknowledgement(
-        router_id=pod,
+    said = said_by(
+        pod,
         config_digest=digest,
         generation=config.generation,
         policy_name=config.policy.name,
         policy_type=config.policy.type,
         policy_digest=config.policy.digest,
-        deciding=config.policy.name,
-        policy_ready=True,
-        policy_reason="Active",
         predictor_ready=True,
         state_backend_ready=True,
-        instances_ready=8,
-        instances_total=8,
-        in_flight=0,
         at_s=1.0,
     )
     return canonical_json(said.model_copy(update=changes)).decode()

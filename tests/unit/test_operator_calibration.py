@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from support.acknowledgements import said_by
 from support.crd_cases import router
 
 from llmrouter.acknowledgement import MAX_SLOW, RouterAcknowledgement, RouterCalibration
@@ -33,22 +34,7 @@ def known(**changes: object) -> RouterCalibration:
 
 
 def said(*calibration: RouterCalibration, router_id: str = "a", at_s: float = 0.0) -> RouterAcknowledgement:
-    return RouterAcknowledgement(
-        router_id=router_id,
-        config_digest="new",
-        generation=1,
-        policy_name="plain",
-        policy_type="RoundRobin",
-        policy_digest="d",
-        deciding="plain",
-        policy_ready=True,
-        policy_reason="Active",
-        instances_ready=8,
-        instances_total=8,
-        in_flight=0,
-        calibration=calibration,
-        at_s=START.timestamp() + at_s,
-    )
+    return said_by(router_id, calibration=calibration, at_s=START.timestamp() + at_s)
 
 
 def status(*what: RouterAcknowledgement, old: Object | None = None, now_s: float = 0.0) -> Object | None:

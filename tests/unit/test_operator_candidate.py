@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from support.acknowledgements import said_by
+from support.arms import arm
 from support.crd_cases import candidate
 
-from llmrouter.acknowledgement import RouterAcknowledgement, RouterCandidate, RouterShadow
+from llmrouter.acknowledgement import RouterCandidate, RouterShadow
 from llmrouter.config import CONFIG_KEY, MAX_CONFIG_BYTES, RouterConfig, parse_router_config
-from llmrouter.rollout.arm_stats import ArmStats
 from llmrouter.rollout.wire import wire_of
 from llmrouter_operator.builders import Names
 from llmrouter_operator.candidate_status import CONDITION
@@ -30,16 +31,6 @@ LOOSE = {"maxTtftRatio": 2, "maxTpotRatio": 2, "maxE2eRatio": 2, "maxErrorFracti
 
 def policy(name: str, **spec: Any) -> Object:  # noqa: ANN401 - any field
     return {"metadata": {"name": name, "namespace": "team"}, "spec": spec}
-
-
-def arm(times: float, count: int) -> ArmStats:
-    stats = ArmStats()
-    for place in range(count):
-        noise = 1 + 0.1 * (place % 5)
-        stats.began()
-        stats.first_token(0.1 * times * noise, prompt_tokens=100)
-        stats.ended_well(e2e_s=times * noise, tpot_s=0.01 * times * noise, output_tokens=100)
-    return stats
 
 
 class Cluster:
@@ -134,19 +125,14 @@ class Cluster:
                 ready=True,
                 reason="Active",
             ).model_copy(update=changes)
-        said = RouterAcknowledgement(
-            router_id="r1",
+        said = said_by(
+            "r1",
             config_digest="d",
-            generation=1,
             policy_name=told.policy.name,
             policy_type=told.policy.type,
             policy_digest=told.policy.digest,
-            deciding=told.policy.name,
-            policy_ready=True,
-            policy_reason="Active",
             instances_ready=1,
             instances_total=1,
-            in_flight=0,
             candidate=one,
             at_s=float(self.seconds),
         )

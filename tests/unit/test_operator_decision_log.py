@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.acknowledgements import said_by
 from support.crd_cases import router
 
-from llmrouter.acknowledgement import RouterAcknowledgement
 from llmrouter.config import PolicyConfig
 from llmrouter.decision_log_spec import DECISIONS_FOLDER
 from llmrouter.resources import LLMRouterSpec
@@ -59,22 +59,7 @@ def test_an_object_stores_credentials_are_the_secrets_keys() -> None:
 
 
 def conditions(log: dict[str, Any] | None, **said: Any) -> dict[str, Object]:  # noqa: ANN401 - fields of one
-    one = RouterAcknowledgement(
-        router_id="r",
-        config_digest="new",
-        generation=1,
-        policy_name="plain",
-        policy_type="RoundRobin",
-        policy_digest="d",
-        deciding="plain",
-        policy_ready=True,
-        policy_reason="Active",
-        predictor_ready=True,
-        instances_ready=1,
-        instances_total=1,
-        in_flight=0,
-        at_s=0.0,
-    ).model_copy(update=said)
+    one = said_by("r", predictor_ready=True, **said)
     choice = PolicyChoice(PolicyConfig(name="plain", type="RoundRobin"))
     facts = Facts(
         generation=1,

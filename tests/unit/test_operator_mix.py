@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from support.acknowledgements import said_by
 from support.crd_cases import router
 
 from llmrouter.acknowledgement import RouterAcknowledgement, RouterMix
@@ -45,22 +46,8 @@ def said(
     router_id: str = "a", *, at_s: float = 0.0, mix: RouterMix | None = MIX, **changes: float
 ) -> RouterAcknowledgement:
     """What a router says ``at_s`` after the start."""
-    return RouterAcknowledgement(
-        router_id=router_id,
-        config_digest="new",
-        generation=1,
-        policy_name="plain",
-        policy_type="RoundRobin",
-        policy_digest="d",
-        deciding="plain",
-        policy_ready=True,
-        policy_reason="Active",
-        instances_ready=8,
-        instances_total=8,
-        in_flight=0,
-        mixes={"llama": mix.model_copy(update=changes)} if mix else {},
-        at_s=START.timestamp() + at_s,
-    )
+    mixes = {"llama": mix.model_copy(update=changes)} if mix else {}
+    return said_by(router_id, mixes=mixes, at_s=START.timestamp() + at_s)
 
 
 def status(*acknowledgements: RouterAcknowledgement, old: Object | None = None, now_s: float = 0.0) -> Object | None:

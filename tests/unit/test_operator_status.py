@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.acknowledgements import said_by
 from support.crd_cases import router
 
-from llmrouter.acknowledgement import RouterAcknowledgement
 from llmrouter.config import PolicyConfig, PredictorConfig, canonical_json
 from llmrouter.resources import LLMRouterSpec
 from llmrouter_operator.models import Object, ObjectKey, Plan, PolicyChoice, PredictorChoice, Problem
@@ -23,6 +23,9 @@ from llmrouter_operator.status import (
     transitions,
 )
 
+if TYPE_CHECKING:
+    from llmrouter.acknowledgement import RouterAcknowledgement
+
 POLICY = PolicyConfig(name="plain", type="RoundRobin")
 REDIS = {"redis": {"address": "redis:6379"}}
 SPEC = LLMRouterSpec.model_validate(router(state=REDIS, router={"replicas": 2}))
@@ -31,24 +34,7 @@ NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z"
 
 
 def said(router_id: str, **changes: Any) -> RouterAcknowledgement:  # noqa: ANN401 - any field
-    base = RouterAcknowledgement(
-        router_id=router_id,
-        config_digest="new",
-        generation=1,
-        policy_name="plain",
-        policy_type="RoundRobin",
-        policy_digest="d",
-        deciding="plain",
-        policy_ready=True,
-        policy_reason="Active",
-        predictor_ready=True,
-        state_backend_ready=True,
-        instances_ready=8,
-        instances_total=8,
-        in_flight=0,
-        at_s=0.0,
-    )
-    return base.model_copy(update=changes)
+    return said_by(router_id, **{"predictor_ready": True, "state_backend_ready": True} | changes)
 
 
 def facts(*acknowledgements: RouterAcknowledgement, **changes: Any) -> Facts:  # noqa: ANN401 - any field

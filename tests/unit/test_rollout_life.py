@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.arms import arm
 
 from llmrouter.resource_types import NameRef
-from llmrouter.rollout.arm_stats import ArmStats
 from llmrouter.rollout.life import Before, Declared, Heard, Life, Phase, Why, step
 from llmrouter.rollout.verdict import Verdict, verdict
 from llmrouter.rollout_specs import AutoPromoteSpec, CandidateSpec, GuardrailsSpec
@@ -16,16 +16,6 @@ from llmrouter.rollout_specs import AutoPromoteSpec, CandidateSpec, GuardrailsSp
 LOOSE = GuardrailsSpec(
     max_ttft_ratio=2, max_tpot_ratio=2, max_e2e_ratio=2, max_error_fraction_increase=0.5, min_requests=30
 )
-
-
-def arm(times: float, count: int) -> ArmStats:
-    stats = ArmStats()
-    for place in range(count):
-        noise = 1 + 0.1 * (place % 5)
-        stats.began()
-        stats.first_token(0.1 * times * noise, prompt_tokens=100)
-        stats.ended_well(e2e_s=times * noise, tpot_s=0.01 * times * noise, output_tokens=100)
-    return stats
 
 
 def compared(times: float, count: int, rules: GuardrailsSpec = LOOSE) -> Verdict:
