@@ -114,7 +114,8 @@ class Affine(LeastInFlight):
         self._preferred = preferred
 
     def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
-        _, roomy = self._with_room(request, snapshot.views)
+        _, places = self._table.roomy(snapshot.views, request)
+        roomy = [snapshot.views[place] for place in places]
         if not roomy:
             return Hold("none has room")
         view = min(self._preferred(request, roomy), key=lambda one: (one.total.requests, rng.random()))

@@ -12,6 +12,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import formulas  # beside this file, which is no package
+
 PACKAGES = ("llmrouter", "router_grpc")
 CFLAGS = (
     "-O3",
@@ -36,11 +39,20 @@ def made_of(source: Path) -> Path:
 
 
 def stale(root: Path) -> list[Path]:
-    """The sources whose library is missing, or older than they, their ``.pxd`` files or this one."""
+    """The sources whose library is missing, or older than they, what they include, ``.pxd`` files or these tools."""
     sources = sorted(source for package in PACKAGES for source in (root / package).rglob("*.pyx"))
-    shared = [Path(__file__), *(source for package in PACKAGES for source in (root / package).rglob("*.pxd"))]
+    shared = [
+        Path(__file__),
+        Path(formulas.__file__),
+        *(source for package in PACKAGES for source in (root / package).rglob("*.pxd")),
+    ]
     newest = max(path.stat().st_mtime for path in shared)
-    return [one for one in sources if not _is_newer(made_of(one), max(newest, one.stat().st_mtime))]
+    return [one for one in sources if not _is_newer(made_of(one), max(newest, _changed_at_s(root, one)))]
+
+
+def _changed_at_s(root: Path, source: Path) -> float:
+    read = [source, *(root / name for name in formulas.included_by(source))]
+    return max(one.stat().st_mtime for one in read)
 
 
 def _is_newer(library: Path, than: float) -> bool:
@@ -67,6 +79,7 @@ def _compile(root: Path, sources: list[Path]) -> None:
     from setuptools import Distribution, Extension  # noqa: PLC0415 - as above
 
     with tempfile.TemporaryDirectory() as scratch:
+        _write_formulas(root, sources, Path(scratch, "include"))
         extensions = [
             Extension(
                 ".".join(one.relative_to(root).with_suffix("").parts), [str(one)], extra_compile_args=list(CFLAGS)
@@ -77,7 +90,7 @@ def _compile(root: Path, sources: list[Path]) -> None:
             extensions,
             build_dir=scratch,
             compiler_directives=DIRECTIVES,
-            include_path=[str(root)],
+            include_path=[f"{scratch}/include", str(root)],
             quiet=True,
             force=True,
         )
@@ -92,6 +105,13 @@ def _compile(root: Path, sources: list[Path]) -> None:
             shutil.copy2(built, beside)
             beside.replace(library)  # in one step: who has the old one loaded keeps it
             library.touch()
+
+
+def _write_formulas(root: Path, sources: list[Path], folder: Path) -> None:
+    for name in {name for source in sources for name in formulas.included_by(source)}:
+        made = (folder / name).with_suffix(".pxi")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text(formulas.written(root, name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -78,16 +78,9 @@ def tail_of_view(view: InstanceView) -> FeatureTail:
     return profile_features(view.instance.profile)
 
 
-def features_of(
-    request: Request,
-    views: Sequence[InstanceView],
-    tail_of: Callable[[InstanceView], FeatureTail] = tail_of_view,
-) -> NDArray[np.float32]:
-    """Features of every instance for one request: shape (I, F), in the order of ``FEATURE_NAMES``, SI units.
-
-    ``tail_of`` gives ``profile_features`` of an instance, and may remember them.
-    """
-    rows = feature_rows(request, views, tail_of)
+def features_of(request: Request, views: Sequence[InstanceView]) -> NDArray[np.float32]:
+    """Features of every instance for one request: shape (I, F), in the order of ``FEATURE_NAMES``, SI units."""
+    rows = feature_rows(request, views, tail_of_view)
     return np.array(rows, dtype=np.float32).reshape(len(rows), len(FEATURE_NAMES))
 
 

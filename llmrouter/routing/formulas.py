@@ -8,22 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import BatchHold, ObjectiveWeights
-from llmrouter.routing.columns import Columns
-from llmrouter.routing.features import feature_rows, profile_features
-from llmrouter.routing.marginal_cost import marginal_cost_columns, marginal_costs
-from llmrouter.routing.policies import RoomyPolicy, Ruled, ordered
-from llmrouter.routing.rooms import per_profile
+from llmrouter.routing.policies import Ruled
 from llmrouter.routing.rules import Rule
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from llmrouter.domain import InstanceView, Request, Room
-    from llmrouter.routing.policies import Ranked
+    from llmrouter.domain import InstanceView, Room
 
 
 class LeastKvTokens(Ruled):
@@ -138,7 +129,7 @@ class DecodeBalancer(Ruled):
     rule = Rule.DECODE_BALANCER
 
 
-class WorkloadImpact(RoomyPolicy):
+class WorkloadImpact(Ruled):
     """The least marginal cost: own seconds, and those imposed on others; see ``rules.marginal_cost_row``.
 
     The formula that the shipped ONNX model ``marginal-cost`` computes, without the model. Fails where the profile is
@@ -157,11 +148,3 @@ class WorkloadImpact(RoomyPolicy):
         super().__init__(room_rule)
         self.batch_hold = batch_hold or BatchHold()
         self._weights = (weights or ObjectiveWeights()).in_order
-        self._tail_of = per_profile(profile_features)
-        self._columns = Columns(room_rule, self._tail_of)
-
-    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
-        return ordered(marginal_costs(feature_rows(request, views, self._tail_of), self._weights), views, rng)
-
-    def _scores(self, rows_PF: NDArray[np.float64]) -> NDArray[np.float64]:
-        return marginal_cost_columns(rows_PF, self._weights)

@@ -7,27 +7,24 @@ other policies of this module keep nothing. Policies that are one formula are in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isfinite
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from llmrouter.domain import BatchHold, Candidate, Decision, Hold, NoCandidate, Placement, Room
+from llmrouter.domain import BatchHold, Candidate, Decision, EngineMode, Hold, NoCandidate, Placement
 from llmrouter.routing.batching import hold_for_batch
-from llmrouter.routing.columns import MANY, Columns
-from llmrouter.routing.features import feature_rows, features_of, profile_features, weights_of
-from llmrouter.routing.inflight import fits, kv_bound
-from llmrouter.routing.rooms import MAX_KNOWN, kv_gate, per_profile, request_bound
-from llmrouter.routing.rules import FORMULAS, Rule
+from llmrouter.routing.features import FEATURE_NAMES, feature_rows, profile_features, weights_of
+from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
+from llmrouter.routing.rules import Rule
+from llmrouter.routing.table import Table, best
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from llmrouter.domain import InstanceView, ObjectiveWeights, PoolSnapshot, Request
+    from llmrouter.domain import InstanceView, ObjectiveWeights, PoolSnapshot, Request, Room
 
 __all__ = [
     "MAX_CANDIDATES",
@@ -52,8 +49,6 @@ MAX_CANDIDATES = 8
 _NO_BATCH_HOLD = BatchHold()
 
 Ranked = list[tuple[float, "InstanceView"]]
-_Room = tuple[int, int, float, int, int, float]
-"""The first arguments of ``fits``: a load, and the room that a policy gives it."""
 
 
 class ScorerLike(Protocol):
@@ -113,113 +108,46 @@ class RoomyPolicy:
     load_sensitive = True
     rule: Rule | None = None
     batch_hold = _NO_BATCH_HOLD
-    _columns: Columns | None = None
-    """Where the policy can score many instances at once."""
 
     def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
         self.room_of = room_rule
-        self._rooms: dict[int, tuple[InstanceView, _Room]] = {}
+        self._table = Table(room_rule, per_profile(profile_features))
 
     def decide(self, request: Request, snapshot: PoolSnapshot, rng: random.Random) -> Decision:
         """Filters, orders and names the candidates."""
-        many = self._columns if len(snapshot.views) >= MANY else None
-        roomy: Sequence[InstanceView]
-        if many is None:
-            eligible, roomy = self._with_room(request, snapshot.views)
-        else:
-            many.follow(snapshot.views)
-            eligible, places_P = many.roomy(request)
-            roomy = _Picked(snapshot.views, places_P)
-        if not eligible:
-            return NoCandidate(f"no ready instance serves model {request.model!r}")
-        if not len(roomy):
+        views = snapshot.views
+        eligible, places = self._table.roomy(views, request)
+        if not places:
+            if not eligible:
+                return NoCandidate(f"no ready instance serves model {request.model!r}")
             return Hold(f"none of {eligible} instances has room")
-        if many is None:
-            ranked = self._rank(request, roomy, rng)
-        else:
-            ranked = ordered_columns(self._scores(many.rows(request, places_P)), roomy, rng)
-        if self.batch_hold.size > 1 and (hold := self._waits(request, snapshot, ranked[0][1], roomy)) is not None:
+        ranked = self._ranked(request, views, places, rng)
+        if self.batch_hold.size > 1 and (hold := self._waits(request, snapshot, ranked[0][1], places)) is not None:
             return hold
         candidates = tuple(
             [Candidate(view.instance.instance_id, score, view.load) for score, view in ranked[:MAX_CANDIDATES]]
         )
-        reason = self._reason(candidates, eligible, len(roomy))
-        return Placement(candidates, reason, load_sensitive=self.load_sensitive)
+        reason = self._reason(candidates, eligible, len(places))
+        return Placement(candidates, reason, self.load_sensitive)
 
-    def _with_room(self, request: Request, views: Sequence[InstanceView]) -> tuple[int, list[InstanceView]]:
-        """How many instances are eligible, and those of them that have room."""
-        model, excluded = request.model, request.excluded_instance_ids
-        prompt, predicted = request.prompt_tokens, request.predicted_output_tokens
-        eligible, roomy, rooms = 0, [], self._rooms
-        for view in views:
-            instance = view.instance
-            if model not in instance.models or instance.instance_id in excluded:
-                continue
-            eligible += 1
-            known = rooms.get(id(view)) or self._look_at(view)
-            if fits(*known[1], prompt, predicted):
-                roomy.append(view)
-        return eligible, roomy
-
-    def _look_at(self, view: InstanceView) -> tuple[InstanceView, _Room]:
-        """What ``fits`` is told of an instance, remembered for as long as its view stands."""
-        load, room = view.total, self.room_of(view)
-        part = load.requests, load.context_tokens, load.remaining_decode_tokens
-        if len(self._rooms) >= MAX_KNOWN:
-            self._rooms.clear()
-        known = (view, (*part, room.max_requests, kv_bound(room), room.decode_reserve_fraction))
-        self._rooms[id(view)] = known  # the view is kept, so that its id stays its own
-        return known
+    def _ranked(self, request: Request, views: Sequence[InstanceView], places: list[int], rng: random.Random) -> Ranked:
+        """The views at ``places`` in order, the best first; ``MAX_CANDIDATES`` of them are enough."""
+        return self._rank(request, [views[place] for place in places], rng)
 
     def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
-        """The views in order, the best first; ``MAX_CANDIDATES`` of them are enough."""
+        """The views in order, as ``_ranked`` does."""
         raise NotImplementedError
 
-    def _scores(self, rows_PF: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores (P,) of feature rows (P, F), where the policy has ``_columns``: what ``_rank`` orders by."""
-        raise NotImplementedError
-
-    def _waits(
-        self, request: Request, snapshot: PoolSnapshot, best: InstanceView, roomy: Sequence[InstanceView]
-    ) -> Hold | None:
+    def _waits(self, request: Request, snapshot: PoolSnapshot, best: InstanceView, places: list[int]) -> Hold | None:
         """The answer *wait for a batch*, where the best instance is to be given one; see ``batching``."""
-        row = next(iter(feature_rows(request, [best], _tail_of)))
+        if best.instance.profile.mode is not EngineMode.PREFILL_FIRST:
+            return None
+        row, roomy = feature_rows(request, [best], _tail_of)[0], (snapshot.views[place] for place in places)
         return hold_for_batch(self.batch_hold, row, self.room_of(best), request=request, snapshot=snapshot, roomy=roomy)
 
     def _reason(self, candidates: Sequence[Candidate], eligible: int, roomy: int) -> str:
         best = candidates[0]
         return f"{self.name}: {best.instance_id} scored {best.score:.4g}; {roomy} of {eligible} instances have room"
-
-
-class _Picked(Sequence["InstanceView"]):
-    """Some of the views of a snapshot."""
-
-    def __init__(self, views: Sequence[InstanceView], places_P: NDArray[np.intp]) -> None:
-        self._views, self._places_P = views, places_P
-
-    def __len__(self) -> int:
-        return len(self._places_P)
-
-    @overload
-    def __getitem__(self, at: int) -> InstanceView: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[InstanceView]: ...
-
-    def __getitem__(self, at: int | slice) -> InstanceView | Sequence[InstanceView]:
-        if isinstance(at, slice):
-            return _Picked(self._views, self._places_P[at])
-        return self._views[self._places_P.item(at)]
-
-
-def ordered_columns(scores_P: NDArray[np.float64], views: Sequence[InstanceView], rng: random.Random) -> Ranked:
-    """``ordered`` of scores as an array: the same views in the same order, after the same draws."""
-    wrong = len(scores_P) - int(np.count_nonzero(np.isfinite(scores_P)))
-    if wrong:
-        raise NonFiniteScoreError(f"{wrong} of {len(scores_P)} scores are not finite")
-    drawn_P = np.array([rng.random() for _ in range(len(scores_P))])
-    first = np.lexsort((drawn_P, scores_P))[:MAX_CANDIDATES].tolist()
-    return [(scores_P.item(place), views[place]) for place in first]
 
 
 def ordered(scores: Sequence[float], views: Sequence[InstanceView], rng: random.Random) -> Ranked:
@@ -228,12 +156,15 @@ def ordered(scores: Sequence[float], views: Sequence[InstanceView], rng: random.
     Raises:
         NonFiniteScoreError: a score is NaN or infinite.
     """
-    wrong = len(scores) - sum(map(isfinite, scores))
-    if wrong:
-        raise NonFiniteScoreError(f"{wrong} of {len(scores)} scores are not finite")
-    drawn = [(score, rng.random(), place) for place, score in enumerate(scores)]
-    drawn.sort()
-    return [(score, views[place]) for score, _, place in drawn[:MAX_CANDIDATES]]
+    return [(score, views[place]) for score, place in _first(list(scores), rng)]
+
+
+def _first(scores: list[float], rng: random.Random) -> list[tuple[float, int]]:
+    """The lowest scores and their places, ties in random order."""
+    try:
+        return best(scores, rng.random, MAX_CANDIDATES)
+    except FloatingPointError as error:
+        raise NonFiniteScoreError(str(error)) from None
 
 
 class RoundRobin(RoomyPolicy):
@@ -289,19 +220,26 @@ class PowerOfTwo(RoomyPolicy):
         return [(float(view.total.requests), view) for view in drawn]
 
 
-class Ruled(RoomyPolicy):
+class Costed(RoomyPolicy):
+    """The instance with the lowest score; ties at random."""
+
+    def _ranked(self, request: Request, views: Sequence[InstanceView], places: list[int], rng: random.Random) -> Ranked:
+        first = _first(self._scores(request, places), rng)
+        return [(score, views[places[at]]) for score, at in first]
+
+    def _scores(self, request: Request, places: list[int]) -> list[float]:
+        """Of the instances at ``places`` of the table."""
+        raise NotImplementedError
+
+
+class Ruled(Costed):
     """The instance with the lowest score under a formula of ``rules.py``; ties at random."""
 
     rule: Rule
+    _weights: tuple[float, ...] = ()
 
-    def __init__(self, room_rule: Callable[[InstanceView], Room]) -> None:
-        super().__init__(room_rule)
-        self._score = FORMULAS[self.rule]
-        self._tail_of = per_profile(profile_features)
-
-    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
-        score = self._score
-        return ordered([score(row) for row in feature_rows(request, views, self._tail_of)], views, rng)
+    def _scores(self, request: Request, places: list[int]) -> list[float]:
+        return self._table.scores(request, places, self.rule, self._weights)
 
 
 class LeastInFlight(Ruled):
@@ -314,7 +252,7 @@ class LeastInFlight(Ruled):
     rule = Rule.LEAST_IN_FLIGHT
 
 
-class Scored(RoomyPolicy):
+class Scored(Costed):
     """The instance whose cost a model puts lowest (``spec.type: Onnx``).
 
     Fails where the model was made for other engines or traffic than it meets; scores that are not finite are refused.
@@ -333,12 +271,8 @@ class Scored(RoomyPolicy):
         self.batch_hold = batch_hold
         self._scorer = scorer
         self._weights_W = weights_of(weights)
-        self._tail_of = per_profile(profile_features)
-        self._columns = Columns(room_rule, self._tail_of)
 
-    def _rank(self, request: Request, views: Sequence[InstanceView], rng: random.Random) -> Ranked:
-        scores_I = self._scorer.score(features_of(request, views, self._tail_of), self._weights_W)
-        return ordered(scores_I.tolist(), views, rng)
-
-    def _scores(self, rows_PF: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._scorer.score(rows_PF.astype(np.float32), self._weights_W).astype(np.float64)
+    def _scores(self, request: Request, places: list[int]) -> list[float]:
+        rows_PF = np.frombuffer(self._table.rows(request, places)).reshape(len(places), len(FEATURE_NAMES))
+        scores: list[float] = self._scorer.score(rows_PF.astype(np.float32), self._weights_W).tolist()
+        return scores

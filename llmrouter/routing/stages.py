@@ -24,13 +24,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Candidate, Hold, NoCandidate, Placement, Role
-from llmrouter.routing.columns import MANY, Columns
-from llmrouter.routing.features import feature_row, feature_rows, profile_features
-from llmrouter.routing.inflight import has_room
-from llmrouter.routing.marginal_cost import marginal_cost_columns
+from llmrouter.routing.features import feature_row, profile_features
 from llmrouter.routing.policies import MAX_CANDIDATES, RoomyPolicy
 from llmrouter.routing.rooms import per_profile
-from llmrouter.routing.rules import IMPOSED_ALONE, OWN_ALONE, PROMPT, QUEUED, marginal_cost_row, own_latency
+from llmrouter.routing.rules import IMPOSED_ALONE, OWN_ALONE, PROMPT, QUEUED, Rule, marginal_cost_row, own_latency
+from llmrouter.routing.table import Table
 
 if TYPE_CHECKING:
     import random
@@ -166,7 +164,7 @@ class Staged:
     ) -> None:
         self.name = policy.name
         self.room_of = policy.room_of
-        self._columns = Columns(policy.room_of, _tail_of)
+        self._table = Table(policy.room_of, _tail_of)
         self.names_only_roomy = isinstance(policy, RoomyPolicy)
         self._policy, self._decode = policy, decode or policy
         self._rules = rules or StageRules()
@@ -206,21 +204,9 @@ class Staged:
     def _ranked(
         self, prompt: Request, prefills: Sequence[InstanceView]
     ) -> tuple[Sequence[float], Sequence[InstanceView]]:
-        """``prefill_s`` of the instances that have room for a prompt, and those; of many all at once."""
-        if len(prefills) >= MANY:
-            self._columns.follow(prefills)
-            places_P = self._columns.roomy(prompt)[1]
-            if not len(places_P):
-                return (), ()
-            seconds_P = marginal_cost_columns(self._columns.rows(prompt, places_P), OWN_ALONE)
-            return seconds_P.tolist(), [prefills[place] for place in places_P.tolist()]
-        tokens = prompt.prompt_tokens
-        roomy = [
-            one
-            for one in prefills
-            if has_room(one.total, self.room_of(one), prompt_tokens=tokens, predicted_output_tokens=0.0)
-        ]
-        return [own_latency(row) for row in feature_rows(prompt, roomy, _tail_of)], roomy
+        """``prefill_s`` of the instances that have room for a prompt, and those."""
+        _, places = self._table.roomy(prefills, prompt)
+        return self._table.scores(prompt, places, Rule.OWN_LATENCY), [prefills[place] for place in places]
 
     def _is_whole(self, prompt: Request, view: InstanceView, prefills: Prefills | None) -> bool:
         """Whether an instance computes the prompt itself."""

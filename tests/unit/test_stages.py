@@ -11,9 +11,7 @@ from support.pools import request, snapshot, view
 
 from llmrouter.domain import Candidate, Hold, Load, NoCandidate, ObjectiveWeights, Placement, Role
 from llmrouter.profiles import PROFILES
-from llmrouter.routing import stages
 from llmrouter.routing.catalogue import make_policy
-from llmrouter.routing.columns import MANY
 from llmrouter.routing.guard import Guard
 from llmrouter.routing.guard_shares import is_eligible
 from llmrouter.routing.rooms import kv_gate, request_bound
@@ -226,21 +224,8 @@ def test_the_nearest_of_many_is_that_of_a_search_through_all() -> None:
         assert each[found.instance.instance_id] == pytest.approx(near)
 
 
-def test_of_many_the_same_are_chosen_as_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(7)
-    for policy in (by_cost(), by_count()):
-        for _ in range(30):
-            views = [prefill(f"p{n}", draw.randrange(60_000), locality=draw.choice("abc")) for n in range(MANY + 9)]
-            views[3] = of(Role.PREFILL, "p3", Load(10_000, 10**9, 1))
-            views += [decode(f"d{n}", draw.randrange(30), locality=draw.choice("abc")) for n in range(5)]
-            asked = with_hits(
-                request(prompt_tokens=draw.randrange(256, 9_000)), {f"p{draw.randrange(40)}": 200, "d1": 100}
-            )
-            at_once = decided(policy, asked, *views)
-            with monkeypatch.context() as patch:
-                patch.setattr(stages, "MANY", 10_000)
-                assert decided(policy, asked, *views) == at_once
-    full = [of(Role.PREFILL, f"p{n}", Load(10_000, 10**9, 1)) for n in range(MANY)]
+def test_where_no_prefill_instance_has_room_it_waits() -> None:
+    full = [of(Role.PREFILL, f"p{n}", Load(10_000, 10**9, 1)) for n in range(40)]
     assert isinstance(decided(by_cost(), LONG, *full, decode("d")), Hold)
 
 
