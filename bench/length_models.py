@@ -42,7 +42,8 @@ from llmrouter.training.length_evaluation_artefact import load_model
 from router_grpc.adapters.length_models import load_lengths
 from router_grpc.adapters.onnx_model import CPU, CUDA, cuda_usable
 from router_grpc.adapters.tokenizers import TokenizedPrompts
-from router_grpc.length_service import LengthPlan, LengthService, _Asked, excerpt
+from router_grpc.excerpts import excerpt
+from router_grpc.length_service import LengthPlan, LengthService, _Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -59,7 +59,10 @@ class TrivialService:
 
     runtime = None
 
-    async def route(self, _ask: object, **_named: object) -> RouteAnswer:
+    def admit(self, _ask: object) -> None:
+        pass
+
+    async def place(self, _admitted: object, _foretold: object, **_named: object) -> RouteAnswer:
         return RouteAnswer(
             request_id="0123456789abcdef", instance_id="a", endpoint="10.0.0.1:8000", fallbacks=(),
             predicted_output_tokens=1.0, policy="Trivial", policy_digest="", reason="", held_s=0.0, degraded=False,
@@ -86,6 +89,7 @@ def trivial_desk() -> PickerDesk:
         clock=time.monotonic,
         presuming=nothing,
         open_requests=nothing,
+        lengths=SimpleNamespace(take_turn=lambda: None, ask=lambda _request, _prompt, told: told(None)),
         ledger=SimpleNamespace(is_immediate=True),
     )
     service: Any = TrivialService()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from llmrouter.domain import Instance
     from llmrouter.lengths.distribution import LengthDistribution
+    from router_grpc.runtime import Runtime
 
 MAX_REQUEST_ID_LENGTH = 128
 MAX_APPLICATION_LENGTH = 64
@@ -73,6 +74,16 @@ class RouteAsk:
     cache_salt: str = ""
     subset: frozenset[str] | None = None
     """Endpoints, or bare hosts for all of their ports, that alone may serve it; ``None`` for any."""
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A call that is within its bounds, the runtime that it met, and when it came (s)."""
+
+    ask: RouteAsk
+    runtime: Runtime
+    arrived_at_s: float
 
 
 @dataclass(slots=True)

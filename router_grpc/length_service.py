@@ -1,13 +1,13 @@
 """Foretells how long answers will be, and learns from those that came, within a deadline.
 
-A short prompt is foretold on the event loop, all that came in one turn of it together, once the model has shown to be
-quick: to hand it to a thread and back costs more than a batch does, and both share the interpreter's lock. What would
-keep the loop goes to the thread: long prompts, tokenizers, models that are not quick, and what other routers learned.
-While the loop is behind, foretelling gets less of its time, and who gets none is answered from its application's last
-law. Answers are learned one by one, between the loop's other work.
+A short prompt is foretold on the event loop, all that came with one read of a connection or in one turn of the loop
+together, once the model has shown to be quick: to hand it to a thread and back costs more than a batch does, and both
+share the interpreter's lock. What would keep the loop goes to the thread: long prompts, tokenizers, models that are
+not quick, and what other routers learned. While the loop is behind, foretelling gets less of its time, and who gets
+none is answered from its application's last law. Answers are learned one by one, between the loop's other work.
 
-Of a prompt, no more than ``MAX_READ_BYTES`` are looked at, and nothing is kept once its length is foretold: what is
-kept with an open request are numbers and labels.
+Of a prompt, no more than ``excerpts.MAX_READ_BYTES`` are looked at, and nothing is kept once its length is foretold:
+what is kept with an open request are numbers and labels.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from llmrouter.lengths.served import REMEMBERED, certain
 from llmrouter.lengths.text import text_features
 from llmrouter.quick import changed, quick
 from llmrouter.routing.lateness import Lateness
+from router_grpc.excerpts import excerpt
 from router_grpc.length_allowance import Allowance
 from router_grpc.length_watch import LengthWatch
 from router_grpc.rates import Meter, Rate
+from router_grpc.turns import Turns
 from router_grpc.worker import BatchWorker, NotInTimeError
 
 if TYPE_CHECKING:
@@ -45,10 +47,8 @@ if TYPE_CHECKING:
     from llmrouter.lengths.text import TextFeatures
     from llmrouter.metrics import RouterMetrics
     from router_grpc.adapters.tokenizers import TokenCounter, TokenizedPrompts
+    from router_grpc.excerpts import Excerpt
     from router_grpc.ports import LengthModel
-
-MAX_READ_BYTES = 64 * 1024
-"""Of a longer prompt the first and the last half of so many are read."""
 
 AT_ONCE_BYTES = 8 * 1024
 """A prompt up to so long is read on the event loop."""
@@ -111,19 +111,6 @@ class Foretold:
         return self.request.prompt_tokens or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Excerpt:
-    """What is read of a prompt: bytes, and their share of the whole."""
-
-    content: bytes = field(repr=False)
-    share: float
-
-    @property
-    def text(self) -> str:
-        """As text; what is no UTF-8 is replaced."""
-        return self.content.decode("utf-8", "replace")
-
-
 @quick
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -133,6 +120,17 @@ class _Asked:
     prompt: Excerpt | None
     plan: LengthPlan
     counted: CountedPrompt | None = None
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What is to be foretold of a prompt of so many bytes, asked for at ``since_s``, and who is told."""
+
+    asked: _Asked
+    prompt_bytes: int
+    since_s: float
+    told: Callable[[Foretold], None]
 
 
 class LengthService:
@@ -172,8 +170,7 @@ class LengthService:
         self._quick = 0
         self._time = Allowance(clock)
         self._to_learn: deque[Callable[[], None]] = deque()
-        self._waiting: list[tuple[_Asked, asyncio.Future[Foretold]]] = []
-        self._waiting_since_s = 0.0
+        self._turns = Turns(self._answer_turn, self._came_round, most=AT_ONCE_REQUESTS, clock=clock)
 
     @property
     def resting(self) -> bool:
@@ -210,20 +207,31 @@ class LengthService:
             request: without its prompt; ``prompt_tokens`` is ``None`` where they are to be counted.
             prompt: UTF-8, or nearly.
         """
-        plan, started_s = self._plan, self._clock()
+        told: asyncio.Future[Foretold] = asyncio.get_running_loop().create_future()
+        self.ask(request, prompt, partial(_tell, told))
+        return await told
+
+    def ask(self, request: LengthRequest, prompt: bytes | None, told: Callable[[Foretold], None]) -> None:
+        """As ``foretell``; ``told`` gets the answer: before this returns, in this turn of the loop, or from the thread.
+
+        It must not raise.
+        """
+        plan, since_s = self._plan, self._clock()
         asked = self._asked(request, prompt, plan)
+        waiting = _Waiting(asked, 0 if prompt is None else len(prompt), since_s, told)
         if not plan.learns and asked.request.prompt_tokens is not None:
             law = certain(plan.constant_tokens, asked.request, source=CONSTANT)
-            foretold = Foretold(_kept(asked.request), law, asked.counted)
+            self._tell(waiting, Foretold(_kept(asked.request), law, asked.counted))
+        elif asked.prompt is not None or self._quick < QUICK_IN_A_ROW:
+            self._hand_over(waiting)
+        elif not self._time.is_left():
+            self._tell_known(waiting, "Busy")
         else:
-            try:
-                foretold = await self._soon(asked, started_s)
-            except NotInTimeError as error:
-                self._metrics.fallbacks.labels(error.reason).inc()
-                foretold = self._at_once(asked, prompt)
-        self._metrics.prediction_seconds.observe(self._clock() - started_s)
-        self._metrics.predictions.labels(foretold.law.source).inc()
-        return foretold
+            self._turns.wait(waiting)
+
+    def take_turn(self) -> None:
+        """Foretells what waits for this turn of the loop now: to be called once all of a read has asked."""
+        self._turns.take()
 
     def finished(self, foretold: Foretold, *, output_tokens: int, prompt_tokens: int | None) -> None:
         """Has the answer's length learned, soon; ``prompt_tokens`` is what the engine counted."""
@@ -288,50 +296,62 @@ class LengthService:
         counted = self._tokens.count(text, request.model)
         return _Asked(changed(request, prompt=text, prompt_tokens=counted.tokens), None, plan, counted)
 
-    async def _soon(self, asked: _Asked, now_s: float) -> Foretold:
-        """The answer of this turn's batch, or of the thread; raises NotInTimeError."""
-        if asked.prompt is not None or self._quick < QUICK_IN_A_ROW:
-            return await self._worker.ask(asked, deadline_s=asked.plan.deadline_s)
-        if not self._time.is_left():
-            raise NotInTimeError("Busy")
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Foretold] = loop.create_future()
-        if not self._waiting:
-            self._waiting_since_s = now_s
-            loop.call_soon(self._take_turn)
-        self._waiting.append((asked, answered))
-        return await answered
+    def _came_round(self, took_s: float, besides_s: float) -> None:
+        """Late is a turn where the loop's other work takes it longer than the deadline."""
+        if took_s:
+            self._time.took(took_s, late=besides_s > self._plan.deadline_s)
 
-    def _take_turn(self) -> None:
-        """Foretells what has come in this turn of the loop, on the loop; through the thread where that has the lock."""
-        late = self._clock() - self._waiting_since_s > self._plan.deadline_s
-        batch, self._waiting = self._waiting[:AT_ONCE_REQUESTS], self._waiting[AT_ONCE_REQUESTS:]
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._take_turn)
-        batch = [one for one in batch if not one[1].done()]
+    def _answer_turn(self, turn: list[_Waiting]) -> float:
+        """On the loop; through the thread where that has the lock. Returns the seconds that it took."""
         if not self._lock.acquire(blocking=False):
-            for asked, answered in batch:
-                self._worker.hand_over(asked, answered, deadline_s=asked.plan.deadline_s)
-            return
+            for one in turn:
+                self._hand_over(one)
+            return 0.0
         started_s = self._clock()
+        found: list[Foretold] | None = None
         try:
-            found = self._answer([asked for asked, _ in batch]) if batch else []
-            for (_, answered), foretold in zip(batch, found, strict=True):
-                answered.set_result(foretold)
+            found = self._answer([one.asked for one in turn])
         except Exception:  # noqa: BLE001 - whatever fails, requests are routed; counted as an Error, and logged
             _log.exception("foretelling lengths failed")
-            for _, answered in batch:
-                if not answered.done():
-                    answered.set_exception(NotInTimeError("Error"))
         finally:
             self._lock.release()
-            self._time.took(self._clock() - started_s, late=late)
+        took_s = self._clock() - started_s
+        for place, one in enumerate(turn):
+            if found is None:
+                self._tell_known(one, "Error")
+            else:
+                self._tell(one, found[place])
+        return took_s
 
-    def _at_once(self, asked: _Asked, prompt: bytes | None) -> Foretold:
+    def _hand_over(self, waiting: _Waiting) -> None:
+        """Has the thread answer."""
+        answered: asyncio.Future[Foretold] = asyncio.get_running_loop().create_future()
+        answered.add_done_callback(partial(self._answered, waiting))
+        self._worker.hand_over(waiting.asked, answered, deadline_s=waiting.asked.plan.deadline_s)
+
+    def _answered(self, waiting: _Waiting, answered: asyncio.Future[Foretold]) -> None:
+        try:
+            foretold = answered.result()
+        except NotInTimeError as error:
+            self._tell_known(waiting, error.reason)
+        else:
+            self._tell(waiting, foretold)
+
+    def _tell(self, waiting: _Waiting, foretold: Foretold) -> None:
+        self._metrics.prediction_seconds.observe(self._clock() - waiting.since_s)
+        self._metrics.predictions.labels(foretold.law.source).inc()
+        waiting.told(foretold)
+
+    def _tell_known(self, waiting: _Waiting, reason: str) -> None:
+        """Answers with what was known before, for want of time."""
+        self._metrics.fallbacks.labels(reason).inc()
+        self._tell(waiting, self._at_once(waiting.asked, waiting.prompt_bytes))
+
+    def _at_once(self, asked: _Asked, prompt_bytes: int) -> Foretold:
         """An answer that needs neither model nor thread."""
         request, plan = _kept(asked.request), asked.plan
         if request.prompt_tokens is None:
-            tokens = max(1, len(prompt or b"") // _NO_TIME_BYTES_PER_TOKEN)
+            tokens = max(1, prompt_bytes // _NO_TIME_BYTES_PER_TOKEN)
             request = changed(request, prompt_tokens=tokens)
         known = self._learner.of_application(request) if plan.learns else None
         return Foretold(request, known or certain(plan.constant_tokens, request, source=CONSTANT), asked.counted)
@@ -438,6 +458,11 @@ class LengthService:
             self._metrics.prompt_tokens_error_fraction.observe(error)
 
 
+def _tell(told: asyncio.Future[Foretold], foretold: Foretold) -> None:
+    if not told.done():
+        told.set_result(foretold)
+
+
 def _kept(request: LengthRequest) -> LengthRequest:
     """The request without its prompt."""
     return request if request.prompt is None else changed(request, prompt=None)
@@ -459,11 +484,3 @@ def _read(request: LengthRequest, given: LengthDistribution, features: TextFeatu
         given,
         features,
     )
-
-
-def excerpt(prompt: bytes) -> Excerpt:
-    """The part of a prompt that is read: all of it, or its two ends."""
-    if len(prompt) <= MAX_READ_BYTES:
-        return Excerpt(prompt, 1.0)
-    half = MAX_READ_BYTES // 2
-    return Excerpt(prompt[:half] + prompt[-half:], MAX_READ_BYTES / len(prompt))

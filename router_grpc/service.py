@@ -19,6 +19,7 @@ from router_grpc.arms import Placed
 from router_grpc.asks import request_of, reserve_ask
 from router_grpc.bidding import bid_of
 from router_grpc.calls import (
+    Admitted,
     RouteAnswer,
     RouteAsk,
     UnknownModelError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from llmrouter.routing.claims import Claim
     from llmrouter.routing.guard import Guard
     from router_grpc.holding import HoldLine, Ticket
+    from router_grpc.length_service import Foretold
     from router_grpc.open_requests import Charge
     from router_grpc.ports import Bid, ReserveAsk, ReserveResult
     from router_grpc.runtime import Runtime
@@ -127,14 +129,27 @@ class RouterService:
             NoInstanceError: nothing is ready.
             SaturatedError: no room, and no time or place to wait for it.
         """
+        admitted = self.admit(ask)
+        foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
+        return await self.place(admitted, foretold, deadline_s=deadline_s)
+
+    def admit(self, ask: RouteAsk) -> Admitted:
+        """The first part of ``route``: a request that is within its bounds, before its length is foretold."""
         runtime = self._runtime
         if runtime is None:
             raise NoInstanceError("the router has no configuration yet")
-        arrived_at_s, limits = self._world.clock(), runtime.config.limits
-        check_bounds(ask, limits.max_prompt_tokens)
+        check_bounds(ask, runtime.config.limits.max_prompt_tokens)
         check_model(ask.model, runtime.models)
-        foretold = await self._world.lengths.foretell(length_request(ask), ask.prompt)
-        check_prompt_tokens(foretold.prompt_tokens, limits.max_prompt_tokens)
+        return Admitted(ask, runtime, self._world.clock())
+
+    async def place(self, admitted: Admitted, foretold: Foretold, *, deadline_s: float | None = None) -> RouteAnswer:
+        """The second part of ``route``.
+
+        Where the ledger is immediate, it waits for nothing but a place, and nowhere else than in a task of its own:
+        see ``unbroken.begun``.
+        """
+        ask, runtime, arrived_at_s = admitted.ask, admitted.runtime, admitted.arrived_at_s
+        check_prompt_tokens(foretold.prompt_tokens, runtime.config.limits.max_prompt_tokens)
         excluded = excluded_of(ask, self._world.instances.current())
         request_id = ask.request_id or next(self._new_ids)
         named = self._world.prefixes.named(ask, foretold.prompt_tokens)
@@ -211,6 +226,7 @@ class RouterService:
         bound: str,
         reason: str,
     ) -> RouteAnswer:
+        await asyncio.sleep(0)  # into a task, whose time-outs are its own
         loop = asyncio.get_running_loop()
         latest_s = loop.time() + until_s - request.arrived_at_s  # should the clock go back, this one does not
         while True:

@@ -1,4 +1,4 @@
-"""Steps that end once they have begun, though their caller leaves; and tasks that end when they are told to."""
+"""Steps that end once they have begun, though their caller leaves; steps in no task; tasks that end when told to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 
 T = TypeVar("T")
 
@@ -63,6 +63,47 @@ def at_once(step: Coroutine[Any, Any, T]) -> T:
         return result
     step.close()
     raise RuntimeError("a step that was to wait for nothing does wait")
+
+
+def begun(
+    step: Coroutine[Any, Any, None], keep: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+) -> asyncio.Task[None] | None:
+    """Runs a step as far as it goes without waiting; ``None`` where that is to its end, else the task it goes on in.
+
+    Before it first waits it must not ask for the task that it runs in, as time-outs do. What it raises till then is
+    raised here. ``keep`` makes the task; one that is cancelled ends the step, however early.
+    """
+    try:
+        waits_for = step.send(None)
+    except StopIteration:
+        return None
+    task = keep(_going_on(step, waits_for))
+    task.add_done_callback(lambda _task: step.close())  # a task that had not begun says nothing to it
+    return task
+
+
+async def _going_on(step: Coroutine[Any, Any, None], waits_for: object) -> None:
+    await _Rest(step, waits_for)
+
+
+class _Rest:
+    """What is left of a step that waits already."""
+
+    def __init__(self, step: Coroutine[Any, Any, None], waits_for: object) -> None:
+        self._step, self._waits_for = step, waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        step, waits_for = self._step, self._waits_for
+        while True:
+            try:
+                try:
+                    sent = yield waits_for
+                except BaseException as error:  # noqa: BLE001 - the step's to deal with
+                    waits_for = step.throw(error)
+                else:
+                    waits_for = step.send(sent)
+            except StopIteration:
+                return
 
 
 async def _finish(task: asyncio.Task[T], abandoned: Callable[[T], Awaitable[None]] | None) -> None:

@@ -41,6 +41,7 @@ class FastServer:
         self.health = HealthBoard()
         self.limits = limits or Limits()
         self.metrics = desk.world.metrics
+        self.end_turn = desk.end_turn
         methods: dict[str, Callable[[Call], Handler]] = {
             f"/{PICKER_NAME}/{METHOD}": desk.open,
             f"/{HEALTH_NAME}/Check": self.health.check,
@@ -162,6 +163,7 @@ class _Wire(asyncio.Protocol):
         self._is_busy = True
         try:
             connection.receive(data, self._loop.time())
+            self._server.end_turn()
         except Exception:  # noqa: BLE001 - ends this connection alone; counted and logged
             self._server.metrics.errors.labels("listener").inc()
             _log.exception("a connection failed")

@@ -1,6 +1,7 @@
 """Drives one ``Exchange`` between a transport and the services: bytes of messages in, bytes of messages out.
 
-The pick is all that a message can wait for. While one is under way ``is_waiting`` says so, and messages that come all
+The pick is all that a message can wait for. It goes as far as it can at once, with the others of its turn, and in a
+task only where it has to wait for a place. While one is under way ``is_waiting`` says so, and messages that come all
 the same are kept in their order: a transport must not let its peer send more than a window of them. What is told to
 the ledger never keeps the answer waiting: it goes one after the other beside it. However a stream ends, what it had
 reserved is given back exactly once.
@@ -11,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf.message import DecodeError
 
 from llmrouter.errors import LLMRouterError
-from router_grpc.counted import counted_forward, counted_route
+from router_grpc.calls import length_request
+from router_grpc.counted import counted, counted_forward
 from router_grpc.picker.exchange import (
     BODY_S,
     Exchange,
@@ -36,12 +39,14 @@ from router_grpc.picker.observation import Observed, observed_by
 from router_grpc.picker.replies import CHUNK_BYTES
 from router_grpc.picker.rewrap import RESPONSE_BODY, piece_of, sent_on
 from router_grpc.status import Status
-from router_grpc.unbroken import at_once
+from router_grpc.unbroken import at_once, begun
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
+    from router_grpc.calls import Admitted, RouteAsk
+    from router_grpc.length_service import Foretold
     from router_grpc.picker.exchange import Effect
     from router_grpc.reports import Report, ReportService
     from router_grpc.runtime import Runtime
@@ -91,6 +96,10 @@ class PickerDesk:
             observed = self._observed = (runtime, found)
         return observed[1]
 
+    def end_turn(self) -> None:
+        """All of a read has been received: what was asked in it is foretold together, and placed."""
+        self.world.lengths.take_turn()
+
     def closed(self, session: PickerSession) -> None:
         """A session is over."""
         self._open.pop(session, None)
@@ -119,22 +128,24 @@ class PickerDesk:
 class PickerSession:
     """One stream. ``receive`` takes its messages; ``half_closed`` or ``broken`` says that no more come."""
 
-    __slots__ = ("_desk", "_exchange", "_is_over", "_is_settled", "_outlet", "_pick", "_stream_id", "_telling",
-                 "_told", "_waiting")  # fmt: skip
+    __slots__ = ("_awaited", "_desk", "_exchange", "_is_over", "_is_picking", "_is_settled", "_outlet", "_pick",
+                 "_stream_id", "_telling", "_told", "_waiting")  # fmt: skip
 
     def __init__(self, desk: PickerDesk, outlet: Outlet, exchange: Exchange) -> None:
         self._desk, self._outlet, self._exchange = desk, outlet, exchange
         self._stream_id = desk.reports.open_stream()
         self._waiting: deque[bytes | None] = deque()
         self._told: deque[Report] = deque()
+        self._is_picking = False
         self._pick: asyncio.Task[None] | None = None
+        self._awaited: asyncio.Future[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._is_over = self._is_settled = False
 
     @property
     def is_waiting(self) -> bool:
         """Whether a pick is under way: what comes now is kept."""
-        return self._pick is not None
+        return self._is_picking
 
     @property
     def is_done(self) -> bool:
@@ -143,14 +154,16 @@ class PickerSession:
 
     async def picked(self) -> None:
         """Returns when no pick is under way."""
-        while self._pick is not None:
-            await asyncio.wait({self._pick})
+        while self._is_picking:
+            if self._awaited is None or self._awaited.done():
+                self._awaited = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._awaited})
 
     def receive(self, message: bytes) -> None:
         """Takes the gateway's next message."""
         if self._is_over:
             return
-        if self._pick is not None:
+        if self._is_picking:
             self._waiting.append(message)
             return
         try:
@@ -160,7 +173,7 @@ class PickerSession:
 
     def half_closed(self) -> None:
         """The gateway has no more to say: the stream ends well, after the pick that is under way."""
-        if self._pick is not None:
+        if self._is_picking:
             self._waiting.append(None)
         elif not self._is_over:
             self._finish(Status.OK, "")
@@ -194,7 +207,7 @@ class PickerSession:
             elif isinstance(effect, Tell):
                 self._tell(effect.report)
             elif isinstance(effect, Pick):
-                self._pick = self._desk.keep(self._picking(effect))
+                self._begin(effect.ask)
             elif isinstance(effect, Forward):
                 self._follow(self._forward(effect))
             elif isinstance(effect, Refused):
@@ -214,26 +227,56 @@ class PickerSession:
         self._desk.world.presuming.left(self._desk.world, request_id)
         self._finish(Status.OK, "")
 
-    async def _picking(self, effect: Pick) -> None:
+    def _begin(self, ask: RouteAsk) -> None:
+        """A pick: it is asked how long the answer will be, which is told in a moment or before this returns."""
+        world = self._desk.world
+        since_s = world.clock()
         try:
-            effects = await self._place(effect)
-            self._pick = None
+            admitted = self._desk.service.admit(ask)
+        except LLMRouterError as error:
+            world.metrics.requests.labels(error.reason).inc()
+            self._follow(self._exchange.refused(error))
+            return
+        self._is_picking = True
+        world.lengths.ask(length_request(ask), ask.prompt, partial(self._foretold, admitted, since_s))
+
+    def _foretold(self, admitted: Admitted, since_s: float, foretold: Foretold) -> None:
+        """The pick goes on: to its end where it need not wait for a place or a ledger elsewhere."""
+        if self._is_over:
+            return
+        step = self._picking(admitted, foretold, since_s)
+        if self._desk.world.ledger.is_immediate:
+            self._pick = begun(step, self._desk.keep)
+        else:
+            self._pick = self._desk.keep(step)
+
+    async def _picking(self, admitted: Admitted, foretold: Foretold, since_s: float) -> None:
+        try:
+            effects = await self._place(admitted, foretold, since_s)
+            self._picked()
             if not self._is_over:
                 self._follow(effects)
                 self._take_waiting()
         except Exception as error:  # noqa: BLE001 - ends this stream alone, is counted and logged
+            self._picked()
             self._failed(error)
         finally:
-            self._pick = None
+            self._picked()
             if self._is_over:
                 self._settle()
             else:
                 self._outlet.resumed()
 
-    async def _place(self, effect: Pick) -> Sequence[Effect]:
+    def _picked(self) -> None:
+        """No pick is under way any more."""
+        self._is_picking, self._pick = False, None
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+
+    async def _place(self, admitted: Admitted, foretold: Foretold, since_s: float) -> Sequence[Effect]:
         world = self._desk.world
         try:
-            answer = await counted_route(world, self._desk.service, effect.ask)
+            answer = await counted(world, self._desk.service.place(admitted, foretold), since_s=since_s)
         except LLMRouterError as error:
             return self._exchange.refused(error)
         tells_start = self._exchange.streams
@@ -241,7 +284,7 @@ class PickerSession:
         return self._exchange.picked(answer.endpoint, answer.request_id, answer.prefill_endpoint)
 
     def _take_waiting(self) -> None:
-        while self._waiting and self._pick is None and not self._is_over:
+        while self._waiting and not self._is_picking and not self._is_over:
             message = self._waiting.popleft()
             if message is None:
                 self._finish(Status.OK, "")
@@ -280,6 +323,7 @@ class PickerSession:
             self._desk.closed(self)
             self._waiting.clear()
             if self._pick is None:
+                self._picked()
                 self._settle()
             else:
                 self._pick.add_done_callback(lambda _: self._settle())  # one that had not begun says nothing itself

@@ -20,10 +20,10 @@ from llmrouter.lengths.served import ServedLengths
 from llmrouter.metrics import RouterMetrics
 from llmrouter.routing.lateness import LATE_IN_A_ROW, REST_S
 from router_grpc.adapters.tokenizers import TokenizedPrompts
+from router_grpc.excerpts import MAX_READ_BYTES
 from router_grpc.length_service import (
     AT_ONCE_BYTES,
     LEARNED,
-    MAX_READ_BYTES,
     MODEL_BUDGET_S,
     QUICK_IN_A_ROW,
     QUICK_S,
