@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.distribution import LEVELS, Lengths, bounded
+from llmrouter.lengths.distribution import LEVELS, Lengths
+from llmrouter.lengths.laws import blended
 from llmrouter.lengths.predictor import label, refusal
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ CAPACITY = 4_096
 HALF_LIFE = 150.0
 SHARPNESS = 2.0
 LEANING = 20.0
-_LEAST = 1e-9
 
 
 class Blended:
@@ -66,19 +66,8 @@ class Blended:
         """One law for each request; raises NotFiniteLengthsError where a predictor does."""
         laws = tuple([expert.predict(requests) for expert in self._experts])
         weights_NE = np.array([self._weights(one) for one in requests]).reshape(len(requests), len(laws))
-        said_ENK = np.empty((len(laws), len(requests), len(LEVELS) + 1))  # K: quantiles, then the rank
-        for said_NK, one in zip(said_ENK, laws, strict=True):
-            said_NK[:, :-1] = one.latent
-            said_NK[:, -1] = one.rank
-        blended_NK = np.exp(np.einsum("ne,enk->nk", weights_NE, np.log(np.maximum(said_ENK, _LEAST))))
-        return Lengths(
-            bounded(blended_NK[:, :-1]),
-            laws[0].limit_tokens,
-            self.name,
-            self.digest,
-            own_rank=blended_NK[:, -1],
-            parts=laws,
-        )
+        latent_NQ, rank_N = blended(weights_NE, [(one.latent, one.rank) for one in laws])
+        return Lengths(latent_NQ, laws[0].limit_tokens, self.name, self.digest, own_rank=rank_N, parts=laws)
 
     def learn(
         self, request: LengthRequest, output_tokens: float, predicted: LengthDistribution | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.lengths.distribution import LEVELS
+from llmrouter.lengths.laws import near_quantiles, word_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,10 +70,7 @@ class WordWeights:
 
     def predict(self, ids_NI: NDArray[np.int32]) -> Floats:
         """Sums (N,) of texts of I ids."""
-        strengths_NI = self._strengths_W[ids_NI]
-        sums_N = np.einsum("ni,ni->n", self._weights_W[ids_NI], strengths_NI)
-        norms_N = np.sqrt(np.einsum("ni,ni->n", strengths_NI, strengths_NI))
-        return np.asarray(sums_N / np.maximum(norms_N, _NO_WORD), dtype=np.float64)
+        return word_sums(ids_NI, self._weights_W, self._strengths_W, _NO_WORD)
 
     def learn(self, ids_I: NDArray[np.int32], error: float) -> None:
         """Takes note of one text whose target exceeds its sum by ``error``."""
@@ -100,25 +98,16 @@ class NearResiduals:
         ranks = (np.arange(_PRIOR_POINTS) + 0.5) / _PRIOR_POINTS
         self._kept_3K[_RESIDUAL, :_PRIOR_POINTS] = [spread * NormalDist().inv_cdf(rank) for rank in ranks]
         self._examples = 0
+        self._scratch_K = np.empty(_PRIOR_POINTS + capacity)
         self._said_by_label: dict[int, Floats] = {}
         self._sort()
 
     def quantiles(self, forecasts_N: Floats, labels_N: NDArray[np.int32]) -> Floats:
         """Residuals (N, levels) at ``LEVELS``."""
-        forecast_K, _, residual_K = self._sorted_3K
         found_NQ = np.empty((len(forecasts_N), len(LEVELS)))
-        weight_K = np.empty_like(forecast_K)
+        known = self._sharpness, _LEVELS_Q, self._sorted_3K
         for row, (forecast, label) in enumerate(zip(forecasts_N.tolist(), labels_N.tolist(), strict=True)):
-            np.subtract(forecast_K, forecast, out=weight_K)
-            weight_K *= weight_K
-            weight_K *= self._sharpness
-            np.exp(weight_K, out=weight_K)
-            weight_K *= self._said(label)
-            weight_K += self._prior_K
-            upto_K = weight_K.cumsum()
-            weight_K *= -0.5
-            weight_K += upto_K
-            found_NQ[row] = np.interp(_LEVELS_Q * upto_K[-1], weight_K, residual_K)
+            near_quantiles(forecast, *known, self._said(label), self._prior_K, self._scratch_K, found_NQ[row])
         return found_NQ
 
     def _said(self, label: int) -> Floats:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrouter.lengths.distribution import LEVELS, Lengths, bounded
+from llmrouter.lengths.laws import lay_out
 from llmrouter.lengths.online_regression import NearResiduals, RecentRidge, WordWeights
 from llmrouter.lengths.predictor import limits, refusal
 from llmrouter.lengths.text import DENSE, DENSE_NAMES, FIELDS, HASH_BUCKETS, text_features
@@ -44,8 +45,6 @@ WORDS = FIELDS["pairs_tail"].stop
 _USUAL = math.log(128.0)
 _PENALTY, _LEVEL_PENALTY, _LEVEL = 5.0, 0.1, 3.0
 _DENSE = slice(1, 1 + DENSE)
-_LABELS = len(LABEL_COLUMNS)
-_LABEL_STARTS = _DENSE.stop + np.cumsum(LABEL_COLUMNS) - LABEL_COLUMNS
 _MODEL = slice(int(_DENSE.stop + LABEL_COLUMNS.sum()), int(_DENSE.stop + LABEL_COLUMNS.sum()) + len(LEVELS))
 _DENSE_SCALE_D = np.array([0.3 if name.startswith("log_") else 1.0 for name in DENSE_NAMES])
 
@@ -126,12 +125,8 @@ class OnlineText:
         features = self._read(requests)
         ids_NW = features.ids[:, :WORDS]
         inputs_ND = np.zeros((len(requests), self._inputs))
-        inputs_ND[:, 0] = _LEVEL
-        np.multiply(features.dense, _DENSE_SCALE_D, out=inputs_ND[:, _DENSE])
-        rows_N1 = np.arange(len(requests))[:, None]
-        inputs_ND[rows_N1, _LABEL_STARTS + ids_NW[:, :_LABELS] % LABEL_COLUMNS] = ids_NW[:, :_LABELS] > 0
-        if self._model is not None:
-            inputs_ND[:, _MODEL] = np.log(self._model.predict(requests).latent) - _USUAL
+        latent = None if self._model is None else self._model.predict(requests).latent
+        lay_out(inputs_ND, features.dense, _DENSE_SCALE_D, ids_NW, LABEL_COLUMNS, latent, _LEVEL, _USUAL)
         forecast_N = _USUAL + self._ridge.predict(inputs_ND) + self._words.predict(ids_NW)
         return inputs_ND, ids_NW, np.minimum(np.maximum(forecast_N, self._shortest), self._longest)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmrouter.lengths.distribution import LEVELS, MEDIAN, Lengths, bounded
+from llmrouter.lengths.distribution import LEVELS, MEDIAN, Lengths
+from llmrouter.lengths.laws import moved
 from llmrouter.lengths.predictor import label, refusal
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Recalibrated:
         laws = self.inner.predict(requests)
         factors_NQ = self._factors_SQ.take(self._slots_of(requests), axis=0)
         return Lengths(
-            bounded(_in_order(laws.latent * factors_NQ)),
+            moved(laws.latent, factors_NQ),
             laws.limit_tokens,
             self.name,
             self.digest,
@@ -135,14 +136,6 @@ class Recalibrated:
             self._offsets_SQ[slot], self._factors_SQ[slot], self._answers[slot] = 0.0, 1.0, 0
         self._slots[key] = slot
         return slot
-
-
-def _in_order(quantiles_NQ: Floats) -> Floats:
-    """Quantiles that crossed give way to the median's side, so that each keeps its own level's feedback."""
-    ordered_NQ = np.empty_like(quantiles_NQ)
-    np.maximum.accumulate(quantiles_NQ[:, MEDIAN:], axis=1, out=ordered_NQ[:, MEDIAN:])
-    np.minimum.accumulate(quantiles_NQ[:, MEDIAN::-1], axis=1, out=ordered_NQ[:, MEDIAN::-1])
-    return ordered_NQ
 
 
 def _direction(output_tokens: float, quantiles: Sequence[float]) -> list[float]:
