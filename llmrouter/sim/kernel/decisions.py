@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llmrouter.routing.batch import leaves_headroom
 from llmrouter.routing.batching import at_the_latest_s, waits_for_batch
 from llmrouter.routing.inflight import fits, gate_requests, has_free_kv
@@ -20,6 +22,9 @@ from llmrouter.sim.kernel.records import (
     WHOLE,
     World,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MODULUS = 2_147_483_647
 _MULTIPLIER = 48_271
@@ -47,69 +52,58 @@ def takes(world: World, e: int, s: int) -> bool:
 
 def bid_has_room(world: World, e: int, s: int, place: int) -> bool:
     """The room rule that came with a bid, on the load in ``asked_loads`` at the instance's row."""
-    sequence, at, room = world.pool.sequences[s], e * LOAD_FIELDS, 3 * place
-    return fits(
-        world.asked_loads[at],
-        world.asked_loads[at + 1],
-        world.asked_loads[at + 3],
-        world.bid_rooms[room],
-        world.bid_rooms[room + 1],
-        world.bid_rooms[room + 2],
-        float(sequence.prompt),
-        sequence.predicted,
-    )
+    return _fits_bid(world, world.bid_rooms, 3 * place, e, s, world.pool.sequences[s].predicted)
 
 
 def prefill_bid_has_room(world: World, e: int, s: int, place: int) -> bool:
     """The room rule that came with whoever computes the prompt for a bid, on the load in ``asked_loads`` at its row."""
-    at, room = e * LOAD_FIELDS, 3 * place
-    return fits(
-        world.asked_loads[at],
-        world.asked_loads[at + 1],
-        world.asked_loads[at + 3],
-        world.bid_prefill_rooms[room],
-        world.bid_prefill_rooms[room + 1],
-        world.bid_prefill_rooms[room + 2],
-        float(world.pool.sequences[s].prompt),
-        0.0,
-    )
+    return _fits_bid(world, world.bid_prefill_rooms, 3 * place, e, s, 0.0)
 
 
-def has_room(world: World, e: int, s: int, predicted: float) -> bool:
-    """The room rule of the compiled policy for so many tokens to come, on the load of e in ``asked_loads``."""
-    run, sequence = world.run[0], world.pool.sequences[s]
-    at = e * LOAD_FIELDS
-    if run.gap and not _leaves_headroom(world, e, s, at):
+def _fits_bid(  # noqa: PLR0917 - compiled, which passes by position
+    world: World, rooms: Sequence[float], at: int, e: int, s: int, predicted: float
+) -> bool:
+    return _fits_loads(world, e, s, rooms[at], rooms[at + 1], rooms[at + 2], predicted)
+
+
+def has_room(world: World, e: int, s: int) -> bool:
+    """The room rule of the compiled policy for a whole request, on the load of e in ``asked_loads``."""
+    if world.run[0].gap and not _leaves_headroom(world, e, s):
         return False
-    most, limit = _bounds(world, e, at)
-    return fits(
-        world.asked_loads[at],
-        world.asked_loads[at + 1],
-        world.asked_loads[at + 3],
-        most,
-        limit,
-        run.decode_reserve_fraction,
-        float(sequence.prompt),
-        predicted,
-    )
+    return _within_bounds(world, e, s, world.pool.sequences[s].predicted)
 
 
-def _bounds(world: World, e: int, at: int) -> tuple[float, float]:
-    """Requests and KV tokens that bound an instance under the compiled policy, for the load from ``at`` on."""
+def _within_bounds(world: World, e: int, s: int, predicted: float) -> bool:
+    """The same for so many tokens to come, and for traffic that need not leave headroom."""
+    most, limit = _bounds(world, e)
+    return _fits_loads(world, e, s, most, limit, world.run[0].decode_reserve_fraction, predicted)
+
+
+def _fits_loads(  # noqa: PLR0917 - compiled, which passes by position
+    world: World, e: int, s: int, most: float, limit: float, reserve: float, predicted: float
+) -> bool:
+    at, prompt = e * LOAD_FIELDS, float(world.pool.sequences[s].prompt)
+    loads = world.asked_loads
+    return fits(loads[at], loads[at + 1], loads[at + 3], most, limit, reserve, prompt, predicted)
+
+
+def _bounds(world: World, e: int) -> tuple[float, float]:
+    """Requests and KV tokens that bound an instance under the compiled policy, for its load in ``asked_loads``."""
     run, engine = world.run[0], world.pool.engines[e]
     most = float(run.max_requests if run.max_requests >= 0 else engine.max_sequences)
     if run.kv_fraction < 0.0:
         return most, -1.0
     limit = max(0.0, float(int(run.kv_fraction * engine.kv_tokens) - engine.block_tokens))
-    context, queued = world.asked_loads[at + 1], world.asked_loads[at + 2]
+    context, queued = world.asked_loads[e * LOAD_FIELDS + 1], world.asked_loads[e * LOAD_FIELDS + 2]
     if queued > 0.0 and has_free_kv(engine.kv_tokens, context, queued):
         return gate_requests(most, queued * engine.prefill_s_per_token), limit + queued
     return most, limit
 
 
-def _leaves_headroom(world: World, e: int, s: int, at: int) -> bool:
-    """Whether a batch request fills a gap, on the load in ``asked_loads`` from ``at`` on."""
+def _leaves_headroom(world: World, e: int, s: int) -> bool:
+    """Whether a batch request fills a gap, on the load of e in ``asked_loads``."""
     run, engine, sequence = world.run[0], world.pool.engines[e], world.pool.sequences[s]
+    at = e * LOAD_FIELDS
     return leaves_headroom(
         world.asked_loads[at],
         world.asked_loads[at + 1],
@@ -141,7 +135,7 @@ def name_bids(world: World, router: int, s: int) -> int:
             break
         world.passed[e] = 1
         world.bids[count] = e
-        requests, tokens = _bounds(world, e, e * LOAD_FIELDS)
+        requests, tokens = _bounds(world, e)
         world.bid_rooms[3 * count] = requests
         world.bid_rooms[3 * count + 1] = tokens
         world.bid_rooms[3 * count + 2] = run.decode_reserve_fraction
@@ -165,7 +159,7 @@ def _name_prefill(world: World, e: int, place: int) -> None:
     run, p = world.run[0], NONE
     if world.stage_of[e] == STAGED:
         p = run.stage_prefill
-        requests, tokens = _bounds(world, p, p * LOAD_FIELDS)
+        requests, tokens = _bounds(world, p)
         world.bid_prefill_rooms[3 * place] = requests
         world.bid_prefill_rooms[3 * place + 1] = tokens
         world.bid_prefill_rooms[3 * place + 2] = run.decode_reserve_fraction
@@ -197,10 +191,10 @@ def _choose_prefill(world: World, router: int, s: int) -> tuple[int, int]:
             continue
         ready += 1
         load_of(world, router, e, e)
-        if run.gap and not _leaves_headroom(world, e, s, e * LOAD_FIELDS):
+        if run.gap and not _leaves_headroom(world, e, s):
             continue
         shown += 1
-        if not has_room(world, e, s, 0.0):
+        if not _within_bounds(world, e, s, 0.0):
             continue
         _fill_prompt_row(world, e, s)
         ready_s = own_latency(world.row)
@@ -248,7 +242,7 @@ def _waits(world: World, e: int, s: int) -> bool:
         return False
     fill_row(world, e, s)
     held, size = world.pool.sizes[2 * run.instances + line], run.batch_hold_size
-    _, limit = _bounds(world, e, e * LOAD_FIELDS)
+    _, limit = _bounds(world, e)
     if not waits_for_batch(world.row, held, size, run.batch_hold_wait_s, limit, run.decode_reserve_fraction):
         return False
     for k in range(run.instances):
@@ -313,7 +307,7 @@ def _may_take(world: World, router: int, e: int, s: int) -> bool:
     if world.passed[e] or not eligible(world, e, s) or (world.run[0].stages and world.stage_of[e] == LEFT_OUT):
         return False
     load_of(world, router, e, e)
-    return has_room(world, e, s, world.pool.sequences[s].predicted)
+    return has_room(world, e, s)
 
 
 def _choose_next(world: World, router: int, s: int) -> int:

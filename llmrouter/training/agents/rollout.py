@@ -159,7 +159,7 @@ def permit(world: World, agent: Agent, s: int) -> int:
         agent.allowed[e] = 0
         if not eligible(world, e, s):
             continue
-        if it.kind == PER_TICK or has_room(world, e, s, world.pool.sequences[s].predicted):
+        if it.kind == PER_TICK or has_room(world, e, s):
             agent.allowed[e] = 1
             open_ += 1
             if world.asked_loads[e * LOAD_FIELDS] == 0.0:

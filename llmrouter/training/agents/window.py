@@ -35,7 +35,7 @@ def best_pair(world: Any, agent: Any, s: int) -> tuple[int, int]:  # noqa: ANN40
         cheapest = price_pairs(world, agent, j)
         sequence = world.pool.sequences[j]
         for e in range(run.instances):
-            if not eligible(world, e, j) or not has_room(world, e, j, world.pool.sequences[j].predicted):
+            if not eligible(world, e, j) or not has_room(world, e, j):
                 continue
             idle = world.asked_loads[e * LOADS] == 0.0
             opened = idle or hurried or world.asked_loads[e * LOADS + 2] > 0.0
