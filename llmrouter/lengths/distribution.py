@@ -8,7 +8,6 @@ of the neighbouring pair goes on for twice its length (on a normal law of log le
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.lengths.laws import below, mean_below
 from llmrouter.quick import quick
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ PAPER_EDGES_TOKENS = (250.0, 1_000.0)
 
 AGENT_EDGES_TOKENS = (256.0, 2_048.0)
 """The buckets that the agent of arXiv 2408.13510 sees."""
-
-_KNOT_LEVELS = (0.0, *LEVELS, 1.0)
-_KNOT_WIDTHS = tuple(high - low for low, high in pairwise(_KNOT_LEVELS))
-_TAIL = 2.0
-_LOG_MAX = math.log(MAX_TOKENS)
-_NARROW = 1e-4
-"""Of a segment in ln tokens: below it, a quotient would lose digits, and the geometric mean has them all."""
 
 
 class NotFiniteLengthsError(ValueError):
@@ -85,7 +78,7 @@ class LengthDistribution:
 
     def below(self, tokens: float) -> float:
         """P(length < tokens)."""
-        return 1.0 if tokens > self.max_output_tokens else _below(_knots(self.latent), tokens)
+        return 1.0 if tokens > self.max_output_tokens else below(self.latent, tokens)
 
     def bucket_probabilities(self, edges_tokens: Sequence[float] = PAPER_EDGES_TOKENS) -> tuple[float, ...]:
         """Probability of each bucket; a length that equals an edge belongs to the bucket above it."""
@@ -98,10 +91,10 @@ class LengthDistribution:
         Beyond the last quantile nothing is known but the limit: the residual life stays what it is at that quantile.
         At least 1 token while below the limit, never more than the limit leaves; 0 at the limit.
         """
-        knots, limit, generated = _knots(self.latent), self.max_output_tokens, max(generated_tokens, 0.0)
+        limit, generated = self.max_output_tokens, max(generated_tokens, 0.0)
         reached = min(generated, self.latent[-1], limit)
-        above = _mean_below(self.latent, knots, limit) - _mean_below(self.latent, knots, reached)
-        mean = above / max(1.0 - _below(knots, reached), 1e-9)
+        above = mean_below(self.latent, limit) - mean_below(self.latent, reached)
+        mean = above / max(1.0 - below(self.latent, reached), 1e-9)
         return min(max(mean, MIN_TOKENS), max(limit - generated, 0.0))
 
 
@@ -133,7 +126,7 @@ class Lengths:
     def expected_tokens(self) -> Floats:
         """Means (N,)."""
         own = [None] * len(self) if self.own_mean is None else self.own_mean.tolist()
-        return np.array([*map(_mean, self.latent.tolist(), own, self.limit_tokens.tolist())])
+        return np.array([*map(_mean, map(tuple, self.latent.tolist()), own, self.limit_tokens.tolist())])
 
     @property
     def rank(self) -> Floats:
@@ -222,51 +215,7 @@ def bounded(tokens: Floats) -> Floats:
     return np.minimum(np.maximum(tokens, MIN_TOKENS), MAX_TOKENS)
 
 
-def _mean(latent: Sequence[float], own: float | None, limit: float) -> float:
+def _mean(latent: tuple[float, ...], own: float | None, limit: float) -> float:
     """The predictor's own mean, else that of the quantile function; within 1 and the limit."""
-    mean = _mean_below(latent, _knots(latent), limit) if own is None else own
+    mean = mean_below(latent, limit) if own is None else own
     return min(max(mean, MIN_TOKENS), limit)
-
-
-def _knots(latent: Sequence[float]) -> list[float]:
-    """Logarithms of the quantile function at ``_KNOT_LEVELS``."""
-    logs = [math.log(tokens) for tokens in latent]
-    first = max(logs[0] - _TAIL * (logs[1] - logs[0]), 0.0)
-    last = min(logs[-1] + _TAIL * (logs[-1] - logs[-2]), _LOG_MAX)
-    return [first, *logs, last]
-
-
-def _below(knots: Sequence[float], tokens: float) -> float:
-    """P(length < tokens): the quantile function turned round; from the left where it is flat."""
-    log_tokens = _log(tokens)
-    passed = bisect_left(knots, log_tokens)
-    if passed in (0, len(knots)):
-        return float(passed > 0)
-    start, end = knots[passed - 1], knots[passed]
-    return _KNOT_LEVELS[passed - 1] + (log_tokens - start) / (end - start) * _KNOT_WIDTHS[passed - 1]
-
-
-def _mean_below(latent: Sequence[float], knots: Sequence[float], limit: float) -> float:
-    """E[min(length, limit)]: of each segment the logarithmic mean up to the limit, and the limit for the rest."""
-    log_limit, mean, left = _log(limit), 0.0, 1.0
-    start, first = knots[0], math.exp(knots[0])
-    for width, end, last in zip(_KNOT_WIDTHS, knots[1:], (*latent, math.exp(knots[-1])), strict=True):
-        if end > log_limit:
-            if start >= log_limit:
-                return mean + left * limit
-            kept = (log_limit - start) / (end - start)
-            mean += width * (kept * _mean_between(first, limit, log_limit - start) + (1.0 - kept) * limit)
-        else:
-            mean += width * _mean_between(first, last, end - start)
-        left -= width
-        start, first = end, last
-    return mean
-
-
-def _mean_between(first: float, last: float, span: float) -> float:
-    """Of a length whose logarithm is uniform between those of ``first`` and ``last``, which differ by ``span``."""
-    return (last - first) / span if span > _NARROW else math.sqrt(first * last)
-
-
-def _log(tokens: float) -> float:
-    return math.log(max(tokens, 1e-9))

@@ -66,3 +66,9 @@ def lay_out(
 
     The first ``len(label_columns)`` of ``ids`` are labels; each has so many columns, one of which becomes 1.
     """
+
+def mean_below(latent: tuple[float, ...], limit: float) -> float:
+    """E[min(length, limit)] of the law with these quantiles: of each segment the logarithmic mean up to the limit."""
+
+def below(latent: tuple[float, ...], tokens: float) -> float:
+    """P(length < tokens): the quantile function turned round; from the left where it is flat."""

@@ -1,7 +1,7 @@
 # Sums over the few numbers of each law and text, row by row: see laws.pyi. In the order of the formulas that
 # recalibrated.py, blended.py, online_regression.py and online_text.py give.
 
-from libc.math cimport exp, log
+from libc.math cimport exp, log, sqrt
 from libc.stdint cimport int32_t, int64_t
 
 import numpy as np
@@ -11,7 +11,8 @@ cdef enum:
     MEDIAN = 3
     MOST_EXPERTS = 16
 
-cdef double MIN_TOKENS = 1.0, MAX_TOKENS = 1e6, LEAST = 1e-9, NOTHING = -45.0
+cdef double MIN_TOKENS = 1.0, MAX_TOKENS = 1e6, LEAST = 1e-9, NOTHING = -45.0, TAIL = 2.0, NARROW = 1e-4
+cdef double[LEVELS + 2] knot_levels = [0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0]
 
 
 cdef inline double _bounded(double tokens) noexcept:
@@ -161,3 +162,58 @@ def lay_out(
         if latent is not None:
             for column in range(LEVELS):
                 inputs[row, begin + column] = log(latent_NQ[row, column]) - usual
+
+
+cdef void _knots(tuple latent, double* tokens, double* knots):
+    """The quantile function at ``knot_levels``: tokens, and their logarithms."""
+    cdef int level
+    if len(latent) != LEVELS:
+        raise ValueError(f"a law has {LEVELS} quantiles")
+    for level in range(LEVELS):
+        tokens[level + 1] = latent[level]
+        knots[level + 1] = log(tokens[level + 1])
+    knots[0] = max(knots[1] - TAIL * (knots[2] - knots[1]), 0.0)
+    knots[LEVELS + 1] = min(knots[LEVELS] + TAIL * (knots[LEVELS] - knots[LEVELS - 1]), log(MAX_TOKENS))
+    tokens[0], tokens[LEVELS + 1] = exp(knots[0]), exp(knots[LEVELS + 1])
+
+
+cdef inline double _mean_between(double first, double last, double span) noexcept:
+    """Of a length whose logarithm is uniform between those of ``first`` and ``last``, which differ by ``span``.
+
+    Of a narrow segment a quotient would lose digits, and the geometric mean has them all.
+    """
+    return (last - first) / span if span > NARROW else sqrt(first * last)
+
+
+def mean_below(tuple latent, double limit):
+    cdef double[LEVELS + 2] tokens, knots
+    cdef double log_limit = log(limit if limit > LEAST else LEAST), mean = 0.0, left = 1.0, kept, width
+    cdef int knot
+    _knots(latent, tokens, knots)
+    for knot in range(LEVELS + 1):
+        width = knot_levels[knot + 1] - knot_levels[knot]
+        if knots[knot + 1] > log_limit:
+            if knots[knot] >= log_limit:
+                return mean + left * limit
+            kept = (log_limit - knots[knot]) / (knots[knot + 1] - knots[knot])
+            mean += width * (
+                kept * _mean_between(tokens[knot], limit, log_limit - knots[knot]) + (1.0 - kept) * limit
+            )
+        else:
+            mean += width * _mean_between(tokens[knot], tokens[knot + 1], knots[knot + 1] - knots[knot])
+        left -= width
+    return mean
+
+
+def below(tuple latent, double tokens):
+    cdef double[LEVELS + 2] at, knots
+    cdef double log_tokens = log(tokens if tokens > LEAST else LEAST)
+    cdef int passed = 0
+    _knots(latent, at, knots)
+    while passed < LEVELS + 2 and knots[passed] < log_tokens:
+        passed += 1
+    if passed == 0 or passed == LEVELS + 2:
+        return 1.0 if passed else 0.0
+    return knot_levels[passed - 1] + (log_tokens - knots[passed - 1]) / (knots[passed] - knots[passed - 1]) * (
+        knot_levels[passed] - knot_levels[passed - 1]
+    )

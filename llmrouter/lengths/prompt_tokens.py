@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrouter.lengths.characters import counts_of
 from llmrouter.lengths.predictor import label
 from llmrouter.quick import quick
 
@@ -46,8 +47,6 @@ MAX_TRACE = 1_000.0
 
 _HIGHEST = np.array([MAX_OVERHEAD_TOKENS, *[MAX_TOKENS_PER_CHAR] * (len(CLASSES) - 1)])
 _MAX_SURPRISE = 1.0
-_ASCII, _FIRST_OF_SEVERAL = 0x80, 0xC0
-_CJK = ((0x2E80, 0xA4D0), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0), (0x20000, 0x32000))
 
 
 class TokenReportRefusal(StrEnum):
@@ -161,48 +160,11 @@ def character_counts(prompt: str) -> Floats:
 def _character_counts(prompt: str) -> tuple[float, ...]:
     size = len(prompt)
     if size <= WINDOWS * WINDOW_CHARS:
-        return _counts(prompt)
-    starts = np.linspace(0, size - WINDOW_CHARS, WINDOWS).astype(int)
-    seen = [_counts(prompt[start : start + WINDOW_CHARS]) for start in starts]
+        return counts_of(prompt, 0, size)
+    starts = np.linspace(0, size - WINDOW_CHARS, WINDOWS).astype(int).tolist()
+    seen = [counts_of(prompt, start, start + WINDOW_CHARS) for start in starts]
     scale = size / (WINDOWS * WINDOW_CHARS)
     return (1.0, *[scale * sum(counts) for counts in list(zip(*seen, strict=True))[1:]])
-
-
-def _counts(text: str) -> tuple[float, ...]:
-    classes = text.encode("utf-8", "surrogatepass").translate(_CLASS_OF_BYTE)
-    capital, digit, space, punctuation, beyond, within = map(classes.count, range(_CAPITAL, _WITHIN + 1))
-    small = len(classes) - capital - digit - space - punctuation - beyond - within  # the most: not counted one by one
-    letters = classes.translate(_LETTER_OF_CLASS)
-    words = letters.startswith(b"\1") + letters.count(b"\0\1")
-    cjk = _cjk(text) if beyond else 0
-    extra_space = max(0, space - words)
-    return (1.0, words, small + capital, capital, digit, punctuation, extra_space, cjk, beyond - cjk)
-
-
-def _cjk(text: str) -> int:
-    code_N = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    return sum(int(((code_N >= low) & (code_N < high)).sum()) for low, high in _CJK)
-
-
-_SMALL, _CAPITAL, _DIGIT, _SPACE, _PUNCTUATION, _BEYOND, _WITHIN = range(7)
-"""What a byte of UTF-8 is; the first byte of a character beyond ASCII is ``_BEYOND``, each other one ``_WITHIN``."""
-
-
-def _class_of_byte(byte: int) -> int:
-    sign = chr(byte)
-    if byte >= _ASCII:
-        return _BEYOND if byte >= _FIRST_OF_SEVERAL else _WITHIN
-    if sign.islower():
-        return _SMALL
-    if sign.isupper():
-        return _CAPITAL
-    if sign.isdigit():
-        return _DIGIT
-    return _SPACE if sign.isspace() else _PUNCTUATION
-
-
-_CLASS_OF_BYTE = bytes(_class_of_byte(byte) for byte in range(256))
-_LETTER_OF_CLASS = bytes(kind <= _CAPITAL for kind in range(256))
 
 
 def _refusal(counts_C: Floats, prompt_tokens: float) -> TokenReportRefusal | None:
