@@ -29,14 +29,15 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.role_traffic import CHAT, PROFILE, SUMMARY, Stretch, Targets, engine, policy, routers, traffic
+from bench.stepping import Stepping
 from llmrouter.domain import Role
 from llmrouter.lengths.distribution import LEVELS, LengthDistribution
 from llmrouter.planning.demand import demand_of_mix
-from llmrouter.planning.forecast import RateHistory
+from llmrouter.planning.forecast import RateHistory, growth_of
 from llmrouter.planning.inputs import PlanInputs, PoolOption, Slo
 from llmrouter.planning.mix import Dispatched, MixMeter
 from llmrouter.planning.split import propose
-from llmrouter.planning.steps import Memory, Rules, heard, next_step
+from llmrouter.planning.steps import Rules
 from llmrouter.plots import theme
 from llmrouter.plots.charts import Axis, Series, line_chart
 from llmrouter.plots.markup import el
@@ -59,7 +60,6 @@ ATTAINMENT = 0.9
 DEFAULTS: dict[str, Any] = {"stabilization_s": 120.0, "cooldown_s": 60.0, "max_step": 1}
 QUICK: dict[str, Any] = {"stabilization_s": 30.0, "cooldown_s": 0.0, "max_step": 4}
 PLAN_EVERY_S = 15.0
-MOST_GROWTH = 1.5
 TIMES = Lifetimes(start_s=60.0, drain_s=120.0, stop_s=5.0, look_every_s=5.0)
 BIN_S = 30.0
 FIRST, BEST = "Off, for the first phase", "Off, best for all"
@@ -78,37 +78,24 @@ def trace(gpus: int) -> list[Stretch]:
     return [Stretch(kind, rate * gpus / 8.0, seconds) for kind, rate, seconds in of_8]
 
 
-class Told:
-    """Whoever knows what is wanted from when on, and moves replicas as the operator does."""
+class Told(Stepping):
+    """Whoever knows what is wanted from when on."""
 
-    def __init__(self, gpus: int, wanted: Sequence[tuple[float, Split]], rules: Rules | None = None) -> None:
-        self._rules = rules or Rules(gpu_budget=gpus, stabilization_s=0.0, cooldown_s=0.0, max_step=gpus)
+    def __init__(self, gpus: int, wanted: Sequence[tuple[float, Split]]) -> None:
+        super().__init__(Rules(gpu_budget=gpus, stabilization_s=0.0, cooldown_s=0.0, max_step=gpus))
         self._wanted = wanted
-        self._memory = Memory()
-
-    def look(self, replicas: Replicas, *, now_s: float) -> None:
-        """One step."""
-        wanted = self.wanted(replicas, now_s)
-        states = replicas.observed()
-        self._memory = heard(self._memory, states, wanted, now_s=now_s)
-        step = next_step(states, self._rules, self._memory, now_s=now_s)
-        for state in states:
-            replicas.drain(state.pool, step.draining.get(state.pool, 0))
-        if step.replicas is not None:
-            replicas.declare(step.pool, step.replicas)
-            self._memory = self._memory.after(step, now_s=now_s)
 
     def wanted(self, replicas: Replicas, now_s: float) -> Mapping[str, int]:  # noqa: ARG002 - planners that measure do
-        """The replicas by pool that there should be."""
+        """The last split that was wanted by now."""
         prefill, decode = next(split for at_s, split in reversed(self._wanted) if at_s <= now_s)
         return {"prefill": prefill, "decode": decode}
 
 
-class Measuring(Told):
+class Measuring(Stepping):
     """The operator: plans on what routers measured and what is forecast of it."""
 
     def __init__(self, rules: Rules, workload: Workload) -> None:
-        super().__init__(rules.gpu_budget, (), rules)
+        super().__init__(rules)
         self.reasons: list[tuple[float, str]] = []
         self._meter = _Meter(workload)
         self._history = RateHistory()
@@ -129,8 +116,7 @@ class Measuring(Told):
             return
         self._history.note((mix.requests_per_s, mix.prefill_tokens_per_s, mix.decode_tokens_per_s), at_s=now_s)
         bands = self._history.bands(TIMES.start_s + self._rules.stabilization_s)
-        growth = max((band.high / band.mid for band in bands or () if band.mid > 0.0), default=1.0)
-        demand = demand_of_mix("", mix, times=min(growth, MOST_GROWTH))
+        demand = demand_of_mix("", mix, times=growth_of(bands or ()))
         if demand is None:
             return
         pools = tuple(
@@ -234,7 +220,7 @@ class Scene:
         return cls(stretches, seed, traffic(stretches, seed))
 
 
-def play(name: str, split: Split, planner: Told, scene: Scene) -> Run:
+def play(name: str, split: Split, planner: Stepping, scene: Scene) -> Run:
     """One run."""
     stretches, seed, workload = scene.stretches, scene.seed, scene.workload
     replicas = Replicas(pools_of(split, sum(split)), planner, TIMES)

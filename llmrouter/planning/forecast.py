@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 STEP_S = 15.0
 """One sample is kept for each such span."""
@@ -29,6 +29,9 @@ LOW, HIGH = 0.05, 0.95
 MOST_RATIO = 4.0
 """Times by which a rate is taken to rise or fall at most."""
 
+MOST_GROWTH = 1.5
+"""A plan allows for so many times what arrives at most: a budget is not spent on bursts."""
+
 _TORN_S = 8.0 * STEP_S
 """A longer silence begins the past anew."""
 
@@ -40,6 +43,11 @@ class Band:
     low: float
     mid: float
     high: float
+
+
+def growth_of(bands: Iterable[Band]) -> float:
+    """Times by which what arrives may grow, the most that a plan allows for; 1 where nothing is known of it."""
+    return min(max((band.high / band.mid for band in bands if band.mid > 0.0), default=1.0), MOST_GROWTH)
 
 
 class RateHistory:

@@ -11,7 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.planning.inputs import PlanInputs, PoolOption, Proposal, Slo
+from llmrouter.planning.inputs import PlanInputs, PoolOption, Proposal
 from llmrouter.planning.outlook import Outlook, outlook, paths_of
 from llmrouter.planning.station import request_s
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llmrouter.planning.demand import ModelDemand
-
-__all__ = ["PlanInputs", "PoolOption", "Proposal", "Slo", "propose"]
 
 MANY_SPLITS = 2_000
 """More are not tried one by one."""

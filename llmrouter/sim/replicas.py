@@ -292,25 +292,3 @@ class Replicas:
     def _note(self) -> None:
         if not self.history or self.observed() != self.history[-1].pools:
             self.history.append(Moment(self._now_s, self.observed(), self.gpus))
-
-
-class Scheduled:
-    """A planner that follows a schedule: from each instant (s), so many replicas by pool, drained before they end."""
-
-    def __init__(self, schedule: Sequence[tuple[float, dict[str, int]]]) -> None:
-        self._schedule = sorted(schedule, key=lambda one: one[0])
-
-    def look(self, replicas: Replicas, *, now_s: float) -> None:
-        """Shrinks what has drained, and grows what may, at once: a schedule knows its budget."""
-        wanted: dict[str, int] = {}
-        for at_s, counts in self._schedule:
-            if at_s <= now_s:
-                wanted |= counts
-        for state in replicas.observed():
-            target = wanted.get(state.pool, state.declared)
-            more = state.declared - target
-            if more < 0:
-                replicas.declare(state.pool, target)
-            replicas.drain(state.pool, max(0, more))
-            if 0 < more <= state.drained:
-                replicas.declare(state.pool, target)

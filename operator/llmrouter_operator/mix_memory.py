@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmrouter.planning.forecast import Band, RateHistory
+from llmrouter.planning.forecast import RateHistory, growth_of
 from llmrouter.planning.mix import added
 from llmrouter_operator.mix import mixes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmrouter.planning.forecast import Band
     from llmrouter.planning.mix import TrafficMix
     from llmrouter.resources import LLMRouterSpec
     from llmrouter_operator.models import ObjectKey
@@ -23,9 +24,6 @@ START_UP_S = 180.0
 STABILIZATION_S = 120.0
 """How long a wish has to last, where nothing is said."""
 
-MOST_GROWTH = 1.5
-"""A plan allows for so many times what arrives at most: a budget is not spent on bursts."""
-
 
 @dataclass(frozen=True, slots=True)
 class MixForecast:
@@ -36,9 +34,8 @@ class MixForecast:
 
     @property
     def growth(self) -> float:
-        """Times by which what arrives may grow until then, the most that a plan allows for; at least 1."""
-        ratios = [band.high / band.mid for band in self.bands if band.mid > 0.0]
-        return min(max(ratios, default=1.0), MOST_GROWTH)
+        """Times by which what arrives may grow until then, the most that a plan allows for."""
+        return growth_of(self.bands)
 
 
 class MixMemory:

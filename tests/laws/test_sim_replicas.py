@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from support.sim_books import check_books
 from support.sim_worlds import SMALL, Interpreted, columns
 
+from bench.stepping import Stepping
 from llmrouter.domain import Role
 from llmrouter.errors import InvalidInputError
-from llmrouter.planning.steps import Memory, Rules, heard, next_step
+from llmrouter.planning.steps import Rules
 from llmrouter.routing.catalogue import make_policy
 from llmrouter.routing.policies import request_bound
 from llmrouter.routing.rules import Rule
@@ -22,12 +23,14 @@ from llmrouter.routing.stages import StageRules
 from llmrouter.sim.arrays import lay_out
 from llmrouter.sim.model import EngineModel
 from llmrouter.sim.outcomes import Status
-from llmrouter.sim.replicas import Lifetimes, ReplicaPool, Replicas, Scheduled
+from llmrouter.sim.replicas import Lifetimes, ReplicaPool, Replicas
 from llmrouter.sim.run import play, simulate
 from llmrouter.sim.setup import CompiledPolicy, RouterSide
 from llmrouter.sim.workload import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmrouter.sim.outcomes import Outcomes
     from llmrouter.sim.replicas import Planner
 
@@ -35,6 +38,28 @@ pytestmark = pytest.mark.timeout(600)  # the first simulation of a changed kerne
 ROOMY = replace(SMALL, kv_tokens=6_400)
 LEAST = CompiledPolicy(rule=Rule.LEAST_IN_FLIGHT)
 SIDE = RouterSide(stages=StageRules(30))
+
+
+class Scheduled:
+    """A planner that follows a schedule: from each instant (s), so many replicas by pool, drained before they end."""
+
+    def __init__(self, schedule: Sequence[tuple[float, dict[str, int]]]) -> None:
+        self._schedule = sorted(schedule, key=lambda one: one[0])
+
+    def look(self, replicas: Replicas, *, now_s: float) -> None:
+        """Shrinks what has drained, and grows what may, at once: a schedule knows its budget."""
+        wanted: dict[str, int] = {}
+        for at_s, counts in self._schedule:
+            if at_s <= now_s:
+                wanted |= counts
+        for state in replicas.observed():
+            target = wanted.get(state.pool, state.declared)
+            more = state.declared - target
+            if more < 0:
+                replicas.declare(state.pool, target)
+            replicas.drain(state.pool, max(0, more))
+            if 0 < more <= state.drained:
+                replicas.declare(state.pool, target)
 
 
 def pool(name: str, role: Role = Role.MIXED, replicas: int = 1, most: int = 3) -> ReplicaPool:
@@ -108,24 +133,19 @@ def test_requests_wait_for_the_only_replica_and_are_refused_where_none_is_declar
     assert outcomes.finished[outcomes.arrived_at_s > 5.5].all()
 
 
-class Stepping:
-    """Wants what a script says at random, and moves by the operator's steps."""
+class Scripted(Stepping):
+    """Wants what a script says at random, and moves by the operator's steps within the budget."""
 
     def __init__(self, script: list[dict[str, int]], budget: int) -> None:
+        super().__init__(Rules(gpu_budget=budget, stabilization_s=1.0, cooldown_s=0.5, max_step=2))
         self._script, self._budget = script, budget
-        self._rules = Rules(gpu_budget=budget, stabilization_s=1.0, cooldown_s=0.5, max_step=2)
-        self._memory = Memory()
+
+    def wanted(self, replicas: Replicas, now_s: float) -> dict[str, int]:
+        del replicas
+        return self._script[min(int(now_s / 4.0), len(self._script) - 1)]
 
     def look(self, replicas: Replicas, *, now_s: float) -> None:
-        wanted = self._script[min(int(now_s / 4.0), len(self._script) - 1)]
-        states = replicas.observed()
-        self._memory = heard(self._memory, states, wanted, now_s=now_s)
-        step = next_step(states, self._rules, self._memory, now_s=now_s)
-        for state in states:
-            replicas.drain(state.pool, step.draining.get(state.pool, 0))
-        if step.replicas is not None:
-            replicas.declare(step.pool, step.replicas)
-            self._memory = self._memory.after(step, now_s=now_s)
+        super().look(replicas, now_s=now_s)
         assert replicas.gpus <= self._budget
 
 
@@ -142,7 +162,7 @@ def test_books_and_budget_hold_whatever_comes_and_goes(script: list[dict[str, in
 
     def replicas() -> Replicas:
         pools = [pool("p", Role.PREFILL, 2, 4), pool("d", Role.DECODE, 2, 4)]
-        return Replicas(pools, Stepping(script, 4), times)
+        return Replicas(pools, Scripted(script, 4), times)
 
     one = replicas()
     setup = one.setup(SIDE)

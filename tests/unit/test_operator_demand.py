@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from support.crd_cases import router
 
-from llmrouter.planning.forecast import LEAST_RATIOS, STEP_S, Band
+from llmrouter.planning.forecast import LEAST_RATIOS, MOST_GROWTH, STEP_S, Band
 from llmrouter.planning.mix import TrafficMix
 from llmrouter.resources import LLMRouterSpec
 from llmrouter_operator.demand_metrics import DemandMetrics
-from llmrouter_operator.mix_memory import MOST_GROWTH, START_UP_S, MixForecast, MixMemory, horizon_s_of
+from llmrouter_operator.mix_memory import START_UP_S, MixForecast, MixMemory, horizon_s_of
 from llmrouter_operator.models import ObjectKey
 
 if TYPE_CHECKING:
