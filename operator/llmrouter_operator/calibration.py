@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
 from statistics import median_low
 from typing import TYPE_CHECKING
 
 from llmrouter.acknowledgement import MAX_SLOW
+from llmrouter_operator.instants import seconds_of
+from llmrouter_operator.lately import said_lately
 from llmrouter_operator.models import Note
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     from llmrouter.acknowledgement import RouterAcknowledgement, RouterCalibration
     from llmrouter_operator.models import Object
-
-STALE_AFTER_S = 30.0
-"""What a router said longer ago does not count: it says something every five seconds."""
 
 WRITTEN_AFTER_S = 300.0
 """After so long it is written anew though it has hardly moved."""
@@ -36,12 +34,11 @@ def calibration_status(old: Object | None, said: Iterable[RouterAcknowledgement]
 
     ``old`` is what the status has, and stays as it is while nothing has moved much. ``now`` is an RFC 3339 instant.
     """
-    at_s = datetime.fromisoformat(now).timestamp()
+    at_s = seconds_of(now)
     by_pool: dict[str, list[RouterCalibration]] = defaultdict(list)
-    for one in said:
-        if at_s - one.at_s <= STALE_AFTER_S:
-            for known in one.calibration:
-                by_pool[known.pool].append(known)
+    for one in said_lately(said, at_s):
+        for known in one.calibration:
+            by_pool[known.pool].append(known)
     if not by_pool:
         return None
     was_slow = _slow(old)
@@ -131,4 +128,4 @@ def _has_moved(before: Object, now: Object) -> bool:
 
 
 def _written_at_s(status: Object) -> float:
-    return datetime.fromisoformat(status["observedAt"]).timestamp()
+    return seconds_of(status["observedAt"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from llmrouter.rollout.arms import ARMS
 from llmrouter.rollout.life import FETCHING, ON_TRIAL, Phase
+from llmrouter_operator.instants import seconds_of
 from llmrouter_operator.models import Note
 
 if TYPE_CHECKING:
@@ -154,9 +154,5 @@ def _is_due(old: Object, new: Object) -> bool:
         return True
     if all(old.get(name) == new.get(name) for name in _NUMBERS):
         return False
-    age_s = _seconds(new["observedAt"]) - _seconds(old["observedAt"])
+    age_s = seconds_of(new["observedAt"]) - seconds_of(old["observedAt"])
     return not 0.0 <= age_s < WRITTEN_AFTER_S
-
-
-def _seconds(instant: str) -> float:
-    return datetime.fromisoformat(instant).timestamp()

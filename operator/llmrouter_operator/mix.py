@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from llmrouter.lengths.distribution import LEVELS, MEDIAN
 from llmrouter.planning.mix import MIN_REQUESTS, TrafficMix, added
+from llmrouter_operator.instants import seconds_of
+from llmrouter_operator.lately import said_lately
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
     from llmrouter.acknowledgement import RouterAcknowledgement
     from llmrouter_operator.mix_memory import MixForecast
     from llmrouter_operator.models import Object
-
-STALE_AFTER_S = 30.0
-"""What a router said longer ago does not count: it says something every five seconds."""
-
-STALE_EACH_S = 0.4
-"""Many routers say something in turns, 0.2 s apart: this much more time for each of them, two turns."""
 
 WRITTEN_AFTER_S = 60.0
 """After so long the mix is written anew though it has hardly moved."""
@@ -36,12 +31,9 @@ _FRACTION = "prefillTimeFraction"
 def mixes_of(said: Iterable[RouterAcknowledgement], at_s: float) -> dict[str, TrafficMix]:
     """The mix of each model, of what routers said lately; none where all models together have too few requests."""
     by_model: dict[str, list[TrafficMix]] = {}
-    all_said = list(said)
-    stale_after_s = max(STALE_AFTER_S, STALE_EACH_S * len(all_said))
-    for one in all_said:
-        if at_s - one.at_s <= stale_after_s:
-            for model, mix in one.mixes.items():
-                by_model.setdefault(model, []).append(TrafficMix(**mix.model_dump()))
+    for one in said_lately(said, at_s):
+        for model, mix in one.mixes.items():
+            by_model.setdefault(model, []).append(TrafficMix(**mix.model_dump()))
     merged = {model: added(mixes) for model, mixes in sorted(by_model.items())}
     return merged if sum(one.requests for one in merged.values()) >= MIN_REQUESTS else {}
 
@@ -64,7 +56,7 @@ def mix_status(
     if forecast is not None:
         new["forecast"] = _forecast(forecast)
     new["observedAt"] = now
-    at_s = datetime.fromisoformat(now).timestamp()
+    at_s = seconds_of(now)
     return new if old is None or _is_due(old, new, at_s) else old
 
 
@@ -100,7 +92,7 @@ def _is_due(old: Object, new: Object, at_s: float) -> bool:
     """Whether the mix has moved, or was written long ago, or is none."""
     if old.keys() != new.keys():
         return True
-    age_s = at_s - datetime.fromisoformat(old["observedAt"]).timestamp()
+    age_s = at_s - seconds_of(old["observedAt"])
     if not 0.0 <= age_s < WRITTEN_AFTER_S:
         return True
     if [one["model"] for one in old["models"]] != [one["model"] for one in new["models"]]:

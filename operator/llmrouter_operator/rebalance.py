@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmrouter_operator.cluster import ClusterError
+from llmrouter_operator.instants import instant_of
 from llmrouter_operator.models import Note, metadata_of
 from llmrouter_operator.permissions import missing_rebalance_permissions
 from llmrouter_operator.rebalance_decide import Situation
@@ -19,7 +20,6 @@ from llmrouter_operator.rebalance_look import RESTING_AGAIN_S, Look
 from llmrouter_operator.rebalance_memory import past_of
 from llmrouter_operator.rebalance_status import Report, kept, notes_of, rebalance_status
 from llmrouter_operator.scaling import Scaling
-from llmrouter_operator.scaling_view import instant_of
 from llmrouter_operator.status import false
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmrouter.planning.steps import Memory, Wish
-from llmrouter_operator.scaling_view import instant_of, instant_s
+from llmrouter_operator.instants import instant_of, instant_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,6 +13,7 @@ from llmrouter_operator.candidate_status import candidate_notes, candidate_statu
 from llmrouter_operator.choice import read_last_good
 from llmrouter_operator.cluster import ClusterError
 from llmrouter_operator.decide import changed_by_hand, decide, needs_apply
+from llmrouter_operator.instants import instant_of
 from llmrouter_operator.mix_memory import MixMemory, with_mix
 from llmrouter_operator.model_files import is_remote, model_reference
 from llmrouter_operator.models import (
@@ -152,7 +153,7 @@ class Reconciler:
             inference_pools=pools,
             candidate_policy=candidate_policy,
             candidate_model=candidate_model,
-            at=_instant(self._now()),
+            at=instant_of(self._now().timestamp()),
         )
 
     async def _latch(self, observed: Observed, plan: Plan) -> Observed:
@@ -251,7 +252,7 @@ class Reconciler:
 
     async def _post(self, router: Object, note: Note) -> None:
         """Posts an Event; one that cannot be posted is logged and not retried, because the status says the same."""
-        metadata, at = metadata_of(router), _instant(self._now())
+        metadata, at = metadata_of(router), instant_of(self._now().timestamp())
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -306,10 +307,6 @@ def _again_s(observed: Observed, plan: Plan) -> float | None:
         return TRIAL_AGAIN_S
     refers = observed.inference_pools or any(isinstance(one, dict) for one in observed.models)
     return REFERRED_AGAIN_S if refers else None
-
-
-def _instant(now: datetime) -> str:
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _failed(plan: Plan, observed: Observed, error: ClusterError) -> Plan:

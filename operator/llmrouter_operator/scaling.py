@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidConfigError
 from llmrouter.inference_pool import read_inference_pool
+from llmrouter_operator.instants import instant_of
 from llmrouter_operator.models import POD
 from llmrouter_operator.scaling_view import (
     AUTOSCALER,
@@ -15,7 +16,6 @@ from llmrouter_operator.scaling_view import (
     DELETION_COST_ANNOTATION,
     DRAINING_ANNOTATION,
     SCALED_KINDS,
-    instant_of,
     is_ready,
     selector_of,
     view_of,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from llmrouter_operator.instants import instant_s
 from llmrouter_operator.models import MANAGER, Kind, Problem, metadata_of
 
 if TYPE_CHECKING:
@@ -327,16 +327,3 @@ def trouble_of(pod: Object) -> str:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return f"{condition.get('reason', 'Unschedulable')}: {condition.get('message', '')}".rstrip(": ")
     return ""
-
-
-def instant_s(text: str | None) -> float | None:
-    """Seconds since the epoch of an RFC 3339 instant; ``None`` where it is none."""
-    try:
-        return None if text is None else datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
-
-
-def instant_of(seconds: float) -> str:
-    """RFC 3339 in whole seconds."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,7 +12,8 @@ from support.crd_cases import router
 from llmrouter.acknowledgement import MAX_SLOW, RouterAcknowledgement, RouterCalibration
 from llmrouter.config import PolicyConfig
 from llmrouter.resources import LLMRouterSpec
-from llmrouter_operator.calibration import STALE_AFTER_S, WRITTEN_AFTER_S, calibration_status, slow_notes
+from llmrouter_operator.calibration import WRITTEN_AFTER_S, calibration_status, slow_notes
+from llmrouter_operator.lately import STALE_AFTER_S
 from llmrouter_operator.models import ObjectKey, Plan, PolicyChoice
 from llmrouter_operator.status import Acknowledgements, Facts, build_status, transitions
 
@@ -80,6 +81,13 @@ def test_what_is_stale_or_nothing_is_omitted() -> None:
         "pools": [{"pool": "main", "calibrate": "Full", "observations": 0}],
         "observedAt": at(0),
     }
+
+
+def test_many_routers_may_take_longer_because_they_speak_in_turns() -> None:
+    late = [said(KNOWN, router_id=f"r{place}", at_s=-STALE_AFTER_S - 1) for place in range(100)]
+    merged = status(*late)
+    assert merged is not None
+    assert merged["pools"][0]["observations"] == 100 * KNOWN.observations
 
 
 def test_an_instance_is_slow_until_it_clearly_is_not() -> None:

@@ -19,7 +19,8 @@ from llmrouter.planning.forecast import Band
 from llmrouter.planning.mix import Dispatched, MixMeter
 from llmrouter.profiles import LLAMA_31_8B_RTX_4090
 from llmrouter.resources import LLMRouterSpec
-from llmrouter_operator.mix import MOVED, STALE_AFTER_S, WRITTEN_AFTER_S, mix_status, mixes_of
+from llmrouter_operator.lately import STALE_AFTER_S
+from llmrouter_operator.mix import MOVED, WRITTEN_AFTER_S, mix_status, mixes_of
 from llmrouter_operator.mix_memory import MixForecast, MixMemory, with_mix
 from llmrouter_operator.models import ObjectKey, Plan, PolicyChoice
 from llmrouter_operator.status import Acknowledgements, Facts, build_status, transitions

@@ -10,6 +10,7 @@ import pytest
 from llmrouter.planning.steps import Wish
 from llmrouter.rebalance_specs import RebalanceSpec, ScaleTargetRef
 from llmrouter.resources import PoolSpec
+from llmrouter_operator.instants import instant_of
 from llmrouter_operator.rebalance_decide import Situation, back_off, footing_of, states_of
 from llmrouter_operator.rebalance_memory import Applied, Block, Change, Past, past_of
 from llmrouter_operator.rebalance_status import NO_MIX, Told, rebalance_status, verdict_of
@@ -17,7 +18,6 @@ from llmrouter_operator.scaling_view import (
     DRAINING_ANNOTATION,
     TargetView,
     drained,
-    instant_of,
     selector_of,
     trouble_of,
     view_of,

@@ -13,10 +13,11 @@ from llmrouter.acknowledgement import RouterAcknowledgement
 from llmrouter.planning.mix import TrafficMix
 from llmrouter.resources import LLMRouterSpec
 from llmrouter_operator.cluster import ClusterError
+from llmrouter_operator.instants import instant_of
 from llmrouter_operator.models import MANAGER, ObjectKey, Plan
 from llmrouter_operator.rebalance import Rebalancer
 from llmrouter_operator.rebalance_metrics import RebalanceMetrics
-from llmrouter_operator.scaling_view import DRAINING_ANNOTATION, instant_of
+from llmrouter_operator.scaling_view import DRAINING_ANNOTATION
 from llmrouter_operator.status import Acknowledgements, Facts
 
 if TYPE_CHECKING:
