@@ -19,9 +19,8 @@ from llmrouter.console.routers import Sight, read_sight
 from llmrouter.console.status_view import detail, overview
 from llmrouter.console.top_view import Looked, top
 from llmrouter.decisions.record import parse_line
-from llmrouter.decisions.words import told
 from llmrouter.errors import InvalidInputError
-from llmrouter.replay.explain_view import show
+from llmrouter.replay.explain_view import plain, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,8 +143,7 @@ class Desk:
         """``kubectl llmrouter explain``."""
         record = self._find_record(options)
         if options.json:
-            said = {"record": record.model_dump(mode="json", exclude_none=True), "words": list(told(record).sentences)}
-            print(json.dumps(said, indent=2))
+            print(json.dumps(plain(record), indent=2))
         else:
             show(record, self.console)
         return 0

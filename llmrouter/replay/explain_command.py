@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from llmrouter.decisions.record import MAX_LINE_BYTES, parse_line, read_log
-from llmrouter.decisions.words import told
 from llmrouter.errors import InvalidInputError
-from llmrouter.replay.explain_view import show
+from llmrouter.replay.explain_view import plain, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,8 +56,7 @@ def main(rest: Sequence[str]) -> int:
     options = parser().parse_args(rest)
     record = in_log(options.log, options.request_id) if options.log else of_routers(options.router, options.request_id)
     if options.json:
-        said = {"record": record.model_dump(mode="json", exclude_none=True), "words": list(told(record).sentences)}
-        sys.stdout.write(json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write(json.dumps(plain(record), ensure_ascii=False, indent=1) + "\n")
     else:
         show(record, Console())
     return 0

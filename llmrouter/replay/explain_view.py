@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llmrouter.decisions.record import ConsideredInstance, DecisionRecord
+
+
+def plain(record: DecisionRecord) -> dict[str, Any]:
+    """The record and its sentences, for JSON."""
+    return {"record": record.model_dump(mode="json", exclude_none=True), "words": list(told(record).sentences)}
 
 
 def show(record: DecisionRecord, console: Console) -> None:

@@ -178,7 +178,7 @@ def _state(view: TargetView, situation: Situation, footing: Footing, spec: Rebal
 
 def least_gpus(pools: Mapping[str, PoolSpec]) -> int:
     """GPUs that the least replicas of all pools take."""
-    return sum(pool.min_replicas * (pool.gpus_per_replica or 0) for pool in pools.values())
+    return sum(pool.min_replicas * (pool.gpus_per_replica or 1) for pool in pools.values())
 
 
 def step_of(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmrouter.config import engine_profile_of
-from llmrouter.domain import Role
+from llmrouter.planning.declared import option_of, slo_of
 from llmrouter.planning.demand import demand_of_mix
-from llmrouter.planning.inputs import PlanInputs, PoolOption, Slo
+from llmrouter.planning.inputs import PlanInputs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from llmrouter.planning.inputs import PoolOption
     from llmrouter.planning.mix import TrafficMix
     from llmrouter.rebalance_specs import RebalanceSpec
     from llmrouter.resources import LLMRouterSpec, PoolSpec
@@ -38,11 +38,10 @@ def plan_inputs(
         return None
     pools = [_movable(pool, rebalance, declared[pool.name], held) for pool in spec.pools if pool.name in declared]
     pools += [_fixed(pool, fixed[pool.name]) for pool in spec.pools if pool.name in fixed]
-    slo = rebalance.slo
     return PlanInputs(
         demands=demands,
         pools=tuple(pools),
-        slo=Slo(ttft_s=slo.ttft_seconds, tpot_s=slo.tpot_seconds, attainment=slo.attainment),
+        slo=slo_of(rebalance),
         gpu_budget=rebalance.gpu_budget,
     )
 
@@ -53,22 +52,9 @@ def _movable(pool: PoolSpec, rebalance: RebalanceSpec, current: int, held: Colle
     least, most = pool.min_replicas, min(pool.max_replicas or affordable, affordable)
     if pool.name in held or most < least:
         least = most = current
-    return _option(pool, current, gpus=gpus, least=least, most=most)
+    return option_of(pool, current=current, gpus=gpus, least=least, most=most)
 
 
 def _fixed(pool: PoolSpec, current: int) -> PoolOption:
     """A pool that nobody scales here; its GPUs are not of the budget."""
-    return _option(pool, current, gpus=0, least=current, most=current)
-
-
-def _option(pool: PoolSpec, current: int, *, gpus: int, least: int, most: int) -> PoolOption:
-    return PoolOption(
-        name=pool.name,
-        profile=engine_profile_of(pool),
-        role=Role(pool.role),
-        models=frozenset(pool.models or ()),
-        gpus_per_replica=gpus,
-        min_replicas=least,
-        max_replicas=most,
-        current=current,
-    )
+    return option_of(pool, current=current, gpus=0, least=current, most=current)

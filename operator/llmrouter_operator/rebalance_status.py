@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter_operator.models import Note
 from llmrouter_operator.rebalance_memory import applied_rows, blocked_rows, change_row, proposed_rows
-from llmrouter_operator.status import Verdict, false, true, unknown
+from llmrouter_operator.status import Verdict, condition_of, false, true, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,15 +94,7 @@ def with_rebalance(status: Object, report: Report, *, generation: int, old: Obje
     before = next((one for one in old.get("conditions") or () if one["type"] == CONDITION), None)
     if report.verdict is None:  # nothing was looked at: what was known stays
         return result if before is None else {**result, "conditions": [*result["conditions"], before]}
-    same = before is not None and before["status"] == report.verdict.status
-    condition = {
-        "type": CONDITION,
-        "status": report.verdict.status,
-        "reason": report.verdict.reason,
-        "message": report.verdict.message[:1024],
-        "observedGeneration": generation,
-        "lastTransitionTime": before["lastTransitionTime"] if before is not None and same else now,
-    }
+    condition = condition_of(CONDITION, report.verdict, before, generation=generation, now=now)
     return {**result, "conditions": [*result["conditions"], condition]}
 
 

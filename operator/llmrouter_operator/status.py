@@ -249,22 +249,22 @@ def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
     }
     verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
     return [
-        {
-            "type": kind,
-            "status": verdict.status,
-            "reason": verdict.reason,
-            "message": verdict.message[:_MESSAGE_CHARACTERS],
-            "observedGeneration": facts.generation,
-            "lastTransitionTime": _since(before.get(kind), verdict, now),
-        }
+        condition_of(kind, verdict, before.get(kind), generation=facts.generation, now=now)
         for kind, verdict in verdicts.items()
     ]
 
 
-def _since(before: Object | None, verdict: Verdict, now: str) -> str:
-    if before is not None and before["status"] == verdict.status:
-        return str(before["lastTransitionTime"])
-    return now
+def condition_of(kind: str, verdict: Verdict, before: Object | None, *, generation: int, now: str) -> Object:
+    """One of ``status.conditions``; its time is that of ``before``, the one of this kind, as long as its status is."""
+    same = before is not None and before["status"] == verdict.status
+    return {
+        "type": kind,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "message": verdict.message[:_MESSAGE_CHARACTERS],
+        "observedGeneration": generation,
+        "lastTransitionTime": str(before["lastTransitionTime"]) if before is not None and same else now,
+    }
 
 
 def ready(facts: Facts, parts: Mapping[str, Verdict]) -> Verdict:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmrouter.config import engine_profile_of
 from llmrouter.config_file import parse, read_text
 from llmrouter.domain import Role
 from llmrouter.errors import InvalidInputError
-from llmrouter.planning.inputs import PoolOption, Slo
+from llmrouter.planning.declared import option_of, slo_of
+from llmrouter.planning.inputs import PoolOption
 from llmrouter.study.cells import named_profile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from llmrouter.resources import LLMRouterSpec, PoolSpec
+    from llmrouter.planning.inputs import Slo
+    from llmrouter.resources import PoolSpec
 
 MIXED, STAGED = "mixed", "prefill + decode"
 LAYOUTS = {"mixed": MIXED, "staged": STAGED}
@@ -76,30 +77,15 @@ def declared(path: Path, gpus: int | None) -> Declared:
     return Declared(
         Layout(found.name, tuple(_option(pool, budget) for pool in spec.pools)),
         tuple(model.name for model in spec.models),
-        _slo(spec),
+        None if spec.rebalance is None else slo_of(spec.rebalance),
         budget,
     )
 
 
 def _option(pool: PoolSpec, budget: int) -> PoolOption:
-    each = pool.gpus_per_replica or 1
-    return PoolOption(
-        name=pool.name,
-        profile=engine_profile_of(pool),
-        role=Role(pool.role),
-        models=frozenset(pool.models or ()),
-        gpus_per_replica=each,
-        min_replicas=pool.min_replicas,
-        max_replicas=max(pool.min_replicas, budget // each if pool.max_replicas is None else pool.max_replicas),
-        current=pool.min_replicas,
-    )
-
-
-def _slo(spec: LLMRouterSpec) -> Slo | None:
-    if spec.rebalance is None:
-        return None
-    slo = spec.rebalance.slo
-    return Slo(ttft_s=slo.ttft_seconds, tpot_s=slo.tpot_seconds, attainment=slo.attainment)
+    each, least = pool.gpus_per_replica or 1, pool.min_replicas
+    most = max(least, budget // each if pool.max_replicas is None else pool.max_replicas)
+    return option_of(pool, current=least, gpus=each, least=least, most=most)
 
 
 def _gpus(size: str, text: str, most: int) -> int:
