@@ -144,7 +144,7 @@ def _on_trial(declared: Declared, before: Before, heard: Heard, now: str) -> Lif
     return _life(Phase.RUNNING, heard.resting or _progress(declared, heard, elapsed_s), before, now)
 
 
-def is_same(declared: Declared, before: Before) -> bool:
+def _is_same(declared: Declared, before: Before) -> bool:
     """Whether the status speaks of this very candidate."""
     return before.digest == declared.digest and before.name == declared.spec.policy_ref.name
 
@@ -165,7 +165,7 @@ def _still_ended(declared: Declared, before: Before | None) -> Life | None:
 def _is_same_trial(declared: Declared, before: Before) -> bool:
     same = (declared.against, declared.spec.mode, declared.percent)
     is_trial = before.phase in ON_TRIAL and before.why.reason != FETCHING
-    return is_trial and is_same(declared, before) and same == (before.against, before.mode, before.percent)
+    return is_trial and _is_same(declared, before) and same == (before.against, before.mode, before.percent)
 
 
 def _life(phase: Phase, why: Why, before: Before | None, now: str) -> Life:

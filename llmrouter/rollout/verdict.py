@@ -71,11 +71,6 @@ class Verdict:
         return REASONS[self.breach.metric] if self.breach is not None else ""
 
     @property
-    def is_kept(self) -> bool:
-        """Whether every guardrail is credibly kept."""
-        return all(one.is_kept for one in self.comparisons)
-
-    @property
     def open_question(self) -> Comparison | None:
         """The comparison that says least of those that are not yet credibly kept."""
         unsure = [one for one in self.comparisons if not one.is_kept]

@@ -52,7 +52,7 @@ class WireArm(Resource):
 
 
 def wire_of(arm: ArmStats) -> WireArm:
-    """An arm as it is written; sums with nine digits, which is more than they are worth."""
+    """An arm as it is written; sums with twelve digits, which is more than they are worth."""
     return WireArm(
         requests=arm.requests,
         finished=arm.finished,
