@@ -15,7 +15,7 @@ from llmrouter.testbed.comparison_run import run_to_exit_status, verdict
 from llmrouter.testbed.demo_canary_model import objects
 from llmrouter.testbed.demo_canary_view import EVENTS, SECTION, CanaryView
 from llmrouter.testbed.demo_run import parse_target, staged, traffic
-from llmrouter.testbed.demo_target import ROUTER, engines, manifest, replay_pod
+from llmrouter.testbed.demo_target import ROUTER, engines, is_all, manifest, replay_pod
 from llmrouter.testbed.terminal_view import excerpt
 
 if TYPE_CHECKING:
@@ -227,8 +227,7 @@ def _told(said: dict[str, Any], trial: Trial) -> dict[str, Any]:
 
 def _all_run(status: dict[str, Any], policy: str) -> bool:
     active = status.get("activePolicy") or {}
-    have, _, want = str(active.get("acknowledged", "")).partition("/")
-    return active.get("name") == policy and bool(have) and have == want
+    return active.get("name") == policy and is_all(str(active.get("acknowledged", "")))
 
 
 def _s(seconds: float) -> float:

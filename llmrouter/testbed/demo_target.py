@@ -234,8 +234,7 @@ class AcknowledgementWatch:
         try:
             for line in self._child.stdout or ():
                 shown, _, acknowledged = line.strip().partition(" ")
-                have, _, want = acknowledged.partition("/")
-                if shown and shown != digest and have == want:
+                if shown and shown != digest and is_all(acknowledged):
                     return
         finally:
             ender.cancel()
@@ -269,12 +268,17 @@ def replay_pod(image: str, arguments: Sequence[str]) -> dict[str, Any]:
     return with_image(pod, image)
 
 
+def is_all(count: str) -> bool:
+    """Whether a count such as ``2/2`` is of all."""
+    have, _, want = count.partition("/")
+    return bool(have) and have == want
+
+
 def is_serving(status: Mapping[str, Any], instances: int = ENGINES) -> bool:
     """Whether all routers are there, acknowledged their policy, and see so many engines."""
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
     active, seen = status.get("activePolicy") or {}, status.get("instances") or {}
-    have, _, want = str(active.get("acknowledged", "")).partition("/")
-    return ready and bool(have) and have == want and seen.get("ready") == instances
+    return ready and is_all(str(active.get("acknowledged", ""))) and seen.get("ready") == instances
 
 
 def _conditions(status: Mapping[str, Any]) -> str:
