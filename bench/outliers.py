@@ -123,8 +123,7 @@ def play(
     while pool.events and pool.events[0][0] <= ends_s:
         pool.now_s, _, what = heapq.heappop(pool.events)
         if what == "arrival":
-            names = list(pool.engines)
-            out = judges[0].left_out(names, now_s=pool.now_s) if acts else frozenset[str]()
+            out = judges[0].left_out(now_s=pool.now_s) if acts else frozenset[str]()
             request_id = pool.arrive(out)
             if acts:
                 judges[0].dispatched(pool.open[request_id][0].instance_id, request_id, now_s=pool.now_s)

@@ -35,22 +35,41 @@ class LoadReplica:
         self._signals: dict[str, EngineSignal] = {}
         self._foreign: dict[str, deque[Load]] = {}
         self._views: dict[str, tuple[Instance, InstanceView]] = {}
-        """Views made since the last whole refresh, by instance id; dropped where a part of them changes."""
+        """Views by instance id; dropped where a part of them changes."""
         self._believed: dict[str, tuple[Instance, Instance]] = {}
+        self._listed: Sequence[Instance] = ()
+        """What the last snapshot was of; below, where each of them is, and their views as they were then."""
+        self._places: dict[str, int] = {}
+        self._shown: tuple[InstanceView, ...] = ()
+        self._changed: set[str] = set()
+        """Ids of instances whose view was dropped since."""
 
     def believe(self, believed: Mapping[str, tuple[Instance, Instance]]) -> None:
         """Instances that policies see with another profile than the declared one: by id, as declared and as seen."""
-        if believed != self._believed:
-            self._believed = dict(believed)
-            self._views.clear()
+        before, self._believed = self._believed, dict(believed)
+        for instance_id in before.keys() | believed.keys():
+            if before.get(instance_id) != believed.get(instance_id):
+                self._drop(instance_id)
 
     def replace(self, loads: Mapping[str, Load], *, now_s: float) -> bool:
         """Takes the whole ledger's loads; returns whether anything changed."""
         changed = loads != self._loads
         self._loads = dict(loads)
         self._refreshed_at_s = now_s
-        self._views.clear()
+        for instance_id in [name for name, (_, view) in self._views.items() if not self._stands(name, view, now_s)]:
+            self._drop(instance_id)
         return changed
+
+    def _stands(self, instance_id: str, view: InstanceView, now_s: float) -> bool:
+        """Whether a view has the load as it is, and no report that is too old."""
+        signal, load = view.signal, self.load_of(instance_id)
+        if signal is not None and now_s - signal.scraped_at_s > SIGNAL_LIFETIME_S:
+            return False
+        return load is view.load or load == view.load
+
+    def _drop(self, instance_id: str) -> None:
+        self._views.pop(instance_id, None)
+        self._changed.add(instance_id)
 
     def absorb(self, loads: Mapping[str, Load]) -> None:
         """Takes the fresh loads of some instances; a load of nothing is one that the ledger does not list."""
@@ -69,7 +88,7 @@ class LoadReplica:
         self._put(instance_id, load)
 
     def _put(self, instance_id: str, load: Load) -> None:
-        self._views.pop(instance_id, None)
+        self._drop(instance_id)
         if load.requests > 0:
             self._loads[instance_id] = load
         else:
@@ -87,16 +106,16 @@ class LoadReplica:
     def note_signal(self, instance: Instance, signal: EngineSignal) -> None:
         """Takes an engine's report, and estimates the foreign load from it."""
         self._signals[instance.instance_id] = signal
-        self._views.pop(instance.instance_id, None)
+        self._drop(instance.instance_id)
         window = self._foreign.setdefault(instance.instance_id, deque(maxlen=FOREIGN_WINDOW))
         window.append(foreign_load(signal, self.load_of(instance.instance_id), instance.profile))
 
     def forget_except(self, instance_ids: Iterable[str]) -> None:
         """Drops the reports of instances that are gone."""
         kept = set(instance_ids)
-        for gone in set(self._signals) - kept:
-            del self._signals[gone]
-            self._views.pop(gone, None)
+        for gone in (self._signals.keys() | self._views.keys()) - kept:
+            self._signals.pop(gone, None)
+            self._drop(gone)
             self._foreign.pop(gone, None)
 
     def age_s(self, now_s: float) -> float:
@@ -105,26 +124,41 @@ class LoadReplica:
 
     def snapshot(
         self,
-        instances: Iterable[Instance],
+        instances: Sequence[Instance],
         *,
         now_s: float,
         reservations: Callable[[], Sequence[Reservation]] | None = None,
     ) -> PoolSnapshot:
-        """The instances as policies see them; ``reservations`` as ``PoolSnapshot`` has them."""
-        known = self._views.get
-        views = [
-            found[1]
-            if (found := known(instance.instance_id)) is not None and found[0] is instance
-            else self.view(instance, now_s=now_s)
-            for instance in instances
-        ]
-        return PoolSnapshot(tuple(views), now_s, self.age_s(now_s), reservations=reservations)
+        """The instances as policies see them; ``reservations`` as ``PoolSnapshot`` has them.
+
+        Of the same tuple of instances as the last time, those are looked at whose view was dropped.
+        """
+        if instances is not self._listed or not isinstance(instances, tuple):
+            self._list(instances, now_s)
+        elif self._changed:
+            self._look_again(instances, now_s)
+        return PoolSnapshot(self._shown, now_s, self.age_s(now_s), reservations=reservations)
+
+    def _list(self, instances: Sequence[Instance], now_s: float) -> None:
+        self._listed = instances
+        self._places = {one.instance_id: place for place, one in enumerate(instances)}
+        self._shown = tuple([self.view(one, now_s=now_s) for one in instances])
+        self._changed.clear()
+
+    def _look_again(self, instances: tuple[Instance, ...], now_s: float) -> None:
+        views, places = list(self._shown), self._places
+        for instance_id in self._changed:
+            place = places.get(instance_id)
+            if place is not None:
+                views[place] = self.view(instances[place], now_s=now_s)
+        self._shown = tuple(views)
+        self._changed.clear()
 
     def view(self, instance: Instance, *, now_s: float) -> InstanceView:
         """One instance as policies see it."""
         known = self._views.get(instance.instance_id)
         if known is None or known[0] is not instance:
-            known = self._views[instance.instance_id] = instance, self._view(self._seen(instance), now_s)
+            known = self._views[instance.instance_id] = instance, self._view(instance, now_s)
         return known[1]
 
     def _seen(self, instance: Instance) -> Instance:
@@ -132,15 +166,15 @@ class LoadReplica:
         believed = self._believed.get(instance.instance_id)
         return instance if believed is None or believed[0] != instance else believed[1]
 
-    def _view(self, instance: Instance, now_s: float) -> InstanceView:
-        signal = self._signals.get(instance.instance_id)
+    def _view(self, declared: Instance, now_s: float) -> InstanceView:
+        instance_id, instance = declared.instance_id, self._seen(declared) if self._believed else declared
+        load, signal = self._loads.get(instance_id, _NOTHING), self._signals.get(instance_id)
         if signal is None or now_s - signal.scraped_at_s > SIGNAL_LIFETIME_S:
-            return InstanceView(instance, self.load_of(instance.instance_id))
-        foreign = self._believed_foreign(instance.instance_id)
-        return InstanceView(instance, self.load_of(instance.instance_id), foreign=foreign, signal=signal)
+            return InstanceView(instance, load, _NOTHING)
+        return InstanceView(instance, load, self._believed_foreign(instance_id), signal)
 
     def _believed_foreign(self, instance_id: str) -> Load:
         window = self._foreign[instance_id]
         if len(window) < FOREIGN_WINDOW:
-            return Load()
+            return _NOTHING
         return min(window, key=lambda load: load.requests)

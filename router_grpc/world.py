@@ -28,6 +28,24 @@ if TYPE_CHECKING:
     from router_grpc.replica import LoadReplica
 
 
+class Without:
+    """Instances without some of them: one tuple for as long as both stand, so that what others keep of it stands."""
+
+    def __init__(self) -> None:
+        self._every: Sequence[Instance] = ()
+        self._out: frozenset[str] = frozenset()
+        self._left: tuple[Instance, ...] = ()
+
+    def of(self, instances: Sequence[Instance], out: frozenset[str]) -> Sequence[Instance]:
+        """The instances but for those whose ids are ``out``."""
+        if not out:
+            return instances
+        if instances is not self._every or out != self._out:
+            self._every, self._out = instances, out
+            self._left = tuple([one for one in instances if one.instance_id not in out])
+        return self._left
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """The shared parts of a router; one event loop's.
@@ -54,14 +72,12 @@ class World:
     slow_start: SlowStart = field(default_factory=SlowStart)
     decisions: DecisionLog = field(default_factory=DecisionLog)
     trial: Trial = field(default_factory=Trial)
+    without: Without = field(default_factory=Without)
 
     def ready(self) -> Sequence[Instance]:
         """Instances that may get a request now: those that are ready, without outliers and those that are to go."""
-        instances = self.instances.current()
-        out = self.outliers.left_out((one.instance_id for one in instances), now_s=self.clock())
-        if self.instances.draining:
-            out |= self.instances.draining
-        return [one for one in instances if one.instance_id not in out] if out else instances
+        out = self.outliers.left_out(now_s=self.clock()) | self.instances.draining
+        return self.without.of(self.instances.current(), out)
 
     def warmed(self, snapshot: PoolSnapshot) -> PoolSnapshot | None:
         """The snapshot without instances that have their share while they start slowly; ``None`` where that is all."""

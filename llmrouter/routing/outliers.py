@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from llmrouter.routing.late_starts import LateStarts, bound
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 LONGEST_EJECTION_S = 300.0
 MOST_DOUBLINGS = 16
@@ -58,6 +58,9 @@ class _Record:
     ejected_at_s: float | None = None
     probed_at_s: float | None = None
     trial: str = ""
+
+
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Outliers:
@@ -149,11 +152,11 @@ class Outliers:
         if record is not None and record.ejected_at_s is not None:
             record.probed_at_s, record.trial = now_s, request_id
 
-    def left_out(self, instance_ids: Iterable[str], *, now_s: float) -> frozenset[str]:
-        """Those of the instances that get no request now."""
+    def left_out(self, *, now_s: float) -> frozenset[str]:
+        """The instances that get no request now."""
         if not self._records:
-            return frozenset()
-        return frozenset(one for one in instance_ids if self._is_out(one, now_s))
+            return _NOBODY
+        return frozenset(one for one in self._records if self._is_out(one, now_s))
 
     def keep_only(self, instance_ids: Collection[str]) -> None:
         """Forgets instances that are gone: one that comes back has failed nobody."""

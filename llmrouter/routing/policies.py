@@ -16,7 +16,7 @@ from llmrouter.routing.batching import hold_for_batch
 from llmrouter.routing.features import FEATURE_NAMES, feature_rows, profile_features, weights_of
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
 from llmrouter.routing.rules import Rule
-from llmrouter.routing.table import Table, best
+from llmrouter.routing.table import Table, best, named
 
 if TYPE_CHECKING:
     import random
@@ -124,9 +124,7 @@ class RoomyPolicy:
         ranked = self._ranked(request, views, places, rng)
         if self.batch_hold.size > 1 and (hold := self._waits(request, snapshot, ranked[0][1], places)) is not None:
             return hold
-        candidates = tuple(
-            [Candidate(view.instance.instance_id, score, view.load) for score, view in ranked[:MAX_CANDIDATES]]
-        )
+        candidates = named(Candidate, ranked, MAX_CANDIDATES)
         reason = self._reason(candidates, eligible, len(places))
         return Placement(candidates, reason, self.load_sensitive)
 

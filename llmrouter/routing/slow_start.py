@@ -55,7 +55,8 @@ class SlowStart:
             requests_of: requests in flight on an instance.
             now_s: the time.
         """
-        shares = {name: share for name in instance_ids if (share := self._share(name, now_s)) < 1.0}
+        ramping = [name for name in instance_ids if name in self._began_at_s]
+        shares = {name: share for name in ramping if (share := self._share(name, now_s)) < 1.0}
         if not shares or len(shares) > MOST_RAMPING * len(instance_ids):
             return frozenset()
         warm = [requests_of(name) for name in instance_ids if name not in shares]

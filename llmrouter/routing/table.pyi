@@ -1,6 +1,6 @@
 from collections.abc import Callable, Sequence
 
-from llmrouter.domain import InstanceView, Request, Room
+from llmrouter.domain import Candidate, InstanceView, Request, Room
 from llmrouter.routing.features import FeatureTail
 
 MOST_NAMED: int
@@ -48,3 +48,6 @@ def best(scores: list[float], draw: Callable[[], float], most: int) -> list[tupl
         FloatingPointError: a score is NaN or infinite; nothing was drawn.
         ValueError: ``most`` is not 1 to ``MOST_NAMED``.
     """
+
+def named(kind: type[Candidate], ranked: list[tuple[float, InstanceView]], most: int) -> tuple[Candidate, ...]:
+    """The first ``most`` of the ranked views as candidates of the class ``kind``; each computes its prompt itself."""

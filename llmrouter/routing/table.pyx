@@ -2,6 +2,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.object cimport PyObject_GenericSetAttr
 from libc.math cimport isfinite
 from libc.string cimport memcpy
 
@@ -179,3 +180,17 @@ def best(list scores, draw, int most):
         kept[last], ties[last], at[last] = value, tie, place
         count = min(count + 1, most)
     return [(kept[last], at[last]) for last in range(count)]
+
+
+def named(kind, list ranked, int most):
+    cdef list made = []
+    cdef Py_ssize_t place
+    for place in range(min(most, len(ranked))):
+        score, view = ranked[place]
+        one = kind.__new__(kind)
+        PyObject_GenericSetAttr(one, "instance_id", view.instance.instance_id)  # frozen: not as others set it
+        PyObject_GenericSetAttr(one, "score", score)
+        PyObject_GenericSetAttr(one, "seen", view.load)
+        PyObject_GenericSetAttr(one, "prefill", None)
+        made.append(one)
+    return tuple(made)

@@ -18,7 +18,7 @@ def failing(outliers: Outliers, name: str = "a", times: int = 3, *, now_s: float
 
 
 def out(outliers: Outliers, now_s: float) -> set[str]:
-    return set(outliers.left_out(ALL, now_s=now_s))
+    return set(outliers.left_out(now_s=now_s))
 
 
 def test_failures_in_a_row_eject() -> None:
