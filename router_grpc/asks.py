@@ -8,6 +8,8 @@ from llmrouter.domain import Request
 from router_grpc.ports import Bid, ReserveAsk
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmrouter.routing.claims import Claim
     from router_grpc.calls import RouteAsk
     from router_grpc.length_service import Foretold
@@ -21,9 +23,10 @@ def request_of(
     *,
     request_id: str,
     named: NamedPrompt,
+    hits: Mapping[str, int],
     arrived_at_s: float,
 ) -> Request:
-    """A request as policies see it."""
+    """A request as policies see it; ``hits`` are prompt tokens by who has them cached."""
     return Request(
         request_id=request_id,
         model=ask.model,
@@ -37,6 +40,7 @@ def request_of(
         priority=ask.priority,
         tenant=ask.tenant,
         deadline_at_s=arrived_at_s + ask.deadline_ms / 1000 if ask.deadline_ms else None,
+        cached_tokens=hits,
         prefix_hashes=named[0],
         prefix_block_tokens=named[1],
         batch=ask.batch,

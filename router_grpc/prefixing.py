@@ -1,8 +1,9 @@
 """What this router takes to be in the engines' prefix caches: names prompts, expects hits, and learns from usage.
 
-Of a prompt nothing is kept but keyed hashes of its beginnings. The key is random, the router's own or, with Redis, that
-of all its routers: a hash says nothing of the text to who does not have both, and texts cannot be made to collide. The
-model and the client's cache salt are part of every hash, so that nobody's prompt counts as cached for another salt.
+Of a prompt nothing is kept but keyed hashes of its beginnings (SipHash-2-4). The key is random, the router's own or,
+with Redis, that of all its routers: a hash says nothing of the text to who does not have both, and texts cannot be made
+to collide. Each model and cache salt of a client has a key of its own, derived from that one by BLAKE2b, so that
+nobody's prompt counts as cached for another salt.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 from llmrouter.metrics import MAX_INSTANCE_LABELS
 from llmrouter.quick import changed
 from llmrouter.routing.prefixes import MAX_BLOCKS, PrefixIndex, thinned
-from router_grpc.prefix_batches import HASH_BYTES, KEY_ID_BYTES, Outbox, ToldUse
+from router_grpc.beginnings import KEY_BYTES, hash_each, hashes_of
+from router_grpc.prefix_batches import KEY_ID_BYTES, Outbox, ToldUse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llmrouter.domain import Instance, Request
     from llmrouter.metrics import PrefixMetrics
@@ -51,6 +53,8 @@ class Prefixing:
 
     def __init__(self, key: bytes = b"", index: PrefixIndex | None = None, *, is_shared: bool = False) -> None:
         self._key = key
+        self._keys: dict[str, bytes] = {}
+        """Keys of models without a salt, by model: of few names, those of the configuration."""
         self.index = index or PrefixIndex()
         self.outbox = Outbox()
         self.enabled = True
@@ -72,6 +76,7 @@ class Prefixing:
         if key == self._key:
             return False
         self._key = key
+        self._keys.clear()
         self.index.keep_only(())
         return True
 
@@ -79,16 +84,23 @@ class Prefixing:
         """The hashes of the beginnings of a prompt: the client's where it gave some, else of the text."""
         if ask.prefix_hashes:
             given, block_tokens = thinned(ask.prefix_hashes, ask.prefix_block_tokens)
-            return self._keyed(ask, given), float(block_tokens)
-        if ask.prompt is None or len(ask.prompt) < BLOCK_BYTES:
+            return hash_each(given, self._key_of(ask)), float(block_tokens)
+        prompt = ask.prompt
+        if prompt is None or len(prompt) < BLOCK_BYTES:
             return NAMELESS
-        return self._text_hashes(ask, ask.prompt), prompt_tokens * BLOCK_BYTES / len(ask.prompt)
+        hashes = hashes_of(prompt, self._key_of(ask), BLOCK_BYTES, MAX_BLOCKS)
+        return hashes, prompt_tokens * BLOCK_BYTES / len(prompt)
+
+    def hits(self, named: NamedPrompt, prompt_tokens: int) -> Mapping[str, int]:
+        """Tokens of a prompt of so many that each instance probably has cached now; none where it is not listed."""
+        hashes, block_tokens = named
+        return self.index.hits(hashes, block_tokens, prompt_tokens) if self.enabled and hashes else {}
 
     def with_hits(self, request: Request) -> Request:
         """The request with the prompt tokens that each instance probably has cached now."""
         if not self.enabled or not request.prefix_hashes:
             return request
-        hits = self.index.hits(request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens)
+        hits = self.hits((request.prefix_hashes, request.prefix_block_tokens), request.prompt_tokens)
         return changed(request, cached_tokens=hits)
 
     def sent(self, request: Request, instance: Instance, metrics: PrefixMetrics) -> Use | None:
@@ -107,12 +119,10 @@ class Prefixing:
         if self._is_shared:
             told = request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens
             self.outbox.add(ToldUse(instance.instance_id, *told))
+        kv_tokens = instance.profile.kv_tokens
+        hashes, block_tokens, prompt_tokens = request.prefix_hashes, request.prefix_block_tokens, request.prompt_tokens
         return self.index.use(
-            instance.instance_id,
-            request.prefix_hashes,
-            block_tokens=request.prefix_block_tokens,
-            prompt_tokens=request.prompt_tokens,
-            kv_tokens=instance.profile.kv_tokens,
+            instance.instance_id, hashes, block_tokens=block_tokens, prompt_tokens=prompt_tokens, kv_tokens=kv_tokens
         )
 
     def reported(self, use: Use, cached_tokens: int, metrics: PrefixMetrics) -> None:
@@ -139,28 +149,12 @@ class Prefixing:
             metrics.hit_share.remove(*labels)
         self._shown = shown
 
-    def _hasher(self, ask: RouteAsk) -> blake2b:
-        """A hasher that has read whatever separates prompts of equal text."""
-        apart = f"{len(ask.model)} {ask.model}{ask.cache_salt}\n".encode("utf-8", "surrogatepass")
-        return blake2b(apart, digest_size=HASH_BYTES, key=self._key)
-
-    def _keyed(self, ask: RouteAsk, given: Sequence[int]) -> tuple[int, ...]:
-        """Each of a client's hashes by itself: a mask common to all would not hide how they differ."""
-        hasher, hashes = self._hasher(ask), []
-        for one in given:
-            keyed = hasher.copy()
-            keyed.update(one.to_bytes(HASH_BYTES, "little"))
-            hashes.append(_number(keyed))
-        return tuple(hashes)
-
-    def _text_hashes(self, ask: RouteAsk, prompt: bytes) -> tuple[int, ...]:
-        hasher, text = self._hasher(ask), memoryview(prompt)
-        hashes = []
-        for end in range(BLOCK_BYTES, min(len(prompt), MAX_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
-            hasher.update(text[end - BLOCK_BYTES : end])
-            hashes.append(_number(hasher.copy()))
-        return tuple(hashes)
-
-
-def _number(hasher: blake2b) -> int:
-    return int.from_bytes(hasher.digest(), "little")
+    def _key_of(self, ask: RouteAsk) -> bytes:
+        """The key of whatever separates prompts of equal text."""
+        known = None if ask.cache_salt else self._keys.get(ask.model)
+        if known is None:
+            apart = f"{len(ask.model)} {ask.model}{ask.cache_salt}\n".encode("utf-8", "surrogatepass")
+            known = blake2b(apart, digest_size=KEY_BYTES, key=self._key, person=b"llmrouter apart").digest()
+            if not ask.cache_salt:
+                self._keys[ask.model] = known
+        return known

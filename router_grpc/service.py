@@ -153,7 +153,10 @@ class RouterService:
         excluded = excluded_of(ask, self._world.instances.current())
         request_id = ask.request_id or next(self._new_ids)
         named = self._world.prefixes.named(ask, foretold.prompt_tokens)
-        request = request_of(ask, foretold, excluded, request_id=request_id, named=named, arrived_at_s=arrived_at_s)
+        hits = self._world.prefixes.hits(named, foretold.prompt_tokens)
+        request = request_of(
+            ask, foretold, excluded, request_id=request_id, named=named, hits=hits, arrived_at_s=arrived_at_s
+        )
         memory = kept_bytes(ask.prompt, request.prefix_hashes)
         try:
             answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
@@ -276,11 +279,9 @@ class RouterService:
         terms = self._terms(request, line, ticket)
         hold = Hold("no attempt was made")
         for final in (False, True):
-            snapshot = self.snapshot()
-            if ticket is not None:
-                since_s = line.head_since_s if is_patient else -math.inf
-                snapshot = replace(snapshot, held=line.waiting(request), head_since_s=since_s)
-            request = self._world.prefixes.with_hits(request)
+            snapshot = self.snapshot() if ticket is None else self._seen_by(request, line, is_patient=is_patient)
+            if final or is_open or ticket is not None:
+                request = self._world.prefixes.with_hits(request)
             guard = self._guard_of(runtime, request, snapshot.taken_at_s)
             guarded = self._decide(guard, request, snapshot, terms.batch)
             decision = guarded.decision
@@ -303,6 +304,11 @@ class RouterService:
                 continue
             hold = Hold(f"the ledger answered {result.outcome.value} for {len(decision.candidates)} candidates")
         return hold
+
+    def _seen_by(self, request: Request, line: HoldLine, *, is_patient: bool) -> PoolSnapshot:
+        """The instances as a policy sees them now for a request that is held."""
+        since_s = line.head_since_s if is_patient else -math.inf
+        return replace(self.snapshot(), held=line.waiting(request), head_since_s=since_s)
 
     def _placed(self, runtime: Runtime, placed: Placed) -> None:
         self._world.trial.dispatched(self._world, runtime, placed)

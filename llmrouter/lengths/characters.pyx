@@ -51,11 +51,11 @@ cdef inline bint _is_cjk(Py_UCS4 sign) noexcept:
 
 
 cdef void _count_ascii(const uint8_t* text, Py_ssize_t size, Counts* counts) noexcept:
-    cdef Py_ssize_t start, place, end
+    cdef Py_ssize_t start = 0, place, end
     cdef Py_ssize_t words = 0
     cdef uint64_t many
     cdef int kind, is_letter, in_word = 0
-    for start in range(0, size, AT_ONCE):
+    while start < size:
         end = min(size, start + AT_ONCE)
         many = 0
         for place in range(start, end):
@@ -65,6 +65,7 @@ cdef void _count_ascii(const uint8_t* text, Py_ssize_t size, Counts* counts) noe
             in_word = is_letter
         for kind in range(CLASSES):
             counts.of_class[kind] += (many >> (BITS * kind)) & ((1 << BITS) - 1)
+        start = end
     counts.words = words
 
 

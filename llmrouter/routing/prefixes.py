@@ -80,6 +80,8 @@ class PrefixIndex:
         found: dict[str, int] = {}
         holders = self._holders
         alive = holders.get(hashes[0], 0) if hashes else 0
+        if not alive:
+            return found
         for place, block in enumerate(hashes):
             still = alive & holders.get(block, 0)
             if still != alive:
@@ -92,31 +94,35 @@ class PrefixIndex:
 
     def hits(self, hashes: Sequence[int], block_tokens: float, prompt_tokens: int) -> dict[str, int]:
         """Prompt tokens that each instance probably has cached; instances that have none are left out."""
-        held = self.held(hashes)
-        worth = {blocks: hit_tokens(blocks, block_tokens, prompt_tokens) for blocks in set(held.values())}
-        known = self._known
-        tokens = {instance_id: int(known[instance_id].share * worth[blocks]) for instance_id, blocks in held.items()}
-        return {instance_id: hit for instance_id, hit in tokens.items() if hit}
+        hits: dict[str, int] = {}
+        worth, of_blocks = 0, 0
+        for instance_id, blocks in self.held(hashes).items():
+            if blocks != of_blocks:
+                worth, of_blocks = hit_tokens(blocks, block_tokens, prompt_tokens), blocks
+            hit = int(self._known[instance_id].share * worth)
+            if hit:
+                hits[instance_id] = hit
+        return hits
 
     def use(
         self, instance_id: str, hashes: Sequence[int], *, block_tokens: float, prompt_tokens: int, kv_tokens: int
     ) -> Use:
         """A prompt goes to an instance, which will hold its blocks; those beyond ``kv_tokens`` are taken to go."""
-        self._uses += 1
+        uses = self._uses = self._uses + 1
         known = self._known.get(instance_id) or self._add(instance_id)
-        blocks, matched, seen = known.blocks, 0, 0
+        blocks, holders, matched, seen = known.blocks, self._holders, 0, 0
         for block in hashes:
-            if (used := blocks.get(block, 0)) == 0:
+            used = blocks.get(block)
+            if used is None:
                 break
             matched, seen = matched + 1, used
         for block in reversed(hashes):
             if block in blocks:
-                blocks[block] = self._uses
                 blocks.move_to_end(block)
             else:
-                blocks[block] = self._uses
-                self._holders[block] = self._holders.get(block, 0) | known.bit
+                holders[block] = holders.get(block, 0) | known.bit
                 self.entries += 1
+            blocks[block] = uses
         self._shrink(known, int(kv_tokens // block_tokens))
         return Use(instance_id, hit_tokens(matched, block_tokens, prompt_tokens), seen)
 
