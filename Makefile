@@ -1,4 +1,5 @@
-# `make` or `make help` lists the commands. Every one of them works on a bare machine: it installs what it needs first.
+# `make` or `make help` lists the commands. Every one of them works on a machine with Python and a C compiler: it installs
+# what else it needs first.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

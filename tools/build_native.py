@@ -63,15 +63,23 @@ def build(root: Path) -> list[Path]:
     """Compiles what is stale, and returns the libraries of all sources.
 
     Raises:
-        SystemExit: there is no C compiler, or it refuses.
+        SystemExit: there is no C compiler, or no headers.
     """
     sources = stale(root)
     if sources:
-        if shutil.which("cc") is None and shutil.which("gcc") is None:
-            sys.exit("tools/build_native.py: no C compiler: install one (Debian: apt-get install gcc python3-dev)")
+        if missing := _missing():
+            sys.exit(f"tools/build_native.py: there is no {missing} (Debian: apt-get install gcc python3-dev)")
         print(f"compiling {', '.join(str(one.relative_to(root)) for one in sources)}", file=sys.stderr)
         _compile(root, sources)
     return sorted(made_of(source) for package in PACKAGES for source in (root / package).rglob("*.pyx"))
+
+
+def _missing() -> str:
+    """What of a machine's own is needed and not there."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        return "C compiler"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if headers.is_file() else f"{headers}, which Python's headers are"
 
 
 def _compile(root: Path, sources: list[Path]) -> None:
