@@ -264,7 +264,7 @@ class Replicas:
     def _end(self, place: _Place) -> None:
         place.phase, place.due_at_s, place.drains_since_s = _Phase.ENDING, self._now_s + self._times.stop_s, None
         world = self._told()
-        if self._in_flight(place) or not self._is_empty(place):
+        if not self._is_empty(place):
             world.pool.engines["lost"][place.e] = 1
             world.run["losing"] = 1
 
