@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmrouter.testbed.comparison import DISTURBED, MODEL, SWITCH, Facts, Timing, summary
 from llmrouter.testbed.comparison_run import conclude, run_to_exit_status, watch_replay
-from llmrouter.testbed.demo_run import replaying, staged, target_options, target_parser
+from llmrouter.testbed.demo_run import replaying, serve, staged, target_options, target_parser
 from llmrouter.testbed.demo_target import RELEASE, engines, manifest, replay_pod
 from llmrouter.testbed.live_view import LiveView
 
@@ -102,14 +102,9 @@ def replay(target: DemoTarget, timing: Timing, folder: Path, view: LiveView) -> 
 
 def deploy(target: DemoTarget, progress: Progress) -> None:
     """Installs the release and applies the demo's objects; returns when every part serves."""
-    with progress.part("helm install: CRDs, operator, Redis, Envoy", usually_s=3):
-        target.install()
-    with progress.part("kubectl apply: eight engines, a policy, two routers", usually_s=10):
-        target.apply(engines(target.router_image()))
-        target.apply([*manifest("policies/round-robin.yaml"), *manifest("cluster/router.yaml")])
-        target.wait_ready()
-    with progress.part("Envoy finds the routers", usually_s=3):
-        target.wait_front()
+    objects = [*manifest("policies/round-robin.yaml"), *manifest("cluster/router.yaml")]
+    what = "eight engines, a policy, two routers"
+    serve(target, progress, [*engines(target.router_image()), *objects], what=what)
 
 
 def compare(options: DemoOptions, timing: Timing, console: Console) -> int:

@@ -14,7 +14,7 @@ from llmrouter.testbed.comparison import MODEL, write_summary
 from llmrouter.testbed.comparison_run import run_to_exit_status, verdict
 from llmrouter.testbed.demo_canary_model import objects
 from llmrouter.testbed.demo_canary_view import EVENTS, SECTION, CanaryView
-from llmrouter.testbed.demo_run import parse_target, staged, traffic
+from llmrouter.testbed.demo_run import parse_target, serve, staged, traffic
 from llmrouter.testbed.demo_target import ROUTER, engines, is_all, manifest, replay_pod
 from llmrouter.testbed.terminal_view import excerpt
 
@@ -188,14 +188,9 @@ def canary(options: DemoOptions, console: Console) -> int:
 
 
 def _deploy(target: DemoTarget, progress: Progress) -> None:
-    with progress.part("helm install: CRDs, operator, Redis, Envoy", usually_s=3):
-        target.install()
-    with progress.part("kubectl apply: eight engines, three policies, a model, two routers", usually_s=10):
-        target.apply(engines(target.router_image()))
-        target.apply([*manifest("canary/policies.yaml"), *objects(WORSE), *manifest("cluster/router.yaml")])
-        target.wait_ready()
-    with progress.part("Envoy finds the routers", usually_s=3):
-        target.wait_front()
+    ours = [*manifest("canary/policies.yaml"), *objects(WORSE), *manifest("cluster/router.yaml")]
+    what = "eight engines, three policies, a model, two routers"
+    serve(target, progress, [*engines(target.router_image()), *ours], what=what)
 
 
 def _conclude(story: Story, path: Path, console: Console) -> int:

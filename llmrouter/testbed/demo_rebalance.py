@@ -15,7 +15,7 @@ from llmrouter.testbed.cluster.errors import PartFailedError
 from llmrouter.testbed.comparison import MODEL, write_summary
 from llmrouter.testbed.comparison_run import run_to_exit_status, verdict
 from llmrouter.testbed.demo_rebalance_view import EVENTS, SECTION, RebalanceView
-from llmrouter.testbed.demo_run import parse_target, staged, traffic
+from llmrouter.testbed.demo_run import parse_target, serve, staged, traffic
 from llmrouter.testbed.demo_target import ROUTER, manifest, replay_pod, with_image
 from llmrouter.testbed.measure import percentile
 from llmrouter.testbed.pod_watch import PodWatch
@@ -232,14 +232,16 @@ def rebalance(options: DemoOptions, console: Console) -> int:
 
 
 def _deploy(target: DemoTarget, progress: Progress) -> None:
-    with progress.part("helm install: CRDs, operator with rebalance.enabled=true, Redis, Envoy", usually_s=3):
-        target.install("rebalance.enabled=true")
-    with progress.part("kubectl apply: two engines for prompts, two for answers, two routers", usually_s=15):
-        target.apply([with_image(one, target.router_image()) for one in manifest("rebalance/engines.yaml")])
-        target.apply(manifest("rebalance/router.yaml"))
-        target.wait_ready(instances=BUDGET_GPUS)
-    with progress.part("Envoy finds the routers", usually_s=3):
-        target.wait_front()
+    engines = [with_image(one, target.router_image()) for one in manifest("rebalance/engines.yaml")]
+    serve(
+        target,
+        progress,
+        [*engines, *manifest("rebalance/router.yaml")],
+        what="two engines for prompts, two for answers, two routers",
+        settings=["rebalance.enabled=true"],
+        instances=BUDGET_GPUS,
+        usually_s=15,
+    )
 
 
 def _conclude(values: dict[str, Any], path: Path, console: Console) -> int:

@@ -16,7 +16,7 @@ from llmrouter.testbed.cluster.guard import Guard
 from llmrouter.testbed.cluster.places import repository_root
 from llmrouter.testbed.cluster.processes import poll, start
 from llmrouter.testbed.cluster.progress import Progress
-from llmrouter.testbed.demo_target import DemoTarget, ImageChoice
+from llmrouter.testbed.demo_target import ENGINES, DemoTarget, ImageChoice
 from llmrouter.testbed.replay_events import ReplayState, follow
 
 if TYPE_CHECKING:
@@ -110,6 +110,27 @@ def _collect_logs(target: DemoTarget, logs: Path, *, own: bool) -> None:
     cluster = Cluster.current() if own else None
     if cluster is not None:
         shutil.copytree(cluster.logs, logs / "cluster", dirs_exist_ok=True, ignore=shutil.ignore_patterns("pods"))
+
+
+def serve(
+    target: DemoTarget,
+    progress: Progress,
+    documents: Sequence[Mapping[str, Any]],
+    *,
+    what: str,
+    settings: Sequence[str] = (),
+    instances: int = ENGINES,
+    usually_s: float = 10,
+) -> None:
+    """Installs the release with these settings and applies the demo's objects; returns when every part serves."""
+    operator = " with ".join(["operator", *settings])
+    with progress.part(f"helm install: CRDs, {operator}, Redis, Envoy", usually_s=3):
+        target.install(*settings)
+    with progress.part(f"kubectl apply: {what}", usually_s=usually_s):
+        target.apply(documents)
+        target.wait_ready(instances=instances)
+    with progress.part("Envoy finds the routers", usually_s=3):
+        target.wait_front()
 
 
 @contextmanager
