@@ -28,7 +28,7 @@ class FakeCluster(DemoTarget):
     helm_program: Path = Path("helm")
     access: tuple[str, ...] = ()
     helm_access: tuple[str, ...] = ()
-    images: ImageChoice = ImageChoice()
+    images: ImageChoice = field(default_factory=ImageChoice)
     done: list[tuple[object, ...]] = field(default_factory=list)
 
     def install(self, *settings: str) -> None:
