@@ -6,6 +6,9 @@ from math import exp
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Role
+from llmrouter.routing.features import profile_features
+from llmrouter.routing.rooms import per_profile, request_bound
+from llmrouter.routing.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,12 +36,6 @@ def is_eligible(view: InstanceView, request: Request) -> bool:
     return request.model in instance.models and instance.instance_id not in request.excluded_instance_ids
 
 
-def fullness(view: InstanceView) -> float:
-    """The fraction of an instance's KV or of its batch slots that is taken, the larger one; above 1 where it queues."""
-    load, profile = view.total, view.instance.profile
-    return max(load.context_tokens / profile.kv_tokens, load.requests / profile.max_sequences)
-
-
 class Shares:
     """Tokens placed lately, by model and instance: prompt tokens that are not cached, and expected output tokens.
 
@@ -50,6 +47,7 @@ class Shares:
     def __init__(self, factor: float) -> None:
         self._factor = factor
         self._windows: dict[str, _Window] = {}
+        self._table = Table(request_bound(0), per_profile(profile_features))
 
     def over(self, instance_id: str, request: Request, snapshot: PoolSnapshot) -> str:
         """How far an instance is beyond its cap, in words; empty where it is not."""
@@ -63,15 +61,13 @@ class Shares:
         self, instance_id: str, request: Request, snapshot: PoolSnapshot, among: Collection[str] | None = None
     ) -> list[InstanceView]:
         """Eligible instances that are within their caps and less full than this one; ``among`` some, by id."""
-        window = self._windows[request.model]
-        full = next(fullness(one) for one in snapshot.views if one.instance.instance_id == instance_id)
-        views = snapshot.views
+        window, views = self._windows[request.model], snapshot.views
         return [
-            one
-            for one in (views if among is None else [view for view in views if view.instance.instance_id in among])
-            if is_eligible(one, request)
-            and fullness(one) < full
-            and window.share(name := one.instance.instance_id) <= self._cap(window, name, request.model, snapshot)
+            view
+            for place in self._table.emptier(views, request, instance_id)
+            if (among is None or views[place].instance.instance_id in among)
+            and is_eligible(view := views[place], request)
+            and window.share(name := view.instance.instance_id) <= self._cap(window, name, request.model, snapshot)
         ]
 
     def placed(self, instance_id: str, request: Request, snapshot: PoolSnapshot) -> None:

@@ -120,6 +120,11 @@ def gate_requests(max_requests: float, queued_prefill_s: float) -> float:
     return QUEUE_FACTOR * max_requests if queued_prefill_s > LONG_QUEUE_S else max_requests
 
 
+def fullness(requests: float, context_tokens: float, max_sequences: float, kv_tokens: float) -> float:
+    """The fraction of an instance's KV or of its batch slots that is taken, the larger one; above 1 where it queues."""
+    return max(context_tokens / kv_tokens, requests / max_sequences)
+
+
 def foreign_load(signal: EngineSignal | None, counted: Load, profile: EngineProfile) -> Load:
     """Estimates what an engine carries that no router dispatched: what it reports beyond ``counted``.
 

@@ -1,7 +1,7 @@
 """Rules: policies that are one formula over an instance's features, the smallest score first.
 
-Every formula is written once, over a row ``x`` of features in the order of ``FEATURE_NAMES``: the router calls it as it
-stands, the simulator compiles it. So these functions use numbers and constants, and nothing else.
+Every formula is written once, over a row ``x`` of features in the order of ``FEATURE_NAMES``; the router (``table``)
+and the simulator compile it as it stands. So these functions use numbers and constants, and nothing else.
 
 In the formulas the request has p prompt tokens, c of them in the instance's prefix cache, and d predicted output
 tokens; the instance n requests in flight with C context tokens, Q of them still to prefill, and R predicted tokens to
@@ -11,13 +11,12 @@ decode; K tokens of KV; step time ``b + g3·n + g2·C``, prefill ``g1·p + g1b·
 from __future__ import annotations
 
 from enum import IntEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import DECODE_RESERVE_FRACTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
 REQUESTS = 0
 CONTEXT = 1
@@ -264,21 +263,3 @@ def marginal_cost_row(x: Sequence[float], weights: Sequence[float], backlog_s: f
         + weights[6] * spread_s
         - weights[8] * (g1 * cached + x[PREFILL_SQUARED] * cached * cached)
     )
-
-
-FORMULAS: Mapping[Rule, Callable[[Sequence[float]], float]] = MappingProxyType(
-    {
-        Rule.LEAST_IN_FLIGHT: least_in_flight,
-        Rule.LEAST_KV_TOKENS: least_kv_tokens,
-        Rule.LMETRIC: lmetric,
-        Rule.TOKEN_LOAD: token_load,
-        Rule.PAPER_JSQ: tokens_left,
-        Rule.MIN_MIN: min_min,
-        Rule.MIXING_PENALTY: mixing_penalty,
-        Rule.OWN_LATENCY: own_latency,
-        Rule.DECODE_BALANCER: decode_left,
-        Rule.PREFILL_LOAD: prefill_load,
-        Rule.MIXING_PENALTY_SCALED: mixing_penalty_scaled,
-    }
-)
-"""The formulas that need no weights, by rule: what ``score`` answers, without its chain of comparisons."""

@@ -26,6 +26,13 @@ class Table:
         What is asked about places afterwards is about these views.
         """
 
+    def emptier(self, views: Sequence[InstanceView], request: Request, instance_id: str) -> list[int]:
+        """Where instances are that serve the request's model and are less full (``inflight.fullness``) than one.
+
+        Raises:
+            KeyError: that one is none of them.
+        """
+
     def scores(self, request: Request, places: list[int], rule: int, weights: tuple[float, ...] = ()) -> list[float]:
         """``rules.score`` of the instances at ``places``; the backlog is the mean of ``queued_prefill_s`` of them.
 

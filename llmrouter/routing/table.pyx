@@ -67,6 +67,22 @@ cdef class Table:
                 places.append(place)
         return eligible, places
 
+    def emptier(self, views, request, instance_id):
+        cdef Py_ssize_t place
+        cdef list places = []
+        cdef const char* serves
+        cdef bytes serving
+        cdef double full
+        self._follow(views)
+        place = self._places_of()[instance_id]
+        full = self._fullness(place)
+        serving = self._serving_of(request.model)
+        serves = PyBytes_AS_STRING(serving)
+        for place in range(self._count):
+            if serves[place] and self._fullness(place) < full:
+                places.append(place)
+        return places
+
     def scores(self, request, list places, long rule, tuple weights=()):
         cdef double weighed[WEIGHTS]
         cdef double backlog_s = 0.0
@@ -102,10 +118,9 @@ cdef class Table:
             self._rows[place].x[CACHED] = 0.0
         cached = request.cached_tokens
         if cached:
-            if not self._places:
-                self._places = {one.instance.instance_id: place for place, one in enumerate(self._views)}
+            places_of = self._places_of()
             for instance_id, tokens in cached.items():
-                found = self._places.get(instance_id)
+                found = places_of.get(instance_id)
                 if found is not None:
                     self._rows[<Py_ssize_t> found].x[CACHED] = tokens
 
@@ -148,6 +163,15 @@ cdef class Table:
         row.max_requests, row.kv_limit_tokens = room.max_requests, kv_bound(room)
         row.decode_reserve_fraction = room.decode_reserve_fraction
         self._rows[place], self._views[place] = row, view
+
+    cdef double _fullness(self, Py_ssize_t place) noexcept:
+        cdef double* x = self._rows[place].x
+        return fullness(x[REQUESTS], x[CONTEXT], x[SLOTS], x[KV])
+
+    cdef dict _places_of(self):
+        if not self._places:
+            self._places = {one.instance.instance_id: place for place, one in enumerate(self._views)}
+        return self._places
 
     cdef bytes _serving_of(self, model):
         """Of each instance, whether it serves a model."""

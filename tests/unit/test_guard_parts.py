@@ -15,7 +15,8 @@ from llmrouter.domain import SHORTEST_HOLD_S, Hold, Load
 from llmrouter.profiles import H100_MIX
 from llmrouter.routing.envelope import WINDOW_DECISIONS, Envelope, EnvelopedNetwork, EnvelopedState
 from llmrouter.routing.guard_holds import OVERRULED_IN_A_ROW, VoluntaryHolds
-from llmrouter.routing.guard_shares import ENOUGH_PLACEMENTS, WINDOW_S, Shares, fullness
+from llmrouter.routing.guard_shares import ENOUGH_PLACEMENTS, WINDOW_S, Shares
+from llmrouter.routing.inflight import fullness
 from llmrouter.routing.lateness import REST_S
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ class TestShares:
         kv = replace(view("kv"), load=Load(requests=1, context_tokens=H100_MIX.kv_tokens // 2))
         pool = at(first, kv, view("busy", 200), view("free", 100), view("stranger", model="other"))
         shares = shares_of({"first": 100}, 2.0)
-        assert fullness(first) == fullness(kv) == 0.5
+        for one in (first, kv):
+            load, profile = one.total, one.instance.profile
+            full = fullness(load.requests, load.context_tokens, profile.max_sequences, profile.kv_tokens)
+            assert full == 0.5
         assert [one.instance.instance_id for one in shares.spared("first", request(), pool)] == ["free"]
 
     def test_a_year_of_placements_stays_finite(self) -> None:
