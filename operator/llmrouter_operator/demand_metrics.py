@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Gauge
 
+from llmrouter_operator.series import Series
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -43,7 +45,7 @@ class DemandMetrics:
             [*_OBJECT, "bound"],
             registry=registry,
         )
-        self._shown: dict[tuple[Gauge, ObjectKey], set[str]] = {}
+        self._series = Series()
 
     def show_demand(self, key: ObjectKey, mixes: Mapping[str, TrafficMix], forecast: MixForecast | None) -> None:
         """Shows what is asked for now, and what is to come."""
@@ -60,10 +62,4 @@ class DemandMetrics:
         self.show_demand(key, {}, None)
 
     def _show(self, gauge: Gauge, key: ObjectKey, values: Mapping[str, float]) -> None:
-        known = {label: value for label, value in values.items() if math.isfinite(value)}
-        for label in self._shown.pop((gauge, key), set()) - known.keys():
-            gauge.remove(*key, label)
-        for label, value in known.items():
-            gauge.labels(*key, label).set(value)
-        if known:
-            self._shown[gauge, key] = set(known)
+        self._series.show(gauge, key, {(label,): value for label, value in values.items() if math.isfinite(value)})

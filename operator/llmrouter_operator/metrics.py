@@ -8,6 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from llmrouter_operator.demand_metrics import DemandMetrics
 from llmrouter_operator.rebalance_metrics import RebalanceMetrics
+from llmrouter_operator.series import Series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,17 +48,11 @@ class OperatorMetrics:
             ["namespace", "name", "type"],
             registry=registry,
         )
-        self._shown: dict[ObjectKey, set[str]] = {}
+        self._series = Series()
         self.demand = DemandMetrics(registry)
         self.rebalance = RebalanceMetrics(registry)
 
     def show_conditions(self, key: ObjectKey, conditions: Iterable[Mapping[str, str]]) -> None:
         """Shows the conditions of one LLMRouter in place of those shown before; none of them when it is gone."""
-        values = {one["type"]: _VALUES[one["status"]] for one in conditions}
-        for kind in self._shown.get(key, set()) - values.keys():
-            self._conditions.remove(*key, kind)
-        for kind, value in values.items():
-            self._conditions.labels(*key, kind).set(value)
-        self._shown[key] = set(values)
-        if not values:
-            del self._shown[key]
+        values: dict[tuple[str, ...], float] = {(one["type"],): _VALUES[one["status"]] for one in conditions}
+        self._series.show(self._conditions, key, values)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge
 
+from llmrouter_operator.series import Series
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -55,7 +57,7 @@ class RebalanceMetrics:
             ["namespace", "name", "reason"],
             registry=registry,
         )
-        self._shown: dict[ObjectKey, set[str]] = {}
+        self._series = Series()
 
     def show(
         self,
@@ -67,25 +69,16 @@ class RebalanceMetrics:
         budget: int,
     ) -> None:
         """Shows the pools of one LLMRouter in place of those shown before."""
-        known = {state.pool: state for state in states}
-        self._drop(key, self._shown.get(key, set()) - known.keys())
-        for pool, state in known.items():
-            self._declared.labels(*key, pool).set(state.declared)
-            self._ready.labels(*key, pool).set(state.ready)
-            self._proposed.labels(*key, pool).set(wanted.get(pool, state.declared))
-            self._blocked.labels(*key, pool).set(state.is_held)
-        self._taken.labels(*key).set(taken)
-        self._budget.labels(*key).set(budget)
-        self._shown[key] = set(known)
+        known = {(state.pool,): state for state in states}
+        shown = self._series.show
+        shown(self._declared, key, {pool: state.declared for pool, state in known.items()})
+        shown(self._ready, key, {pool: state.ready for pool, state in known.items()})
+        shown(self._proposed, key, {pool: wanted.get(state.pool, state.declared) for pool, state in known.items()})
+        shown(self._blocked, key, {pool: state.is_held for pool, state in known.items()})
+        shown(self._taken, key, {(): taken})
+        shown(self._budget, key, {(): budget})
 
     def forget(self, key: ObjectKey) -> None:
         """Nothing is rebalanced there any more."""
-        if key in self._shown:
-            self._drop(key, self._shown.pop(key))
-            self._taken.remove(*key)
-            self._budget.remove(*key)
-
-    def _drop(self, key: ObjectKey, pools: Iterable[str]) -> None:
-        for pool in pools:
-            for gauge in (self._declared, self._ready, self._proposed, self._blocked):
-                gauge.remove(*key, pool)
+        for gauge in (self._declared, self._ready, self._proposed, self._blocked, self._taken, self._budget):
+            self._series.show(gauge, key, {})
