@@ -62,7 +62,6 @@ class PlanInputs:
         pools: with their bounds and what they have.
         slo: what is to be met.
         gpu_budget: GPUs of all pools together at most; ``None`` where only ``max_replicas`` bound them.
-        max_step: replicas by which a pool may differ from what it has; ``None`` for any number.
         keep_within: a split is kept that is worse by at most this share.
     """
 
@@ -70,7 +69,6 @@ class PlanInputs:
     pools: tuple[PoolOption, ...]
     slo: Slo
     gpu_budget: int | None = None
-    max_step: int | None = None
     keep_within: float = 0.05
 
 

@@ -11,7 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidInputError
-from llmrouter.planning.inputs import PlanInputs, PoolOption, Proposal
+from llmrouter.planning.inputs import PlanInputs, Proposal
 from llmrouter.planning.outlook import Outlook, outlook, paths_of
 from llmrouter.planning.station import request_s
 
@@ -67,11 +67,9 @@ class Search:
         self._demands = demands
         self._pools = inputs.pools
         self._known: dict[Split, Outlook] = {}
-        bounds = [_bounds(pool, inputs.max_step) for pool in inputs.pools]
-        self._low, self._high = tuple(low for low, _ in bounds), tuple(high for _, high in bounds)
-        self.now: Split = tuple(
-            min(max(pool.current, low), high) for pool, (low, high) in zip(inputs.pools, bounds, strict=True)
-        )
+        self._low = tuple(pool.min_replicas for pool in inputs.pools)
+        self._high = tuple(pool.max_replicas for pool in inputs.pools)
+        self.now: Split = tuple(min(max(pool.current, pool.min_replicas), pool.max_replicas) for pool in inputs.pools)
         self._check()
         if not self._fits(self.now):
             self.now = self._low
@@ -169,13 +167,6 @@ class Search:
                     moved[place] += change
                 if self._fits(tuple(moved)):
                     yield tuple(moved)
-
-
-def _bounds(pool: PoolOption, max_step: int | None) -> tuple[int, int]:
-    low, high = pool.min_replicas, pool.max_replicas
-    if max_step is None:
-        return low, high
-    return min(max(low, pool.current - max_step), high), max(min(high, pool.current + max_step), low)
 
 
 def _count(low: Split, high: Split) -> int:

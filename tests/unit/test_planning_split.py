@@ -82,13 +82,6 @@ def test_noise_moves_nothing(rate: float) -> None:
         assert again.replicas == settled, again.reason
 
 
-def test_max_step_bounds_the_search() -> None:
-    asked = replace(inputs(demand(150.0, 3_000.0, 50.0), pools=staged(4, 4)), max_step=1)
-    found = propose(asked).replicas
-    assert abs(found["p"] - 4) <= 1
-    assert abs(found["d"] - 4) <= 1
-
-
 def test_many_splits_are_climbed_to_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [inputs(demand(rate, 2_000.0, 150.0), pools=staged(1, 1, most=12), gpus=16) for rate in (20.0, 90.0, 200.0)]
     tried = [propose(one).replicas for one in asked]
