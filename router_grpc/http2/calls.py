@@ -127,11 +127,11 @@ class Call(Stream):
             return
         if not self._has_begun:
             self.head, self._has_begun = blocks.GRPC_HEAD, True
-        self.queue.append(PREFIX.pack(0, len(message)))
-        self.queue.append(message)
+        self.queue.append(PREFIX.pack(0, len(message)) + message)
         self.unsent += PREFIX_BYTES + len(message)
-        self.connection.sending.ready(self)
-        self.connection.wake()
+        if not self.is_ready:
+            self.connection.sending.ready(self)
+            self.connection.wake()
 
     def finish(self, status: Status, detail: str) -> None:
         """The end of the answer, after what has been sent."""
@@ -164,13 +164,20 @@ class Call(Stream):
                 self._deliver(data[PREFIX_BYTES:])
                 self._grant()
                 return
-        self._buffer += data
-        self._cut()
+        if self._buffer:
+            self._buffer += data
+            at = self._cut(self._buffer)
+            if at and not self._is_over:
+                del self._buffer[:at]
+        else:
+            at = self._cut(data)
+            if at < len(data) and not self._is_over:
+                self._buffer = bytearray(data[at:])
         self._grant()
 
-    def _cut(self) -> None:
-        """Delivers what is whole."""
-        buffer, at, have = self._buffer, 0, len(self._buffer)
+    def _cut(self, buffer: bytes | bytearray) -> int:
+        """Delivers what is whole; how many bytes that is."""
+        at, have = 0, len(buffer)
         while have - at >= PREFIX_BYTES and not self._is_over:
             flag, size = PREFIX.unpack_from(buffer, at)
             end = at + PREFIX_BYTES + size
@@ -182,14 +189,12 @@ class Call(Stream):
                 self._take(size)
                 break
             else:
-                message = bytes(memoryview(buffer)[at + PREFIX_BYTES : end])
+                part = slice(at + PREFIX_BYTES, end)
+                message = buffer[part] if isinstance(buffer, bytes) else bytes(memoryview(buffer)[part])
                 at = end
                 self._give()
                 self._deliver(message)
-        if self._is_over:
-            self._buffer = bytearray()
-        elif at:
-            del buffer[:at]
+        return at
 
     def _take(self, size: int) -> None:
         """Counts a long message that has begun to come."""
@@ -228,6 +233,8 @@ class Call(Stream):
         self._refuse(Status.INTERNAL, "the router failed")
 
     def _grant(self) -> None:
+        if 2 * (self.granted - self.receive_window) < self.granted:
+            return  # not worth a frame
         handler = self._handler
         if handler is not None and not handler.is_waiting and self.unsent <= self.connection.limits.unsent_bytes:
             self.connection.granting(self)

@@ -59,12 +59,17 @@ def content_of(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_VALUES and sum(map(body.count, _VALUES)) > MAX_VALUES:
         raise InvalidRequestError(f"body: more than about {MAX_VALUES} values")
     try:
-        content = json.loads(body)
+        content = read_json(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"body: not JSON ({str(error)[:SHOWN]})") from None
     if not isinstance(content, dict):
         raise InvalidRequestError("body: must be a JSON object")
     return content
+
+
+def read_json(raw: bytes) -> Any:  # noqa: ANN401 - whatever it is
+    """The value that JSON is, in any of its encodings; raises ValueError or RecursionError where it is none."""
+    return json.loads(raw.decode() if raw.isascii() and 0 not in raw[:4] else raw)
 
 
 def asked_in(path: str, content: dict[str, Any]) -> Asked | None:

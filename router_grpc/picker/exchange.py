@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
 from llmrouter.errors import InvalidRequestError, LLMRouterError, SaturatedError
 from llmrouter.quick import quick
 from router_grpc.picker import headers as names
@@ -22,7 +24,9 @@ from router_grpc.picker.asking import route_ask
 from router_grpc.picker.bodies import asked_of, makes_tokens
 from router_grpc.picker.intake import Intake
 from router_grpc.picker.observation import Observed
+from router_grpc.picker.reading import Said, read
 from router_grpc.picker.replies import (
+    CHUNK_BYTES,
     REQUEST_HEADERS,
     REQUEST_TRAILERS,
     RESPONSE_BODY,
@@ -35,7 +39,7 @@ from router_grpc.picker.replies import (
     pieces,
     refusal,
 )
-from router_grpc.picker.rewrap import REQUEST, RESPONSE
+from router_grpc.picker.rewrap import REQUEST, RESPONSE, piece_message
 from router_grpc.picker.usage import AnswerScan
 from router_grpc.reports import MAX_REPORTED_TOKENS, PROGRESS_TOKENS, Report, ReportKind
 from router_grpc.v1 import ext_proc_pb2 as pb
@@ -53,6 +57,11 @@ BODY_S = 300.0
 
 FAILED_FROM, FAULT_FROM = 400, 500
 """Statuses of an answer that is none, and of one that its engine is to blame for."""
+
+_HEADERS, _ANSWER, _BODY, _ANSWER_BODY, _TRAILERS, _ANSWER_TRAILERS = range(2, 8)
+"""The fields of ``ProcessingRequest`` by their numbers."""
+
+_BUFFERED, _DUPLEX = int(pb.BUFFERED), int(pb.FULL_DUPLEX_STREAMED)
 
 
 @quick
@@ -180,28 +189,35 @@ class Exchange:
         """Whether all is said: what is left of the stream is the gateway's to end."""
         return self._phase is _Phase.OVER
 
-    def receive(self, message: pb.ProcessingRequest) -> list[Effect]:
-        """What the next message leads to.
+    def receive(self, message: bytes) -> list[Effect]:
+        """What the next message, as it stands on the wire, leads to.
 
         Raises:
-            ProtocolError: it cannot come now.
+            ProtocolError: it is none, or cannot come now.
         """
+        said = read(message, names.READ, is_checked=False) or _read_unusual(message)
+        kind = said.kind
         if self._phase is _Phase.OVER:
             return []
-        if message.HasField("metadata_context") and (subset := names.subset_of(message.metadata_context)) is not None:
+        metadata = None if said.metadata is None else _metadata_of(said.metadata)
+        if metadata is not None and (subset := names.subset_of(metadata)) is not None:
             self._subset = subset
-        kind = message.WhichOneof("request")
-        on = {
-            "request_headers": self._on_headers,
-            "request_body": self._on_body,
-            "request_trailers": self._on_trailers,
-            "response_headers": self._on_answer,
-            "response_body": self._on_answer_body,
-            "response_trailers": self._on_answer_trailers,
-        }
-        if kind is None:
-            raise ProtocolError("a message of no kind that a picker knows")
-        return on[kind](message)
+        if kind == _ANSWER_BODY:
+            return self._on_answer_body(said)
+        if kind == _BODY:
+            return self._on_body(said)
+        if kind == _HEADERS:
+            return self._on_headers(said)
+        if kind == _ANSWER:
+            return self._on_answer(said, metadata)
+        return self._on_seldom(kind)
+
+    def _on_seldom(self, kind: int) -> list[Effect]:
+        if kind == _TRAILERS:
+            return self._on_trailers()
+        if kind == _ANSWER_TRAILERS:
+            return self._on_answer_trailers()
+        raise ProtocolError("a message of no kind that a picker knows")
 
     def picked(self, endpoint: str, request_id: str, prefiller: str = "") -> list[Effect]:
         """The request goes there; ``request_id`` of its reservation is empty where it has none.
@@ -258,34 +274,31 @@ class Exchange:
             else []
         )
 
-    def _on_headers(self, message: pb.ProcessingRequest) -> list[Effect]:
+    def _on_headers(self, said: Said) -> list[Effect]:
         self._expect(_Phase.HEADERS, "request_headers")
-        if message.HasField("protocol_config"):
-            config = message.protocol_config
-            self._duplex_request = config.request_body_mode == pb.FULL_DUPLEX_STREAMED
-            self._duplex_answer = config.response_body_mode == pb.FULL_DUPLEX_STREAMED
-            sees_body = config.request_body_mode in {pb.FULL_DUPLEX_STREAMED, pb.BUFFERED}
-        else:
-            sees_body = True
-        if names.size_of(message.request_headers.headers) > MAX_HEADERS_BYTES:
+        sees_body = True
+        if said.has_modes:
+            self._duplex_request = said.request_mode == _DUPLEX
+            self._duplex_answer = said.response_mode == _DUPLEX
+            sees_body = self._duplex_request or said.request_mode == _BUFFERED
+        if said.header_bytes > MAX_HEADERS_BYTES:
             return self._refuse(TooManyHeadersError(f"headers: more than {MAX_HEADERS_BYTES} bytes"))
-        if len(message.request_headers.headers.headers) > MAX_HEADERS:
+        if said.header_count > MAX_HEADERS:
             return self._refuse(TooManyHeadersError(f"headers: more than {MAX_HEADERS}"))
-        self._headers = names.read_headers(message.request_headers.headers)
+        self._headers = said.headers
         self._phase = _Phase.BODY
-        if message.request_headers.end_of_stream or not sees_body:
+        if said.ends or not sees_body:
             return self._pick()
         if not self._duplex_request:  # the gateway keeps the body until it has an answer to the headers
             return [Send(REQUEST_HEADERS)]
         return []
 
-    def _on_body(self, message: pb.ProcessingRequest) -> list[Effect]:
-        part = message.request_body
+    def _on_body(self, said: Said) -> list[Effect]:
         if self._phase in {_Phase.ANSWER, _Phase.ANSWER_BODY}:
             return []  # some gateways end a large body twice
         self._expect(_Phase.BODY, "request_body")
         self._has_body = True
-        body = part.body
+        body = said.body
         if len(self._body) + len(body) > self._max_body_bytes:
             return self._refuse(TooLargeError(f"body: more than {self._max_body_bytes} bytes"))
         try:
@@ -298,7 +311,7 @@ class Exchange:
             self._body += body
         else:
             self._body = bytearray(self._body) + body
-        return self._pick() if part.end_of_stream else []
+        return self._pick() if said.ends else []
 
     def _let_go(self) -> bytes:
         """The body, which is not kept any longer."""
@@ -306,7 +319,7 @@ class Exchange:
         self._intake.give(len(whole))
         return whole
 
-    def _on_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
+    def _on_trailers(self) -> list[Effect]:
         self._expect(_Phase.BODY, "request_trailers")
         self._has_trailers = True
         return self._pick()
@@ -325,45 +338,41 @@ class Exchange:
         self._streams = asked.streams
         return [Pick(route_ask(asked, self._headers, self._subset))]
 
-    def _on_answer(self, message: pb.ProcessingRequest) -> list[Effect]:
+    def _on_answer(self, said: Said, metadata: pb.Metadata | None) -> list[Effect]:
         if self._phase is _Phase.BODY:  # the gateway's own answer, to a request that it did not take in whole
             self._let_go()
             self._phase = _Phase.ANSWER
         self._expect(_Phase.ANSWER, "response_headers")
         self._phase = _Phase.ANSWER_BODY
-        found = names.read_headers(message.response_headers.headers)
+        found = said.headers
         self._status = names.status_code(found)
         is_stream = self._streams or found.get("content-type", "").startswith("text/event-stream")
         self._scan = AnswerScan(is_stream=is_stream)
         effects: list[Effect] = []
-        served = names.served_endpoint(message.metadata_context) if message.HasField("metadata_context") else ""
+        served = "" if metadata is None else names.served_endpoint(metadata)
         if served and served != self._endpoint:
             effects.append(ServedElsewhere(served))
         effects.append(Send(RESPONSE_HEADERS))
-        return [*effects, *self._end()] if message.response_headers.end_of_stream else effects
+        return [*effects, *self._end()] if said.ends else effects
 
-    @property
-    def sends_on(self) -> bool:
-        """Whether a piece of the answer's body is sent on as it came: with ``passed``, in place of ``receive``."""
-        return self._phase is _Phase.ANSWER_BODY and self._duplex_answer
-
-    def passed(self, body: bytes, *, ends: bool) -> list[Effect]:
-        """What a piece of the answer's body says, which is sent on already."""
+    def _on_answer_body(self, said: Said) -> list[Effect]:
         self._expect(_Phase.ANSWER_BODY, "response_body")
-        effects: list[Effect] = []
+        body, ends = said.body, said.ends
+        effects: list[Effect]
+        if not self._duplex_answer:
+            effects = [Send(RESPONSE_BODY)]
+        elif len(body) <= CHUNK_BYTES:
+            effects = [Send(piece_message(body, ends=ends, of=RESPONSE))]
+        else:
+            effects = [Send(piece) for piece in pieces(body, ends=ends, of=RESPONSE)]
         if self._scan is not None and self._request_id:
             self._scan.feed(body)
             effects += self._noticed(self._scan)
-        return [*effects, *self._end()] if ends else effects
+        if ends:
+            effects += self._end()
+        return effects
 
-    def _on_answer_body(self, message: pb.ProcessingRequest) -> list[Effect]:
-        part = message.response_body
-        follows = self.passed(part.body, ends=part.end_of_stream)
-        if not self._duplex_answer:
-            return [Send(RESPONSE_BODY), *follows]
-        return [*(Send(piece) for piece in pieces(part.body, ends=part.end_of_stream, of=RESPONSE)), *follows]
-
-    def _on_answer_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
+    def _on_answer_trailers(self) -> list[Effect]:
         return [Send(RESPONSE_TRAILERS), *self._end()]
 
     def _noticed(self, scan: AnswerScan) -> Iterator[Effect]:
@@ -408,3 +417,23 @@ class Exchange:
     def _expect(self, phase: _Phase, kind: str) -> None:
         if self._phase is not phase:
             raise ProtocolError(f"{kind} came while {self._phase.name.lower()} is under way")
+
+
+def _read_unusual(message: bytes) -> Said:
+    """A message that protobuf must read first: what it says twice is merged, and what no picker knows is left out."""
+    try:
+        parsed = pb.ProcessingRequest.FromString(message)
+    except DecodeError:
+        raise ProtocolError("a message that is no ProcessingRequest") from None
+    parsed.DiscardUnknownFields()
+    said = read(parsed.SerializeToString(), names.READ, is_checked=True)
+    if said is None:
+        raise ProtocolError("a message that a picker cannot read")
+    return said
+
+
+def _metadata_of(raw: bytes) -> pb.Metadata:
+    try:
+        return pb.Metadata.FromString(raw)
+    except DecodeError:
+        raise ProtocolError("metadata that is none") from None

@@ -30,8 +30,9 @@ PRIORITY = "x-llmrouter-priority"
 DEADLINE_MS = "x-llmrouter-deadline-ms"
 BATCH = "x-llmrouter-batch"
 
-READ = frozenset(
-    {
+READ = {
+    name.encode(): name
+    for name in (
         ":path",
         ":method",
         ":status",
@@ -43,31 +44,12 @@ READ = frozenset(
         PRIORITY,
         DEADLINE_MS,
         BATCH,
-    }
-)
-"""Headers that say something here."""
+    )
+}
+"""Headers that say something here, by their names as they come."""
 
 _STATUS = re.compile(r"[1-9][0-9]{2}")
 _WHOLE = re.compile(r"-?[0-9]{1,12}")
-
-
-def size_of(headers: pb.HeaderMap) -> int:
-    """Bytes that headers take in their message."""
-    return headers.ByteSize()
-
-
-def read_headers(headers: pb.HeaderMap) -> dict[str, str]:
-    """Values of the headers that are ``READ``, by lower-case name; of one that comes again the first counts.
-
-    Bytes that are no UTF-8 are replaced.
-    """
-    found: dict[str, str] = {}
-    for header in headers.headers:
-        name = header.key.lower()
-        if name in READ and name not in found:
-            raw = header.raw_value
-            found[name] = raw.decode("utf-8", "replace") if raw else header.value
-    return found
 
 
 def subset_of(metadata: pb.Metadata) -> frozenset[str] | None:

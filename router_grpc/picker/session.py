@@ -16,8 +16,6 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
-from google.protobuf.message import DecodeError
-
 from llmrouter.errors import LLMRouterError
 from router_grpc.calls import length_request
 from router_grpc.counted import counted, counted_forward
@@ -36,11 +34,8 @@ from router_grpc.picker.exchange import (
 )
 from router_grpc.picker.intake import Intake
 from router_grpc.picker.observation import Observed, observed_by
-from router_grpc.picker.replies import CHUNK_BYTES
-from router_grpc.picker.rewrap import RESPONSE_BODY, piece_of, sent_on
 from router_grpc.status import Status
 from router_grpc.unbroken import at_once, begun
-from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -188,17 +183,7 @@ class PickerSession:
             self._follow(self._exchange.overdue())
 
     def _take(self, message: bytes) -> None:
-        exchange = self._exchange
-        is_short = len(message) <= CHUNK_BYTES
-        if is_short and message[:1] == _RESPONSE_BODY and exchange.sends_on and (piece := piece_of(message)):
-            self._outlet.send(sent_on(piece.wire))
-            self._follow(exchange.passed(piece.body, ends=piece.ends))
-            return
-        try:
-            parsed = pb.ProcessingRequest.FromString(message)
-        except DecodeError:
-            raise ProtocolError("a message that is no ProcessingRequest") from None
-        self._follow(exchange.receive(parsed))
+        self._follow(self._exchange.receive(message))
 
     def _follow(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -359,6 +344,3 @@ class PickerSession:
         self._telling = None
         if self._is_settled:
             reports.close_stream(self._stream_id)
-
-
-_RESPONSE_BODY = bytes((RESPONSE_BODY,))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmrouter.quick import quick
+from router_grpc.picker.bodies import read_json
 
 MAX_LINE_BYTES = 256 * 1024
 """A line that is longer is counted, and not read."""
@@ -134,7 +135,7 @@ def _newer(value: int | None, known: int | None) -> int | None:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except (ValueError, RecursionError):
         return {}  # not an answer that says usage; it is passed on as it is all the same
     return value if isinstance(value, dict) else {}
@@ -142,10 +143,14 @@ def _object(text: bytes) -> dict[str, Any]:
 
 def _last_usage(text: bytes) -> Usage:
     """Usage of a JSON answer, of which perhaps only the end is there."""
+    place = text.rfind(_USAGE)
+    if place > 0 and text[place - 1 : place] != b"\\":
+        found = _object(b"{" + text[place:])  # an object where usage and what follows it are the answer's own members
+        if isinstance(found.get("usage"), dict):
+            return _usage_of(found)
     whole = _object(text)
     if whole:
         return _usage_of(whole)
-    place = text.rfind(_USAGE)
     if place < 0:
         return Usage()
     begin = text.find(b"{", place)

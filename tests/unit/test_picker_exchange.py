@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 ENDPOINT = "10.0.0.1:8000"
 
 
+def receive(exchange: Exchange, message: pb.ProcessingRequest) -> list[Effect]:
+    return exchange.receive(message.SerializeToString())
+
+
 def sent(effects: Sequence[Effect]) -> list[pb.ProcessingResponse]:
     return [one.message for one in effects if isinstance(one, Send)]
 
@@ -59,8 +63,8 @@ def set_headers(response: pb.CommonResponse) -> dict[str, str]:
 
 def picking(body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[Exchange, Pick]:
     exchange = Exchange()
-    assert exchange.receive(request_headers(headers=headers)) == []
-    (pick,) = exchange.receive(request_body(chat() if body is None else body))
+    assert receive(exchange, request_headers(headers=headers)) == []
+    (pick,) = receive(exchange, request_body(chat() if body is None else body))
     assert isinstance(pick, Pick)
     return exchange, pick
 
@@ -74,9 +78,9 @@ def answering(*, stream: bool = False) -> Exchange:
 class TestARequest:
     def test_nothing_is_said_before_the_body_ends(self) -> None:
         exchange, body = Exchange(), chat()
-        assert exchange.receive(request_headers()) == []
-        assert exchange.receive(request_body(body[:5], ends=False)) == []
-        (pick,) = exchange.receive(request_body(body[5:]))
+        assert receive(exchange, request_headers()) == []
+        assert receive(exchange, request_body(body[:5], ends=False)) == []
+        (pick,) = receive(exchange, request_body(body[5:]))
         assert isinstance(pick, Pick)
         assert (pick.ask.model, pick.ask.prompt, pick.ask.subset) == ("llama", b"Hello", None)
 
@@ -124,37 +128,37 @@ class TestARequest:
     def test_hints_in_headers(self, *, raw: bool) -> None:
         exchange = Exchange()
         hints = {"X-LLM-D-Inference-Fairness-ID": "team", "x-llmrouter-priority": "-3", "x-llmrouter-deadline-ms": "9s"}
-        exchange.receive(request_headers(raw=raw, headers=hints))
-        (pick,) = exchange.receive(request_body(chat()))
+        receive(exchange, request_headers(raw=raw, headers=hints))
+        (pick,) = receive(exchange, request_body(chat()))
         assert isinstance(pick, Pick)
         assert (pick.ask.tenant, pick.ask.priority, pick.ask.deadline_ms) == ("team", -3, 0)
 
     def test_an_empty_body_is_a_body(self) -> None:
         exchange = Exchange()
-        exchange.receive(request_headers(path="/v1/models"))
-        assert exchange.receive(request_body(b"")) == [Forward(None)]
+        receive(exchange, request_headers(path="/v1/models"))
+        assert receive(exchange, request_body(b"")) == [Forward(None)]
         parts = sent(exchange.picked(ENDPOINT, ""))
         assert [one.WhichOneof("response") for one in parts] == ["request_headers", "request_body"]
         assert parts[1].request_body.response.body_mutation.streamed_response.end_of_stream
 
     def test_without_a_body_there_is_one_answer(self) -> None:
         exchange = Exchange()
-        assert exchange.receive(request_headers(method="GET", path="/v1/models", ends=True)) == [Forward(None)]
+        assert receive(exchange, request_headers(method="GET", path="/v1/models", ends=True)) == [Forward(None)]
         assert kinds(exchange.picked(ENDPOINT, "")) == ["request_headers"]
 
     def test_trailers_follow_the_body(self) -> None:
         exchange = Exchange()
-        exchange.receive(request_headers())
-        exchange.receive(request_body(chat(), ends=False))
+        receive(exchange, request_headers())
+        receive(exchange, request_body(chat(), ends=False))
         trailers = pb.ProcessingRequest(request_trailers=pb.HttpTrailers())
-        assert isinstance(exchange.receive(trailers)[0], Pick)
+        assert isinstance(receive(exchange, trailers)[0], Pick)
         effects = exchange.picked(ENDPOINT, "r1")
         assert kinds(effects) == ["request_headers", "request_body", "request_trailers"]
         assert not sent(effects)[1].request_body.response.body_mutation.streamed_response.end_of_stream
 
     def test_a_body_that_ends_twice_ends_once(self) -> None:
         exchange = answering()
-        assert exchange.receive(request_body(b"")) == []
+        assert receive(exchange, request_body(b"")) == []
 
 
 class TestSubsets:
@@ -172,8 +176,8 @@ class TestSubsets:
         for on_headers in (True, False):
             exchange = Exchange()
             first, second = request_headers(), request_body(chat())
-            exchange.receive(within(first, said) if on_headers else first)
-            (pick,) = exchange.receive(second if on_headers else within(second, said))
+            receive(exchange, within(first, said) if on_headers else first)
+            (pick,) = receive(exchange, second if on_headers else within(second, said))
             assert isinstance(pick, Pick)
             assert pick.ask.subset == frozenset(subset)
 
@@ -202,17 +206,17 @@ class TestRefusals:
     @pytest.mark.parametrize("body", [b"{", b'{"messages": []}', b"5"])
     def test_a_body_that_cannot_be_read(self, body: bytes) -> None:
         exchange = Exchange()
-        exchange.receive(request_headers())
-        (message,) = sent(exchange.receive(request_body(body)))
+        receive(exchange, request_headers())
+        (message,) = sent(receive(exchange, request_body(body)))
         assert message.immediate_response.status.code == 400
 
     def test_a_body_that_is_too_long(self) -> None:
         exchange = Exchange(max_body_bytes=10)
-        exchange.receive(request_headers())
-        assert exchange.receive(request_body(b"x" * 10, ends=False)) == []
-        (message,) = sent(exchange.receive(request_body(b"x", ends=False)))
+        receive(exchange, request_headers())
+        assert receive(exchange, request_body(b"x" * 10, ends=False)) == []
+        (message,) = sent(receive(exchange, request_body(b"x", ends=False)))
         assert message.immediate_response.status.code == 413
-        assert exchange.receive(request_body(b"x")) == [], "what still comes is dropped"
+        assert receive(exchange, request_body(b"x")) == [], "what still comes is dropped"
 
     def test_errors_of_the_router_itself_end_the_stream(self) -> None:
         exchange, _ = picking()
@@ -223,11 +227,11 @@ class TestRefusals:
 class TestAnAnswer:
     def test_one_object(self) -> None:
         exchange = answering()
-        assert kinds(exchange.receive(response_headers())) == ["response_headers"]
+        assert kinds(receive(exchange, response_headers())) == ["response_headers"]
         body = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}).encode()
-        first = exchange.receive(response_body(body[:20]))
+        first = receive(exchange, response_body(body[:20]))
         assert told(first) == [], "it comes whole, at its end: its first byte says nothing of its first token"
-        last = exchange.receive(response_body(body[20:], ends=True))
+        last = receive(exchange, response_body(body[20:], ends=True))
         assert told(last) == [(ReportKind.FINISHED, 5)]
         echoed = b"".join(
             one.response_body.response.body_mutation.streamed_response.body for one in sent([*first, *last])
@@ -237,13 +241,13 @@ class TestAnAnswer:
 
     def test_a_stream_is_echoed_at_once_and_progress_told_now_and_then(self) -> None:
         exchange = answering(stream=True)
-        exchange.receive(response_headers(content_type="text/event-stream"))
+        receive(exchange, response_headers(content_type="text/event-stream"))
         happened: list[tuple[ReportKind, int | None]] = []
         for _ in range(2 * PROGRESS_TOKENS):
-            effects = exchange.receive(response_body(b'data: {"choices": [{"text": "a"}]}\n\n'))
+            effects = receive(exchange, response_body(b'data: {"choices": [{"text": "a"}]}\n\n'))
             assert isinstance(effects[0], Send), "a chunk never waits for a report"
             happened += told(effects)
-        happened += told(exchange.receive(response_body(b"data: [DONE]\n\n", ends=True)))
+        happened += told(receive(exchange, response_body(b"data: [DONE]\n\n", ends=True)))
         assert happened == [
             (ReportKind.FIRST_TOKEN, None),
             (ReportKind.PROGRESS, PROGRESS_TOKENS),
@@ -253,46 +257,46 @@ class TestAnAnswer:
 
     def test_usage_goes_with_the_end(self) -> None:
         exchange = answering()
-        exchange.receive(response_headers())
+        receive(exchange, response_headers())
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2}}
-        effects = exchange.receive(response_body(json.dumps({"usage": usage}).encode(), ends=True))
+        effects = receive(exchange, response_body(json.dumps({"usage": usage}).encode(), ends=True))
         (report,) = [one.report for one in effects if isinstance(one, Tell) and one.report.kind is ReportKind.FINISHED]
         assert (report.output_tokens, report.prompt_tokens, report.cached_prompt_tokens) == (5, 3, 2)
 
     @pytest.mark.parametrize("status", [400, 404, 500, 503])
     def test_an_error_of_the_engine_is_a_failure(self, status: int) -> None:
         exchange = answering()
-        exchange.receive(response_headers(status))
-        assert told(exchange.receive(response_body(b'{"error": 1}', ends=True))) == [(ReportKind.FAILED, None)]
+        receive(exchange, response_headers(status))
+        assert told(receive(exchange, response_body(b'{"error": 1}', ends=True))) == [(ReportKind.FAILED, None)]
 
     def test_an_answer_without_a_body(self) -> None:
         exchange = answering()
-        assert told(exchange.receive(response_headers(204, ends=True))) == [(ReportKind.FINISHED, None)]
+        assert told(receive(exchange, response_headers(204, ends=True))) == [(ReportKind.FINISHED, None)]
 
     def test_trailers_end_it(self) -> None:
         exchange = answering()
-        exchange.receive(response_headers())
-        effects = exchange.receive(pb.ProcessingRequest(response_trailers=pb.HttpTrailers()))
+        receive(exchange, response_headers())
+        effects = receive(exchange, pb.ProcessingRequest(response_trailers=pb.HttpTrailers()))
         assert kinds(effects) == ["response_trailers"]
         assert told(effects) == [(ReportKind.FINISHED, None)]
 
     def test_where_it_was_served_is_compared(self) -> None:
-        assert answering().receive(response_headers(served=ENDPOINT))[0] != ServedElsewhere(ENDPOINT)
-        assert answering().receive(response_headers(served="10.0.0.2:8000"))[0] == ServedElsewhere("10.0.0.2:8000")
+        assert receive(answering(), response_headers(served=ENDPOINT))[0] != ServedElsewhere(ENDPOINT)
+        assert receive(answering(), response_headers(served="10.0.0.2:8000"))[0] == ServedElsewhere("10.0.0.2:8000")
 
     def test_a_stream_that_ends_early_is_cancelled_once(self) -> None:
         exchange = answering(stream=True)
-        exchange.receive(response_headers())
+        receive(exchange, response_headers())
         assert told(exchange.closed()) == [(ReportKind.CANCELLED, None)]
 
     def test_what_was_forwarded_has_nothing_to_tell(self) -> None:
         exchange = Exchange()
-        exchange.receive(request_headers(path="/v1/messages/count_tokens"))
-        exchange.receive(request_body(b"{}"))
+        receive(exchange, request_headers(path="/v1/messages/count_tokens"))
+        receive(exchange, request_body(b"{}"))
         exchange.picked(ENDPOINT, "")
         effects = [
-            *exchange.receive(response_headers()),
-            *exchange.receive(response_body(b"{}", ends=True)),
+            *receive(exchange, response_headers()),
+            *receive(exchange, response_body(b"{}", ends=True)),
             *exchange.closed(),
         ]
         assert told(effects) == []
@@ -302,22 +306,22 @@ class TestOtherModes:
     def test_a_buffered_body_is_answered_after_its_headers(self) -> None:
         config = pb.ProtocolConfiguration(request_body_mode=pb.BUFFERED, response_body_mode=pb.STREAMED)
         exchange = Exchange()
-        assert kinds(exchange.receive(request_headers(config=config))) == ["request_headers"]
-        assert isinstance(exchange.receive(request_body(chat()))[0], Pick)
+        assert kinds(receive(exchange, request_headers(config=config))) == ["request_headers"]
+        assert isinstance(receive(exchange, request_body(chat()))[0], Pick)
         effects = exchange.picked(ENDPOINT, "r1")
         assert kinds(effects) == ["request_body"]
         response = sent(effects)[0].request_body.response
         assert set_headers(response)[names.DESTINATION].startswith(ENDPOINT)
         assert not response.HasField("body_mutation")
-        exchange.receive(response_headers())
-        (echo,) = sent(exchange.receive(response_body(b"a")))
+        receive(exchange, response_headers())
+        (echo,) = sent(receive(exchange, response_body(b"a")))
         assert not echo.response_body.response.HasField("body_mutation")
 
     @pytest.mark.parametrize("mode", [pb.NONE, pb.STREAMED])
     def test_without_the_body_the_destination_is_all(self, mode: pb.BodySendMode) -> None:
         exchange = Exchange()
         config = pb.ProtocolConfiguration(request_body_mode=mode)
-        assert exchange.receive(request_headers(config=config)) == [Forward(None)]
+        assert receive(exchange, request_headers(config=config)) == [Forward(None)]
         assert kinds(exchange.picked(ENDPOINT, "")) == ["request_headers"]
 
     def test_a_flag_that_gateways_send_either_way_means_nothing(self) -> None:
@@ -325,7 +329,7 @@ class TestOtherModes:
             config = pb.ProtocolConfiguration(
                 request_body_mode=pb.FULL_DUPLEX_STREAMED, send_body_without_waiting_for_header_response=flag
             )
-            assert Exchange().receive(request_headers(config=config)) == []
+            assert receive(Exchange(), request_headers(config=config)) == []
 
 
 ANY = st.sampled_from(
@@ -344,7 +348,7 @@ def test_whatever_comes_a_reservation_ends_exactly_once(messages: list[pb.Proces
     exchange, reserved, ended = Exchange(), 0, 0
     try:
         for message in messages:
-            effects = exchange.receive(message)
+            effects = receive(exchange, message)
             while effects:
                 effect, *effects = effects
                 if isinstance(effect, Pick):

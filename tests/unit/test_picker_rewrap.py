@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router_grpc.picker.rewrap import REQUEST, RESPONSE, piece_message, piece_of, sent_on
+from router_grpc.picker.rewrap import REQUEST, RESPONSE, piece_message
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 SIZES = (0, 1, 119, 120, 127, 128, 200, 16_383, 16_384, 62_000)
@@ -26,14 +26,3 @@ def written(body: bytes, *, ends: bool, of: int) -> bytes:
 def test_a_piece_is_written_as_the_generated_classes_write_it(size: int, *, ends: bool, of: int) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
     assert piece_message(body[:size], ends=ends, of=of) == written(body[:size], ends=ends, of=of)
-
-
-@pytest.mark.parametrize("ends", [False, True])
-@pytest.mark.parametrize("size", SIZES)
-def test_what_came_is_sent_on_as_it_is(size: int, *, ends: bool) -> None:
-    body = b"x" * size
-    came = pb.ProcessingRequest(response_body=pb.HttpBody(body=body, end_of_stream=ends)).SerializeToString()
-    piece = piece_of(came)
-    assert piece is not None
-    assert (piece.body, piece.ends) == (body, ends)
-    assert sent_on(piece.wire) == written(body, ends=ends, of=RESPONSE)
