@@ -130,14 +130,12 @@ class Calibrating:
         if reservation.prefilled or reservation.generated_tokens:
             return  # taken over from another router: what was before is not known
         self._pool(instance)
-        view = replica.view(instance, now_s=now_s)
-        computed = max(1, reservation.prompt_tokens - reservation.cached_tokens)
+        view, computed = replica.view(instance, now_s=now_s), 0
+        if not reservation.prefill_instance_id:
+            computed = max(1, reservation.prompt_tokens - reservation.cached_tokens)
+        is_alone = view.total.requests <= 1 and not view.foreign.requests
         self._intervals.dispatched(
-            reservation.request_id,
-            instance,
-            prompt_tokens=0 if reservation.prefill_instance_id else computed,
-            alone=view.total.requests <= 1 and not view.foreign.requests,
-            now_s=now_s,
+            reservation.request_id, instance, prompt_tokens=computed, alone=is_alone, now_s=now_s
         )
 
     def advanced(self, request_id: str, output_tokens: int | None, *, now_s: float) -> None:
@@ -203,13 +201,13 @@ class Calibrating:
             _log.warning("saved calibration is not used", extra={"pool": pool, "error": str(error)[:500]})
 
     def _pool(self, instance: Instance) -> ClassCalibration:
-        known = self._pools.get(instance.pool)
-        if known is None or known.profile != instance.profile:
+        known, profile = self._pools.get(instance.pool), instance.profile
+        if known is None or (known.profile is not profile and known.profile != profile):
             if known is None and len(self._pools) >= MAX_POOLS:
                 gone = next(iter(self._pools))
                 del self._pools[gone]
                 self._used.pop(gone, None)
-            known = self._pools[instance.pool] = ClassCalibration(instance.profile)
+            known = self._pools[instance.pool] = ClassCalibration(profile)
             self._saved.pop(instance.pool, None)
         return known
 

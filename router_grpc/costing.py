@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.quick import quick
-from llmrouter.routing.rules import PREDICTED, own_latency
+from llmrouter.routing.own_time import own_times
 from llmrouter.routing.stages import decode_row, prefill_s, prompt_of, row_of
 from router_grpc.staging import needs_prefill
 
@@ -32,10 +32,11 @@ def own_seconds(request: Request, view: InstanceView, prefill: InstanceView | No
 
     Both are ``own`` of the marginal cost, on the loads seen; with those that its prompt takes elsewhere, if it does.
     """
-    row = row_of(request, view) if prefill is None else decode_row(request, view)
-    before_s = 0.0 if prefill is None else prefill_s(prompt_of(request), prefill)
-    first = (*row[:PREDICTED], 1.0, *row[PREDICTED + 1 :])
-    return before_s + float(own_latency(row)), before_s + float(own_latency(first))
+    if prefill is None:
+        return own_times(row_of(request, view))
+    before_s = prefill_s(prompt_of(request), prefill)
+    whole_s, first_s = own_times(decode_row(request, view))
+    return before_s + whole_s, before_s + first_s
 
 
 def note_cost(world: World, request: Request, entry: OpenRequest, snapshot: PoolSnapshot, policy: str) -> None:

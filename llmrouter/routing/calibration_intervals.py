@@ -161,13 +161,14 @@ class Intervals:
         ``prompt_tokens`` are those that the instance computes; 0 where another one does.
         """
         known = self._requests.get(request_id)
-        if known is not None and known.on.instance.instance_id == instance.instance_id:
-            return
-        self.ended(request_id, None, now_s=now_s)
+        if known is not None:
+            if known.on.instance.instance_id == instance.instance_id:
+                return
+            self.ended(request_id, None, now_s=now_s)
         if len(self._requests) >= MAX_REQUESTS:
             return
-        watch = self._watches.get(instance.instance_id)
-        if watch is None or watch.instance.profile != instance.profile:
+        watch, profile = self._watches.get(instance.instance_id), instance.profile
+        if watch is None or (watch.instance.profile is not profile and watch.instance.profile != profile):
             watch = self._watches[instance.instance_id] = _Watch(instance, now_s)
         watch.requests += 1
         watch.prompted += prompt_tokens > 0

@@ -27,6 +27,9 @@ MAX_BLOCKS = 2_048
 LEAST_BLOCK_TOKENS = 64
 """Finer blocks are thinned to at least so many tokens: they would cost more and say little more."""
 
+MAX_SETS = 1_024
+"""Sets of instances whose members an index remembers."""
+
 MAX_ENTRIES = 262_144
 """Pairs of a block and an instance that an index holds; ``bench/prefix_index.py`` says what each takes."""
 
@@ -48,6 +51,7 @@ class Use:
 class _Known:
     """What is taken to be in the cache of one instance: blocks and when they were last used, least recent first."""
 
+    instance_id: str
     bit: int
     blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
     expected_tokens: float = 0.0
@@ -65,7 +69,9 @@ class PrefixIndex:
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self._max_entries = max_entries
         self._known: dict[str, _Known] = {}
-        self._id_of: dict[int, str] = {}
+        self._of_bit: dict[int, _Known] = {}
+        self._of_bits: dict[int, tuple[_Known, ...]] = {}
+        """Those of several bits, as far as somebody asked."""
         self._holders: dict[int, int] = {}
         self._uses = 0
         self.entries = 0
@@ -77,32 +83,41 @@ class PrefixIndex:
 
     def held(self, hashes: Sequence[int]) -> dict[str, int]:
         """Leading blocks of a prompt that each instance holds; instances that hold none are left out."""
-        found: dict[str, int] = {}
-        holders = self._holders
-        alive = holders.get(hashes[0], 0) if hashes else 0
-        if not alive:
-            return found
-        for place, block in enumerate(hashes):
-            still = alive & holders.get(block, 0)
-            if still != alive:
-                self._name(found, alive ^ still, place)
-                alive = still
-            if not alive:
-                return found
-        self._name(found, alive, len(hashes))
-        return found
+        return {known.instance_id: blocks for bits, blocks in self._runs(hashes) for known in self._those(bits)}
 
     def hits(self, hashes: Sequence[int], block_tokens: float, prompt_tokens: int) -> dict[str, int]:
         """Prompt tokens that each instance probably has cached; instances that have none are left out."""
         hits: dict[str, int] = {}
-        worth, of_blocks = 0, 0
-        for instance_id, blocks in self.held(hashes).items():
-            if blocks != of_blocks:
-                worth, of_blocks = hit_tokens(blocks, block_tokens, prompt_tokens), blocks
-            hit = int(self._known[instance_id].share * worth)
-            if hit:
-                hits[instance_id] = hit
+        for bits, blocks in self._runs(hashes):
+            worth = hit_tokens(blocks, block_tokens, prompt_tokens)
+            for known in self._those(bits):
+                hit = int(known.share * worth)
+                if hit:
+                    hits[known.instance_id] = hit
         return hits
+
+    def _runs(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
+        """Bits of instances, and how many leading blocks each of those holds, at least one."""
+        holders, runs, alive = self._holders, [], 0
+        for place, block in enumerate(hashes):
+            still = holders.get(block, 0) if not place else alive & holders.get(block, 0)
+            if still != alive and place:
+                runs.append((alive ^ still, place))
+            alive = still
+            if not alive:
+                return runs
+        if alive:
+            runs.append((alive, len(hashes)))
+        return runs
+
+    def _those(self, bits: int) -> tuple[_Known, ...]:
+        """The instances of some bits."""
+        found = self._of_bits.get(bits)
+        if found is None:
+            if len(self._of_bits) >= MAX_SETS:
+                self._of_bits.clear()
+            found = self._of_bits[bits] = tuple(known for bit, known in self._of_bit.items() if bit & bits)
+        return found
 
     def use(
         self, instance_id: str, hashes: Sequence[int], *, block_tokens: float, prompt_tokens: int, kv_tokens: int
@@ -123,7 +138,9 @@ class PrefixIndex:
                 holders[block] = holders.get(block, 0) | known.bit
                 self.entries += 1
             blocks[block] = uses
-        self._shrink(known, int(kv_tokens // block_tokens))
+        most = max(1, min(int(kv_tokens // block_tokens), self._max_entries // len(self._known)))
+        while len(blocks) > most or (self.entries > self._max_entries and blocks):
+            self._evict(known)
         return Use(instance_id, hit_tokens(matched, block_tokens, prompt_tokens), seen)
 
     def reported(self, use: Use, cached_tokens: int) -> None:
@@ -146,30 +163,17 @@ class PrefixIndex:
         """Drops instances that are gone: one that comes back begins empty."""
         for instance_id in self._known.keys() - set(instance_ids):
             known = self._known.pop(instance_id)
-            del self._id_of[known.bit]
+            del self._of_bit[known.bit]
+            self._of_bits.clear()
             while known.blocks:
                 self._evict(known)
 
     def _add(self, instance_id: str) -> _Known:
         place = 0
-        while 1 << place in self._id_of:
+        while 1 << place in self._of_bit:
             place += 1
-        known = self._known[instance_id] = _Known(1 << place)
-        self._id_of[known.bit] = instance_id
+        known = self._known[instance_id] = self._of_bit[1 << place] = _Known(instance_id, 1 << place)
         return known
-
-    def _name(self, found: dict[str, int], bits: int, blocks: int) -> None:
-        if not blocks:
-            return
-        while bits:
-            lowest = bits & -bits
-            found[self._id_of[lowest]] = blocks
-            bits ^= lowest
-
-    def _shrink(self, known: _Known, most: int) -> None:
-        most = max(1, min(most, self._max_entries // len(self._known)))
-        while len(known.blocks) > most or (self.entries > self._max_entries and known.blocks):
-            self._evict(known)
 
     def _evict(self, known: _Known) -> None:
         block, _ = known.blocks.popitem(last=False)

@@ -86,10 +86,14 @@ class MemoryBook:
 
     def put(self, reservation: Reservation) -> None:
         """Adds a reservation, or replaces the one of its request id; a former owner is left word."""
-        request_id, router_id = reservation.request_id, reservation.router_id
-        old = self.take_out(request_id)
-        if old is not None and old.router_id != router_id:
+        old = self.take_out(reservation.request_id)
+        if old is not None and old.router_id != reservation.router_id:
             self.tell_owner(old)
+        self.add(reservation)
+
+    def add(self, reservation: Reservation) -> None:
+        """As ``put``, of a request id without a reservation."""
+        request_id, router_id = reservation.request_id, reservation.router_id
         self.reservations[request_id] = reservation
         owned = self._owned.get(router_id)
         if owned is None:
@@ -196,11 +200,12 @@ class MemoryLedger:
         )
         if ask.claim is not None:
             self._book.claims.pop((ask.model, self.router_id), None)
-        adopted = self._adopted(reservation)
-        loads[adopted.instance_id] = self._book.load(adopted.instance_id)
+        self._live(FIRST_TTL_S)
+        self._book.add(reservation)
+        loads[chosen.instance_id] = self._book.load(chosen.instance_id)
         if chosen.prefill is not None:
             loads[chosen.prefill.instance_id] = self._book.load(chosen.prefill.instance_id)
-        return ReserveResult(ReserveOutcome.COMMITTED, adopted, loads)
+        return ReserveResult(ReserveOutcome.COMMITTED, reservation, loads)
 
     async def progress(
         self,
