@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmrouter.domain import Role
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from llmrouter.domain import EngineProfile
     from llmrouter.planning.demand import ModelDemand
-    from llmrouter.planning.outlook import Outlook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,6 @@ class Proposal:
         offered_rps: requests a second that were planned for.
         current_goodput_rps: the same with what there is.
         bottleneck: what limits what there is: ``prefill``, ``decode``, ``memory``, ``instances`` or empty.
-        outlook: what is expected of it, model by model.
     """
 
     replicas: Mapping[str, int]
@@ -94,7 +92,6 @@ class Proposal:
     offered_rps: float
     current_goodput_rps: float
     bottleneck: str = ""
-    outlook: Outlook | None = field(default=None, repr=False, compare=False)
 
     @property
     def attainment(self) -> float:

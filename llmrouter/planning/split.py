@@ -55,7 +55,6 @@ def propose(inputs: PlanInputs) -> Proposal:
         offered_rps=then.offered_rps,
         current_goodput_rps=now.goodput_rps,
         bottleneck=worst.bottleneck if worst is not None else "",
-        outlook=then,
     )
 
 
