@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -43,6 +44,13 @@ class Made:
 class WithoutSlots:
     one: int
     two: str = "2"
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Few:
+    one: int
+    two: list[int] = field(default_factory=list)
 
 
 CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
@@ -91,3 +99,21 @@ def test_a_changed_copy_is_what_replace_makes(
 def test_a_field_that_there_is_not_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         changed(Made(1), five=5)
+
+
+@pytest.mark.parametrize("made", [Made(1, [2]), Few(1, [2])], ids=["many slots", "few slots"])
+def test_what_is_made_is_of_its_class_frozen_and_copied_as_any(made: Made | Few) -> None:
+    assert type(made) in {Made, Few}
+    with pytest.raises(FrozenInstanceError):
+        made.one = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        object.__setattr__(made, "more", 2)
+    for same in (copy.copy(made), copy.deepcopy(made)):
+        assert same == made
+        assert type(same) is type(made)
+
+
+def test_there_are_no_subclasses() -> None:
+    for kind in (Made, Few):
+        with pytest.raises(TypeError, match="no subclasses"):
+            type("Sub", (kind,), {})
