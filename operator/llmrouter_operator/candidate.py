@@ -14,7 +14,7 @@ from llmrouter.rollout.verdict import verdict
 from llmrouter_operator.candidate_status import RESTS
 from llmrouter_operator.choice import compile_referenced
 from llmrouter_operator.models import Problem
-from llmrouter_operator.status import DIGEST_CHARACTERS, live_pods, read_acknowledgements
+from llmrouter_operator.status import live_pods, read_acknowledgements, shown_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,11 +93,6 @@ def choose_candidate(
     heard = _heard(spec, spec.candidate, said, arms)
     life = step(declared, before, heard, now=observed.at)
     return CandidateChoice(declared, life, heard, policy, arms, said, before)
-
-
-def shown_digest(policy: PolicyConfig) -> str:
-    """A policy's digest as a status shows it."""
-    return f"sha256:{policy.digest[:DIGEST_CHARACTERS]}"
 
 
 def _compiled(

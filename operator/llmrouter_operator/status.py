@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmrouter_operator.mix_memory import MixForecast
     from llmrouter_operator.models import Object, Plan
 
-DIGEST_CHARACTERS = 12
+_DIGEST_CHARACTERS = 12
 NEEDED = (
     "InferencePoolsResolved",
     "InstancesAvailable",
@@ -160,8 +160,9 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     """The status as it is to be written. ``old`` is the one in force: what stays as it was keeps its time."""
     plan = facts.plan
     applied = plan.problem is None or plan.problem.reason not in {"ApplyFailed", "Forbidden", "NameConflict"}
+    candidate = _candidate(old, facts, now)
     status: Object = {
-        "conditions": _conditions(old, facts, now),
+        "conditions": _conditions(old, facts, candidate, now),
         "routers": _routers(facts),
     }
     generation = facts.generation if applied else old.get("observedGeneration")
@@ -172,7 +173,7 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
         status["activePolicy"] = {
             "name": policy.name,
             "type": policy.type,
-            "digest": f"sha256:{policy.digest[:DIGEST_CHARACTERS]}",
+            "digest": shown_digest(policy),
             "acknowledged": f"{len(facts.acknowledged)}/{facts.voices}",
             "lastKnownGood": plan.choice is None or plan.choice.last_known_good,
         }
@@ -180,7 +181,6 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if counts is not None:
         ready, total = counts
         status["instances"] = {"ready": ready, "total": total, "summary": f"{ready}/{total}"}
-    candidate = _candidate(old, facts, now)
     if candidate is not None:
         status["candidate"] = candidate
     mix = mix_status(old.get("mix"), facts.mixes, now, facts.forecast)
@@ -190,6 +190,11 @@ def build_status(old: Object, facts: Facts, *, in_force: PolicyConfig | None, no
     if calibration is not None:
         status["calibration"] = calibration
     return status
+
+
+def shown_digest(policy: PolicyConfig) -> str:
+    """A policy's digest as a status shows it."""
+    return f"sha256:{policy.digest[:_DIGEST_CHARACTERS]}"
 
 
 def _candidate(old: Object, facts: Facts, now: str) -> Object | None:
@@ -234,7 +239,7 @@ def _drift_note(condition: Object, was: Object) -> list[Note]:
     return [Note(condition["reason"], f"LengthDrift: {condition['message']}", warning=drifts)]
 
 
-def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
+def _conditions(old: Object, facts: Facts, candidate: Object | None, now: str) -> list[Object]:
     before = {condition["type"]: condition for condition in old.get("conditions") or ()}
     parts = {
         "PolicyReady": policy_ready(facts),
@@ -245,7 +250,7 @@ def _conditions(old: Object, facts: Facts, now: str) -> list[Object]:
         **pool_conditions(facts),
         **certificate_condition(facts),
         **decision_log_condition(facts),
-        **{kind: Verdict(*said) for kind, said in candidate_condition(_candidate(old, facts, now)).items()},
+        **{kind: Verdict(*said) for kind, said in candidate_condition(candidate).items()},
     }
     verdicts = {"Ready": ready(facts, parts), "Progressing": progressing(facts), **parts}
     return [
