@@ -130,10 +130,11 @@ class Calibrating:
         if reservation.prefilled or reservation.generated_tokens:
             return  # taken over from another router: what was before is not known
         self._pool(instance)
-        view, computed = replica.view(instance, now_s=now_s), 0
+        computed, is_alone = 0, replica.load_of(instance.instance_id).requests <= 1
         if not reservation.prefill_instance_id:
             computed = max(1, reservation.prompt_tokens - reservation.cached_tokens)
-        is_alone = view.total.requests <= 1 and not view.foreign.requests
+        if is_alone:
+            is_alone = not replica.view(instance, now_s=now_s).foreign.requests
         self._intervals.dispatched(
             reservation.request_id, instance, prompt_tokens=computed, alone=is_alone, now_s=now_s
         )

@@ -24,13 +24,13 @@ def note_dispatch(world: World, request_id: str, foretold: Foretold) -> Foretold
         return foretold
     if entry.foretold is not None:
         return entry.foretold
-    entry.foretold, reservation, law = foretold, entry.reservation, foretold.law
+    entry.foretold, reservation, prompt_tokens = foretold, entry.reservation, foretold.prompt_tokens
     instance = world.instances.get(reservation.instance_id)
     if instance is not None:
         sharers = max(1, world.replica.load_of(instance.instance_id).requests)
-        cached_tokens = min(reservation.cached_tokens, foretold.prompt_tokens)
+        cached_tokens = min(reservation.cached_tokens, prompt_tokens)
         entry.dispatched = Dispatched(
-            law, foretold.prompt_tokens, instance.profile, sharers, cached_tokens, foretold.request.model
+            foretold.law, prompt_tokens, instance.profile, sharers, cached_tokens, foretold.request.model
         )
         world.mix.dispatched(entry.dispatched, now_s=world.clock())
     return foretold

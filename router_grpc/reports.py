@@ -123,9 +123,8 @@ class ReportService:
         return entry is None or entry.stream_id is not None
 
     async def _apply(self, report: Report, stream_id: int) -> bool:
-        kind = report.kind
-        known = await (self._end(report) if kind in ENDS else self._advance(report, stream_id))
-        self._world.metrics.reports.labels(kind, "true" if known else "false").inc()
+        known = await (self._end(report) if report.kind in ENDS else self._advance(report, stream_id))
+        self._world.metrics.reports.labels(report.kind, "true" if known else "false").inc()
         return known
 
     async def _advance(self, report: Report, stream_id: int) -> bool:

@@ -148,49 +148,47 @@ class RouterService:
         Where the ledger is immediate, it waits for nothing but a place, and nowhere else than in a task of its own:
         see ``unbroken.begun``.
         """
-        ask, runtime, arrived_at_s = admitted.ask, admitted.runtime, admitted.arrived_at_s
-        check_prompt_tokens(foretold.prompt_tokens, runtime.config.limits.max_prompt_tokens)
-        excluded = excluded_of(ask, self._world.instances.current())
+        ask, runtime, arrived_at_s, world = admitted.ask, admitted.runtime, admitted.arrived_at_s, self._world
+        prompt_tokens = foretold.prompt_tokens
+        check_prompt_tokens(prompt_tokens, runtime.config.limits.max_prompt_tokens)
+        excluded = excluded_of(ask, world.instances.current())
         request_id = ask.request_id or next(self._new_ids)
-        named = self._world.prefixes.named(ask, foretold.prompt_tokens)
-        hits = self._world.prefixes.hits(named, foretold.prompt_tokens)
+        named = world.prefixes.named(ask, prompt_tokens)
+        hits = world.prefixes.hits(named, prompt_tokens)
         request = request_of(
             ask, foretold, excluded, request_id=request_id, named=named, hits=hits, arrived_at_s=arrived_at_s
         )
-        memory = kept_bytes(ask.prompt, request.prefix_hashes)
         try:
-            answer = await self._place(request, runtime, deadline_s, is_named=bool(ask.request_id), kept=memory)
+            answer = await self._place(request, runtime, deadline_s, ask)
         except SaturatedError as error:
-            self._world.trial.refused(self._world, runtime, request_id)
-            if self._world.decisions.is_on:
-                self._world.decisions.refused(self._world, runtime, request, error)
+            world.trial.refused(world, runtime, request_id)
+            if world.decisions.is_on:
+                world.decisions.refused(world, runtime, request, error)
             raise
-        self._world.metrics.held_seconds.observe(answer.held_s)
-        kept = note_dispatch(self._world, answer.request_id, foretold)
-        answer.law, answer.prompt_tokens = kept.law, kept.prompt_tokens
+        world.metrics.held_seconds.observe(answer.held_s)
+        kept = note_dispatch(world, answer.request_id, foretold)
+        answer.law, answer.prompt_tokens = kept.law, prompt_tokens if kept is foretold else kept.prompt_tokens
         return answer
 
-    async def _place(
-        self, request: Request, runtime: Runtime, deadline_s: float | None, *, is_named: bool, kept: int
-    ) -> RouteAnswer:
-        """Places a request now or as soon as its turn comes; ``kept`` bytes of memory are its own while it is held."""
-        line = self._holding.line(request.model)
-        hold = Hold("others are held already")
+    async def _place(self, request: Request, runtime: Runtime, deadline_s: float | None, ask: RouteAsk) -> RouteAnswer:
+        """Places a request, asked for so, now or as soon as its turn comes."""
+        line, hold = self._holding.line(request.model), _OTHERS_HELD
         events = line.events
         if not len(line):
-            is_new = request.request_id not in self._world.open_requests
-            outcome = await self._attempt(request, runtime, line)
+            is_open = request.request_id in self._world.open_requests
+            outcome = await self._attempt(request, runtime, line, is_open=is_open)
             if isinstance(outcome, RouteAnswer):
-                if is_new:
+                if not is_open:
                     line.pass_by(request)
                     self._world.open_requests.charged(request)
                 return outcome
             hold = outcome
-        if is_named and (standing := await self._standing(request, runtime)) is not None:
+        if ask.request_id and (standing := await self._standing(request, runtime)) is not None:
             return standing
         if not runtime.config.policy.hold.enabled:
             raise SaturatedError(f"{hold.reason}; the policy holds none", reason="NoRoom", retry_after_s=RETRY_AFTER_S)
         until_s, bound = _longest_hold(request, runtime.config.policy, deadline_s)
+        kept = kept_bytes(ask.prompt, request.prefix_hashes)
         self._holding.check_bounds(request, runtime.config.policy.queue, kept)
         hold = _ending(hold, _patient_until_s(request, deadline_s))
         with line.ticket(request, work_s=self._work_s(request), kept=kept, since=events, hold=hold) as ticket:
@@ -246,12 +244,12 @@ class RouterService:
             runtime = self._runtime
             if runtime is None:
                 raise NoInstanceError("the router has no configuration any more")
-            is_new = request.request_id not in self._world.open_requests
+            is_open = request.request_id in self._world.open_requests
             patient_until_s = _patient_until_s(request, deadline_s)
             is_patient = self._world.clock() < patient_until_s
-            outcome = await self._attempt(request, runtime, ticket.line, ticket, is_patient=is_patient)
+            outcome = await self._attempt(request, runtime, ticket.line, ticket, is_open=is_open, is_patient=is_patient)
             if isinstance(outcome, RouteAnswer):
-                if is_new:
+                if not is_open:
                     ticket.served()
                     self._world.open_requests.charged(request)
                 outcome.held_s = max(self._world.clock() - request.arrived_at_s, 1e-9)
@@ -266,18 +264,18 @@ class RouterService:
         line: HoldLine,
         ticket: Ticket | None = None,
         *,
+        is_open: bool,
         is_patient: bool = True,
     ) -> RouteAnswer | Hold:
         """Decides and reserves; where no candidate fits any more, once again on the fresh loads.
 
-        ``ticket`` is the request's place in its line, where it is held already. One that is not patient has been the
-        first for ever: no policy holds it at will.
+        ``ticket`` is the request's place in its line, where it is held already; ``is_open`` says that the book has its
+        id. One that is not patient has been the first for ever: no policy holds it at will.
         """
-        is_open = request.request_id in self._world.open_requests
         if is_open and (standing := await self._standing(request, runtime)) is not None:
             return standing
         terms = self._terms(request, line, ticket)
-        hold = Hold("no attempt was made")
+        hold = _OTHERS_HELD
         for final in (False, True):
             snapshot = self.snapshot() if ticket is None else self._seen_by(request, line, is_patient=is_patient)
             if final or is_open or ticket is not None:
@@ -323,6 +321,8 @@ class RouterService:
     def _terms(self, request: Request, line: HoldLine, ticket: Ticket | None) -> _Terms:
         if ticket is not None:
             return _Terms(ticket.claim(), self._holding.batch if ticket.fills_gap() else None)
+        if self._world.is_alone and not request.batch:
+            return _NO_TERMS
         claim = None if self._world.is_alone else line.claim_of(request, self._work_s)
         return _Terms(claim, self._holding.batch if request.batch else None)
 
@@ -471,8 +471,12 @@ class RouterService:
 class _Terms:
     """What an attempt goes by beside its request: its claim against other routers', and head-room where it needs it."""
 
-    claim: Claim | None
-    batch: BatchRules | None
+    claim: Claim | None = None
+    batch: BatchRules | None = None
+
+
+_NO_TERMS = _Terms()
+_OTHERS_HELD = Hold("others are held already")
 
 
 def _longest_hold(request: Request, policy: PolicyConfig, deadline_s: float | None) -> tuple[float, str]:
