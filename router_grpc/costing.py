@@ -44,17 +44,11 @@ def note_cost(world: World, request: Request, entry: OpenRequest, snapshot: Pool
     if entry.cost is not None:
         return
     reservation = entry.reservation
-    chosen = _view_of(snapshot, reservation.instance_id)
+    chosen = world.replica.find(snapshot, reservation.instance_id)
     if chosen is not None:
-        prefill = _view_of(snapshot, reservation.prefill_instance_id) if needs_prefill(reservation) else None
+        staged = needs_prefill(reservation)
+        prefill = world.replica.find(snapshot, reservation.prefill_instance_id) if staged else None
         entry.cost = ForetoldCost(policy, *own_seconds(request, chosen, prefill), world.clock())
-
-
-def _view_of(snapshot: PoolSnapshot, instance_id: str) -> InstanceView | None:
-    for view in snapshot.views:
-        if view.instance.instance_id == instance_id:
-            return view
-    return None
 
 
 def observe_cost(world: World, entry: OpenRequest, *, now_s: float) -> None:

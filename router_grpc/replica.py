@@ -139,6 +139,13 @@ class LoadReplica:
             self._look_again(instances, now_s)
         return PoolSnapshot(self._shown, now_s, self.age_s(now_s), reservations=reservations)
 
+    def find(self, snapshot: PoolSnapshot, instance_id: str) -> InstanceView | None:
+        """An instance as a snapshot has it, first looked for where the last one had it; ``None`` where it has none."""
+        views, place = snapshot.views, self._places.get(instance_id)
+        if place is not None and place < len(views) and views[place].instance.instance_id == instance_id:
+            return views[place]
+        return next((one for one in views if one.instance.instance_id == instance_id), None)
+
     def _list(self, instances: Sequence[Instance], now_s: float) -> None:
         self._listed = instances
         self._places = {one.instance_id: place for place, one in enumerate(instances)}

@@ -79,6 +79,17 @@ def test_what_is_told_again_changes_no_view() -> None:
     assert replica.snapshot(INSTANCES, now_s=1.0).views is seen
 
 
+def test_an_instance_is_found_in_any_snapshot_that_has_it() -> None:
+    replica = LoadReplica()
+    snapshot = replica.snapshot(INSTANCES, now_s=0.0)
+    fewer = replace(snapshot, views=snapshot.views[1:])
+    for view in snapshot.views:
+        name = view.instance.instance_id
+        assert replica.find(snapshot, name) is view
+        assert replica.find(fewer, name) is (view if view in fewer.views else None)
+    assert replica.find(snapshot, "stranger") is None
+
+
 def test_instances_that_are_gone_are_forgotten() -> None:
     replica = LoadReplica()
     first = replica.snapshot(INSTANCES, now_s=0.0).views
