@@ -8,7 +8,8 @@ BIN := .venv/bin
 PYTHON := $(BIN)/python
 CODE := llmrouter router_grpc operator/llmrouter_operator tests bench
 TYPED := llmrouter router_grpc operator/llmrouter_operator tests
-NATIVE := tools/build_native.py $(shell find llmrouter router_grpc -name '*.pyx' -o -name '*.pxd')
+NATIVE := tools/build_native.py tools/formulas.py llmrouter/routing/rules.py llmrouter/routing/inflight.py \
+	$(shell find llmrouter router_grpc -name '*.pyx' -o -name '*.pxd')
 PROTO := router_grpc/v1/router.proto router_grpc/v1/ext_proc.proto
 HELM := from llmrouter.testbed.cluster.binaries import Binaries; print(Binaries().provide(["helm"])["helm"])
 export PYTHONPATH := $(CURDIR):$(CURDIR)/operator
