@@ -165,7 +165,8 @@ class HoldLine:
         """Something changed that may have made room."""
         self._events += 1
         self.has_yielded = False
-        self._next()
+        if self._tickets:
+            self._next()
 
     def follow(self, rules: QueueRules) -> None:
         """Other rules, for who is held as well."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from llmrouter.errors import InvalidRequestError
@@ -32,7 +31,7 @@ def milli_tokens(tokens: float) -> int:
     Raises:
         InvalidRequestError: where ``tokens`` is not a number between 0 and ``MAX_TOKENS``.
     """
-    if not math.isfinite(tokens) or not 0 <= tokens <= MAX_TOKENS:
+    if not 0 <= tokens <= MAX_TOKENS:
         raise InvalidRequestError(f"tokens must be between 0 and {MAX_TOKENS}, not {tokens}")
     return round(tokens * MILLI)
 
@@ -47,7 +46,8 @@ def whole_tokens(tokens: int) -> int:
 def check_bids(bids: Sequence[Bid]) -> None:
     """Raises InvalidRequestError where cached tokens are out of bounds."""
     for bid in bids:
-        whole_tokens(bid.cached_tokens)
+        if bid.cached_tokens:
+            whole_tokens(bid.cached_tokens)
         if bid.prefill is not None:
             whole_tokens(bid.prefill.cached_tokens)
 

@@ -37,20 +37,14 @@ class _Sum:
     context_tokens: int = 0
     queued_prefill_tokens: int = 0
     remaining_decode_milli: int = 0
-    _load: Load | None = None
-
-    def count(self, part: Load, sign: int) -> None:
-        self._load = None
-        self.requests += sign * part.requests
-        self.context_tokens += sign * part.context_tokens
-        self.queued_prefill_tokens += sign * part.queued_prefill_tokens
-        self.remaining_decode_milli += sign * round(part.remaining_decode_tokens * MILLI)
+    seen: Load | None = None
+    """The sum as a load, since it changed last and somebody asked."""
 
     def load(self) -> Load:
-        if self._load is None:
+        if self.seen is None:
             left_tokens = self.remaining_decode_milli / MILLI
-            self._load = Load(self.requests, self.context_tokens, self.queued_prefill_tokens, left_tokens)
-        return self._load
+            self.seen = Load(self.requests, self.context_tokens, self.queued_prefill_tokens, left_tokens)
+        return self.seen
 
 
 @dataclass(slots=True)
@@ -101,7 +95,8 @@ class MemoryBook:
         owned[request_id] = None
         if self._taken:
             self._taken.get(router_id, {}).pop(request_id, None)
-        self._parts[request_id] = parts = contribution(reservation), prefill_contribution(reservation)
+        prefill_part = prefill_contribution(reservation) if reservation.prefill_instance_id else None
+        self._parts[request_id] = parts = contribution(reservation), prefill_part
         self._count(reservation, parts, 1)
 
     def take_out(self, request_id: str) -> Reservation | None:
@@ -126,7 +121,11 @@ class MemoryBook:
         total = self._sums.get(instance_id)
         if total is None:
             total = self._sums[instance_id] = _Sum()
-        total.count(part, sign)
+        total.seen = None
+        total.requests += sign * part.requests
+        total.context_tokens += sign * part.context_tokens
+        total.queued_prefill_tokens += sign * part.queued_prefill_tokens
+        total.remaining_decode_milli += sign * round(part.remaining_decode_tokens * MILLI)
         if total.requests == 0:
             del self._sums[instance_id]
 
