@@ -51,7 +51,6 @@ class Use:
 class _Known:
     """What is taken to be in the cache of one instance: blocks and when they were last used, least recent first."""
 
-    instance_id: str
     bit: int
     blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
     expected_tokens: float = 0.0
@@ -69,9 +68,11 @@ class PrefixIndex:
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self._max_entries = max_entries
         self._known: dict[str, _Known] = {}
-        self._of_bit: dict[int, _Known] = {}
-        self._of_bits: dict[int, tuple[_Known, ...]] = {}
+        self._id_of: dict[int, str] = {}
+        self._ids_of: dict[int, tuple[str, ...]] = {}
         """Those of several bits, as far as somebody asked."""
+        self._is_scaled = False
+        """Whether some share ever was not 1."""
         self._holders: dict[int, int] = {}
         self._uses = 0
         self.entries = 0
@@ -83,17 +84,22 @@ class PrefixIndex:
 
     def held(self, hashes: Sequence[int]) -> dict[str, int]:
         """Leading blocks of a prompt that each instance holds; instances that hold none are left out."""
-        return {known.instance_id: blocks for bits, blocks in self._runs(hashes) for known in self._those(bits)}
+        return {instance_id: blocks for bits, blocks in self._runs(hashes) for instance_id in self._ids(bits)}
 
     def hits(self, hashes: Sequence[int], block_tokens: float, prompt_tokens: int) -> dict[str, int]:
         """Prompt tokens that each instance probably has cached; instances that have none are left out."""
         hits: dict[str, int] = {}
         for bits, blocks in self._runs(hashes):
             worth = hit_tokens(blocks, block_tokens, prompt_tokens)
-            for known in self._those(bits):
-                hit = int(known.share * worth)
+            if not worth:
+                continue
+            if not self._is_scaled:
+                hits.update(dict.fromkeys(self._ids(bits), worth))
+                continue
+            for instance_id in self._ids(bits):
+                hit = int(self._known[instance_id].share * worth)
                 if hit:
-                    hits[known.instance_id] = hit
+                    hits[instance_id] = hit
         return hits
 
     def _runs(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
@@ -110,13 +116,13 @@ class PrefixIndex:
             runs.append((alive, len(hashes)))
         return runs
 
-    def _those(self, bits: int) -> tuple[_Known, ...]:
+    def _ids(self, bits: int) -> tuple[str, ...]:
         """The instances of some bits."""
-        found = self._of_bits.get(bits)
+        found = self._ids_of.get(bits)
         if found is None:
-            if len(self._of_bits) >= MAX_SETS:
-                self._of_bits.clear()
-            found = self._of_bits[bits] = tuple(known for bit, known in self._of_bit.items() if bit & bits)
+            if len(self._ids_of) >= MAX_SETS:
+                self._ids_of.clear()
+            found = self._ids_of[bits] = tuple(name for bit, name in self._id_of.items() if bit & bits)
         return found
 
     def use(
@@ -155,6 +161,7 @@ class PrefixIndex:
         known.expected_tokens = faded(known.expected_tokens, use.expected_tokens)
         known.reported_tokens = faded(known.reported_tokens, cached)
         known.share = believed_share(known.expected_tokens, known.reported_tokens)
+        self._is_scaled = self._is_scaled or known.share < 1.0
         if is_stale(use.expected_tokens, cached):
             while known.blocks and next(iter(known.blocks.values())) <= use.seen:
                 self._evict(known)
@@ -163,16 +170,17 @@ class PrefixIndex:
         """Drops instances that are gone: one that comes back begins empty."""
         for instance_id in self._known.keys() - set(instance_ids):
             known = self._known.pop(instance_id)
-            del self._of_bit[known.bit]
-            self._of_bits.clear()
+            del self._id_of[known.bit]
+            self._ids_of.clear()
             while known.blocks:
                 self._evict(known)
 
     def _add(self, instance_id: str) -> _Known:
         place = 0
-        while 1 << place in self._of_bit:
+        while 1 << place in self._id_of:
             place += 1
-        known = self._known[instance_id] = self._of_bit[1 << place] = _Known(instance_id, 1 << place)
+        known = self._known[instance_id] = _Known(1 << place)
+        self._id_of[known.bit] = instance_id
         return known
 
     def _evict(self, known: _Known) -> None:
