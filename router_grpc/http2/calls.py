@@ -127,8 +127,9 @@ class Call(Stream):
             return
         if not self._has_begun:
             self.head, self._has_begun = blocks.GRPC_HEAD, True
-        self.queue.append(PREFIX.pack(0, len(message)) + message)
-        self.unsent += PREFIX_BYTES + len(message)
+        size = len(message)
+        self.queue.append(PREFIX.pack(0, size) + message)
+        self.unsent += PREFIX_BYTES + size
         if not self.is_ready:
             self.connection.sending.ready(self)
             self.connection.wake()

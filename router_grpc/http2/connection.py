@@ -113,7 +113,11 @@ class Connection:
             end = at + wire.HEAD_BYTES + length
             if end > have:
                 break
-            self._on_frame(kind, flags, stream_id & wire.LARGEST_STREAM, data[at + wire.HEAD_BYTES : end])
+            payload = data[at + wire.HEAD_BYTES : end]
+            if kind == wire.DATA and self._continued is None:
+                self._on_data(flags, stream_id & wire.LARGEST_STREAM, payload)
+            else:
+                self._on_frame(kind, flags, stream_id & wire.LARGEST_STREAM, payload)
             at = end
             if self.is_over:
                 return
@@ -122,9 +126,7 @@ class Connection:
     def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._continued is not None and kind != wire.CONTINUATION:
             raise PeerError(Code.PROTOCOL_ERROR, "a frame within a header block")
-        if kind == wire.DATA:
-            self._on_data(flags, stream_id, payload)
-        elif kind == wire.WINDOW_UPDATE:
+        if kind == wire.WINDOW_UPDATE:
             self._on_window_update(stream_id, payload)
         elif kind == wire.HEADERS:
             self._on_headers(flags, stream_id, payload)

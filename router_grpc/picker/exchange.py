@@ -45,8 +45,6 @@ from router_grpc.reports import MAX_REPORTED_TOKENS, PROGRESS_TOKENS, Report, Re
 from router_grpc.v1 import ext_proc_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from router_grpc.calls import RouteAsk
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -268,11 +266,9 @@ class Exchange:
         """The stream is over: what had no end is cancelled."""
         self._phase = _Phase.OVER
         self._let_go()
-        return (
-            list(self._tell(ReportKind.CANCELLED, reason="the stream ended before the answer"))
-            if self._request_id
-            else []
-        )
+        if not self._request_id:
+            return []
+        return [Tell(Report(self._request_id, ReportKind.CANCELLED, reason="the stream ended before the answer"))]
 
     def _on_headers(self, said: Said) -> list[Effect]:
         self._expect(_Phase.HEADERS, "request_headers")
@@ -353,7 +349,7 @@ class Exchange:
         if served and served != self._endpoint:
             effects.append(ServedElsewhere(served))
         effects.append(Send(RESPONSE_HEADERS))
-        return [*effects, *self._end()] if said.ends else effects
+        return effects + self._end() if said.ends else effects
 
     def _on_answer_body(self, said: Said) -> list[Effect]:
         self._expect(_Phase.ANSWER_BODY, "response_body")
@@ -367,7 +363,8 @@ class Exchange:
             effects = [Send(piece) for piece in pieces(body, ends=ends, of=RESPONSE)]
         if self._scan is not None and self._request_id:
             self._scan.feed(body)
-            effects += self._noticed(self._scan)
+            if self._scan.is_stream:
+                effects += self._noticed(self._scan)
         if ends:
             effects += self._end()
         return effects
@@ -375,44 +372,42 @@ class Exchange:
     def _on_answer_trailers(self) -> list[Effect]:
         return [Send(RESPONSE_TRAILERS), *self._end()]
 
-    def _noticed(self, scan: AnswerScan) -> Iterator[Effect]:
+    def _noticed(self, scan: AnswerScan) -> list[Effect]:
         """The first token once, then progress now and then; an answer that is no stream comes whole, at its end."""
-        if not scan.is_stream:
-            return
         if scan.has_begun and not self._told_first and not self._has_failed:
             self._told_first = True
-            yield from self._tell(ReportKind.FIRST_TOKEN)
-        elif scan.events >= self._told_events + PROGRESS_TOKENS:
+            return [Tell(Report(self._request_id, ReportKind.FIRST_TOKEN))]
+        if scan.events >= self._told_events + PROGRESS_TOKENS:
             self._told_events = scan.events
-            yield from self._tell(ReportKind.PROGRESS, output_tokens=min(scan.events, MAX_REPORTED_TOKENS))
+            tokens = min(scan.events, MAX_REPORTED_TOKENS)
+            return [Tell(Report(self._request_id, ReportKind.PROGRESS, output_tokens=tokens))]
+        return []
 
     @property
     def _has_failed(self) -> bool:
         return self._status is not None and self._status >= FAILED_FROM
 
-    def _end(self) -> Iterator[Effect]:
+    def _end(self) -> list[Effect]:
         self._phase = _Phase.OVER
         if not self._request_id or self._scan is None:
-            return  # a reservation without an answer is cancelled in the end: see ``closed``
+            return []  # a reservation without an answer is cancelled in the end: see ``closed``
+        request_id, self._request_id = self._request_id, ""
         if self._has_failed:
             is_fault = self._status is None or self._status >= FAULT_FROM
-            yield Tell(Report(self._request_id, ReportKind.FAILED, reason=f"status {self._status}", is_fault=is_fault))
-        else:
-            self._scan.end()
-            usage = self._scan.usage
-            yield Tell(
+            return [Tell(Report(request_id, ReportKind.FAILED, reason=f"status {self._status}", is_fault=is_fault))]
+        self._scan.end()
+        usage = self._scan.usage
+        return [
+            Tell(
                 Report(
-                    self._request_id,
+                    request_id,
                     ReportKind.FINISHED,
                     output_tokens=self._scan.output_tokens,
                     prompt_tokens=usage.prompt_tokens,
                     cached_prompt_tokens=usage.cached_tokens,
                 )
             )
-        self._request_id = ""
-
-    def _tell(self, kind: ReportKind, *, output_tokens: int | None = None, reason: str = "") -> Iterator[Effect]:
-        yield Tell(Report(self._request_id, kind, output_tokens=output_tokens, reason=reason))
+        ]
 
     def _expect(self, phase: _Phase, kind: str) -> None:
         if self._phase is not phase:

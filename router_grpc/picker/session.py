@@ -162,7 +162,7 @@ class PickerSession:
             self._waiting.append(message)
             return
         try:
-            self._take(message)
+            self._follow(self._exchange.receive(message))
         except Exception as error:  # noqa: BLE001 - ends this stream alone, is counted and logged
             self._failed(error)
 
@@ -182,9 +182,6 @@ class PickerSession:
         if not self._is_over:
             self._follow(self._exchange.overdue())
 
-    def _take(self, message: bytes) -> None:
-        self._follow(self._exchange.receive(message))
-
     def _follow(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
@@ -193,19 +190,24 @@ class PickerSession:
                 self._tell(effect.report)
             elif isinstance(effect, Pick):
                 self._begin(effect.ask)
-            elif isinstance(effect, Forward):
-                self._follow(self._forward(effect))
-            elif isinstance(effect, Refused):
-                self._desk.world.metrics.requests.labels(effect.reason).inc()
-            elif isinstance(effect, Leave):
-                self._leave(effect.request_id)
             elif isinstance(effect, Unheard):
                 self._desk.world.presuming.unheard(self._desk.world, effect.request_id)
-            elif isinstance(effect, ServedElsewhere):
-                self._desk.world.metrics.served_elsewhere.inc()
-                self._desk.world.decisions.served(self._exchange.request_id, effect.endpoint)
-                said = {"request_id": self._exchange.request_id, "endpoint": effect.endpoint}
-                _log.info("served elsewhere", extra=said)
+            else:
+                self._follow_seldom(effect)
+
+    def _follow_seldom(self, effect: Forward | Refused | Leave | ServedElsewhere) -> None:
+        world = self._desk.world
+        if isinstance(effect, Forward):
+            self._follow(self._forward(effect))
+        elif isinstance(effect, Refused):
+            world.metrics.requests.labels(effect.reason).inc()
+        elif isinstance(effect, Leave):
+            self._leave(effect.request_id)
+        else:
+            world.metrics.served_elsewhere.inc()
+            world.decisions.served(self._exchange.request_id, effect.endpoint)
+            said = {"request_id": self._exchange.request_id, "endpoint": effect.endpoint}
+            _log.info("served elsewhere", extra=said)
 
     def _leave(self, request_id: str) -> None:
         """Ends the stream well, the answer unseen."""
@@ -274,7 +276,7 @@ class PickerSession:
             if message is None:
                 self._finish(Status.OK, "")
             else:
-                self._take(message)
+                self._follow(self._exchange.receive(message))
 
     def _forward(self, effect: Forward) -> Sequence[Effect]:
         try:
