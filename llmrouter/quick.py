@@ -1,25 +1,21 @@
-"""Frozen dataclasses that are made often: their fields are set as those of any object, in a third of the time or less.
+"""Frozen dataclasses that are made often: their slots are filled by compiled code, in a third of the time or less.
 
 ``dataclass`` has ``object.__setattr__`` look every field up by its name whenever a frozen object is made. A router
-makes dozens of them for each request. One with many slots is made as an object of another class, which has the same
-slots and is not frozen; one with few through its slots.
+makes dozens of them for each request.
 """
 
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from llmrouter.filling import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from dataclasses import Field
 
 T = TypeVar("T")
-
-FEW_SLOTS = 3
-"""Going to another class and back costs as much as so many slots."""
-
-_become = object.__dict__["__class__"].__set__
 
 
 def quick(cls: type[T]) -> type[T]:
@@ -33,12 +29,9 @@ def quick(cls: type[T]) -> type[T]:
     kind: Any = cls
     if not kind.__dataclass_params__.frozen:
         raise TypeError(f"{cls.__name__} is not frozen")
-    open_class = _opened(kind)
-    names: dict[str, Any] = {"_MISSING": MISSING, "_become": _become, "_open": open_class, "_class": cls}
+    names: dict[str, Any] = {"_MISSING": MISSING}
     made = [one for one in fields(kind) if one.init or one.default_factory is not MISSING or one.default is not MISSING]
-    body = [_setting(cls, one, names, is_open=open_class is not None) for one in made]
-    if open_class is not None:
-        body = [" _become(self, _open)", *body, " self.__class__ = _class"]
+    body = [_setting(cls, one, names) for one in made]
     if hasattr(cls, "__post_init__"):
         body.append(" self.__post_init__()")
     source = f"def __init__({_parameters(made, names)}):\n" + "\n".join(body or [" pass"])
@@ -48,15 +41,23 @@ def quick(cls: type[T]) -> type[T]:
     kind.__init__ = init
     kind.__replace__ = _replacing(cls, made)
     kind.__init_subclass__ = classmethod(_no_subclass)
+    _fill(kind, made)
     return cls
 
 
-def _opened(kind: Any) -> type | None:  # noqa: ANN401 - a class with slots has no type of its own
-    """A class with the slots of ``kind`` that is not frozen; ``None`` where it has few, or more than its slots."""
-    slots = kind.__dict__.get("__slots__", ())
-    if len(slots) <= FEW_SLOTS or kind.__bases__ != (object,):
-        return None
-    return type(kind.__name__, (), {"__slots__": slots})
+def _fill(kind: Any, made: Sequence[Field[Any]]) -> None:  # noqa: ANN401 - a class with slots has no type of its own
+    """Has objects filled without a call of ``__init__``, where all fields are slots and parameters."""
+    taken = sorted(made, key=lambda one: one.kw_only is True)
+    if all(one.init and one.name in kind.__dict__.get("__slots__", ()) for one in taken):
+        fill(kind, kind.__init__, [_filled(one) for one in taken], sum(not one.kw_only for one in taken))
+
+
+def _filled(field: Field[Any]) -> tuple[str, Literal["given", "default", "made"], object]:
+    if field.default is not MISSING:
+        return field.name, "default", field.default
+    if field.default_factory is not MISSING:
+        return field.name, "made", field.default_factory
+    return field.name, "given", None
 
 
 def _no_subclass(cls: type) -> None:
@@ -98,8 +99,8 @@ def _parameter(field: Field[Any], names: dict[str, Any]) -> str:
     return f"{field.name}=_MISSING" if field.default_factory is not MISSING else field.name
 
 
-def _setting(cls: type, field: Field[Any], names: dict[str, Any], *, is_open: bool) -> str:
-    """A line that sets a field: plainly, through its slot, or in the object's dictionary where it has none."""
+def _setting(cls: type, field: Field[Any], names: dict[str, Any]) -> str:
+    """A line that sets a field: through its slot, or in the object's dictionary where it has none."""
     name = field.name
     value = name if field.init else f"_default_{name}"
     if not field.init and field.default is not MISSING:
@@ -107,8 +108,6 @@ def _setting(cls: type, field: Field[Any], names: dict[str, Any], *, is_open: bo
     if field.default_factory is not MISSING:
         names[f"_make_{name}"] = field.default_factory
         value = f"_make_{name}() if {name} is _MISSING else {name}" if field.init else f"_make_{name}()"
-    if is_open:
-        return f" self.{name} = {value}"
     slot = getattr(cls, name, None)
     if name in getattr(cls, "__slots__", ()) and hasattr(slot, "__set__"):
         names[f"_set_{name}"] = slot.__set__  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -51,6 +52,31 @@ class WithoutSlots:
 class Few:
     one: int
     two: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Pure:
+    one: int
+    two: list[int] = field(default_factory=list)
+    three: object = "3"
+    four: int = field(kw_only=True, default=4)
+
+    def __post_init__(self) -> None:
+        if self.one < 0:
+            raise ValueError("one is below 0")
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Filled:
+    one: int
+    two: list[int] = field(default_factory=list)
+    three: object = "3"
+    four: int = field(kw_only=True, default=4)
+
+    def __post_init__(self) -> None:
+        if self.one < 0:
+            raise ValueError("one is below 0")
 
 
 CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
@@ -111,6 +137,56 @@ def test_what_is_made_is_of_its_class_frozen_and_copied_as_any(made: Made | Few)
     for same in (copy.copy(made), copy.deepcopy(made)):
         assert same == made
         assert type(same) is type(made)
+
+
+WRONG: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((), {}),
+    ((1, [], "3", 4), {}),
+    ((1,), {"one": 2}),
+    ((1,), {"total": 2}),
+    ((), {"two": [], "three": "3"}),
+]
+
+
+@pytest.mark.parametrize(("given", "named"), WRONG)
+def test_a_wrong_call_is_refused_in_the_same_words(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    messages = []
+    for kind in (Pure, Filled):
+        with pytest.raises(TypeError) as refused:
+            kind(*given, **named)
+        messages.append(str(refused.value).replace("Filled", "Pure"))
+    assert messages[0] == messages[1]
+
+
+def test_a_post_init_and_a_factory_that_raise_are_heard() -> None:
+    def fails() -> list[int]:
+        raise LookupError("no list")
+
+    @quick
+    @dataclass(frozen=True, slots=True)
+    class Failing:
+        one: int
+        two: list[int] = field(default_factory=fails)
+
+    with pytest.raises(LookupError, match="no list"):
+        Failing(1)
+    assert Failing(1, [2]).two == [2]
+    with pytest.raises(ValueError, match="below 0"):
+        Filled(-1)
+
+
+def test_what_is_held_is_let_go() -> None:
+    """Also where an object is filled again, or a call fails half-way."""
+    held = object()
+    before = sys.getrefcount(held)
+    for _ in range(100):
+        one = Filled(1, [], held)
+        one.__init__(2, [], held)  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            Filled(1, [], held, five=5)  # type: ignore[call-arg]
+    assert one.one == 2
+    del one
+    assert sys.getrefcount(held) == before
 
 
 def test_there_are_no_subclasses() -> None:
