@@ -132,7 +132,7 @@ cdef class Table:
         if views is self._seen:
             return
         seen = views if type(views) is tuple else tuple(views)
-        count = len(seen)
+        count, self._seen = len(seen), None  # until all are read
         if count != self._count:
             rows = PyMem_Realloc(self._rows, max(1, count) * sizeof(Row))
             if rows == NULL:

@@ -177,6 +177,26 @@ def test_the_rows_are_the_features() -> None:
         seen = moved(seen, rng) if rng.random() < 0.8 else rng.sample(seen, max(6, len(seen) - 1))
 
 
+def test_where_a_view_cannot_be_read_nothing_is_believed_of_the_others() -> None:
+    seen, asked = tuple(views(5, random.Random(5))), Request("r", "m", 10, 10.0, 0.0)
+    other = tuple(replace(one, load=Load(30, 30)) for one in seen)
+    broken: list[InstanceView] = []
+
+    def room(view: InstanceView) -> Room:
+        if view in broken:
+            raise LookupError(view.instance.instance_id)
+        return Room(max_requests=31)
+
+    table, plain = Table(room, per_profile(profile_features)), Table(room, per_profile(profile_features))
+    want = plain.roomy(seen, asked), plain.rows(asked, plain.roomy(seen, asked)[1])
+    table.roomy(seen, asked)
+    broken.append(other[3])
+    with pytest.raises(LookupError, match="i3"):
+        table.roomy(other, asked)
+    found = table.roomy(seen, asked)
+    assert (found, table.rows(asked, found[1])) == want
+
+
 def test_places_that_are_none_are_refused() -> None:
     seen = tuple(views(3, random.Random(5)))
     table, asked = Table(request_bound(20), per_profile(profile_features)), Request("r", "m", 10, 10.0, 0.0)
