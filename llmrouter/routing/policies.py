@@ -14,9 +14,10 @@ import numpy as np
 from llmrouter.domain import BatchHold, Candidate, Decision, EngineMode, Hold, NoCandidate, Placement
 from llmrouter.routing.batching import hold_for_batch
 from llmrouter.routing.features import FEATURE_NAMES, feature_rows, profile_features, weights_of
+from llmrouter.routing.ranking import best, named
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
 from llmrouter.routing.rules import Rule
-from llmrouter.routing.table import Table, best, named
+from llmrouter.routing.table import Table
 
 if TYPE_CHECKING:
     import random

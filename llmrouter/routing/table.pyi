@@ -1,10 +1,7 @@
 from collections.abc import Callable, Sequence
 
-from llmrouter.domain import Candidate, InstanceView, Request, Room
+from llmrouter.domain import InstanceView, Request, Room
 from llmrouter.routing.features import FeatureTail
-
-MOST_NAMED: int
-"""``best`` names no more."""
 
 class Table:
     """The numbers of instances as rows, read again where a view is another object than the last time.
@@ -47,14 +44,3 @@ class Table:
         Raises:
             IndexError: a place is none.
         """
-
-def best(scores: list[float], draw: Callable[[], float], most: int) -> list[tuple[float, int]]:
-    """The lowest scores, lowest first, and their places; ties by a draw for each score, in the order of the scores.
-
-    Raises:
-        FloatingPointError: a score is NaN or infinite; nothing was drawn.
-        ValueError: ``most`` is not 1 to ``MOST_NAMED``.
-    """
-
-def named(kind: type[Candidate], ranked: list[tuple[float, InstanceView]], most: int) -> tuple[Candidate, ...]:
-    """The first ``most`` of the ranked views as candidates of the class ``kind``; each computes its prompt itself."""

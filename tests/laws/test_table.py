@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrouter.domain import (
+    Candidate,
     EngineMode,
     EngineProfile,
     Hold,
@@ -32,9 +33,10 @@ from llmrouter.routing.inflight import has_room
 from llmrouter.routing.marginal_cost import FormulaScorer, marginal_cost, marginal_costs
 from llmrouter.routing.paper import Dedicated
 from llmrouter.routing.policies import MAX_CANDIDATES, NonFiniteScoreError, RoomyPolicy, Ruled, Scored
+from llmrouter.routing.ranking import MOST_NAMED, best, named
 from llmrouter.routing.rooms import kv_gate, per_profile, request_bound
 from llmrouter.routing.rules import score
-from llmrouter.routing.table import MOST_NAMED, Table, best
+from llmrouter.routing.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,6 +222,14 @@ def test_the_best_are_the_first_of_all_in_order(scores: list[float], seed: int, 
     drawn = [round(rng.random(), 1) for _ in scores]
     in_order = sorted(zip(scores, drawn, range(len(scores)), strict=True))
     assert best(scores, iter(drawn).__next__, most) == [(one, place) for one, _, place in in_order[:most]]
+
+
+def test_candidates_are_made_as_any() -> None:
+    ranked = [(float(place), view) for place, view in enumerate(views(5, random.Random(2)))]
+    made = tuple(Candidate(view.instance.instance_id, one, view.load) for one, view in ranked)
+    for most in (0, 3, 9):
+        assert named(Candidate, ranked, most) == made[:most]
+    assert repr(named(Candidate, ranked, 1)[0]) == repr(made[0])
 
 
 @pytest.mark.parametrize("most", [0, MOST_NAMED + 1])
