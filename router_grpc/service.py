@@ -143,7 +143,7 @@ class RouterService:
         return Admitted(ask, runtime, self._world.clock())
 
     async def place(self, admitted: Admitted, foretold: Foretold, *, deadline_s: float | None = None) -> RouteAnswer:
-        """The second part of ``route``: with an immediate ledger it waits for a place alone (see ``unbroken.begun``)."""
+        """Second part of ``route``: with an immediate ledger it waits for a place only (see ``unbroken.begun``)."""
         ask, runtime, arrived_at_s, world = admitted.ask, admitted.runtime, admitted.arrived_at_s, self._world
         prompt_tokens = foretold.prompt_tokens
         check_prompt_tokens(prompt_tokens, runtime.config.limits.max_prompt_tokens)
