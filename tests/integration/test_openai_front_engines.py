@@ -52,12 +52,17 @@ async def served(
         yield live, servers, await stack.enter_async_context(session)
 
 
-async def stream(session: aiohttp.ClientSession, tokens: int, *, chat: bool) -> tuple[int, dict[str, int]]:
-    """Tokens that came, and the usage that was said."""
+def asked(session: aiohttp.ClientSession, tokens: int, *, chat: bool) -> Any:
+    """A request for a stream of so many tokens."""
     prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 80}]} if chat else {"prompt": "x" * 80}
     body = {"model": "llama", **prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True}
     path = "/v1/chat/completions" if chat else "/v1/completions"
-    async with session.post(path, json={**body, "stream_options": {"include_usage": True}}) as response:
+    return session.post(path, json={**body, "stream_options": {"include_usage": True}})
+
+
+async def stream(session: aiohttp.ClientSession, tokens: int, *, chat: bool) -> tuple[int, dict[str, int]]:
+    """Tokens that came, and the usage that was said."""
+    async with asked(session, tokens, chat=chat) as response:
         text = await response.text()
         assert response.status == 200, text
     *events, last, rest = text.split("\n\n")
@@ -109,7 +114,13 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
             except TimeoutError:
                 pass
 
-        await asyncio.gather(*(impatient() for _ in range(60)))
+        async def sated() -> None:
+            async with asked(session, 400, chat=True) as response:
+                for _ in range(rng.randrange(20)):
+                    await response.content.readuntil(b"\n\n")
+                response.close()
+
+        await asyncio.gather(*(leaves() for leaves in [impatient, sated] * 30))
         await nothing_is_left(live)
         await until(lambda: all(server.loop.in_flight == 0 for server in servers), what="engines empty")
         left = live.count("llmrouter_openai_requests_total", outcome="Left")
