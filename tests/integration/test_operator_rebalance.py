@@ -96,7 +96,8 @@ def test_replicas_follow_the_mix_drained_and_within_the_budget_though_the_operat
         ("decode", 1, True),
     ]
     assert (status["phase"], status["gpus"]) == ("Settled", {"budget": 6, "taken": 6})
-    assert (status["last"]["pool"], status["last"]["from"], status["last"]["to"]) == ("prefill", 2, 5)
+    assert (status["last"]["pool"], status["last"]["to"]) == ("prefill", 5)
+    assert status["last"]["from"] in range(2, 5), "in one step, or in several as GPUs come free"
     for reason in ("RebalanceProposed", "RebalanceDraining", "RebalanceApplied"):
         assert space.events("fleet", reason), reason
     assert "prefill is the bottleneck" in space.events("fleet", "RebalanceProposed")[0]["message"]
